@@ -1,0 +1,93 @@
+# `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+#
+# Variables, given as `make test PYTHON=python3.12`:
+#   PYTHON       the Python that makes the environment (default: the first one found that is 3.11 or later)
+#   VENV         where the environment lives (default: .venv)
+#   CONSTRAINTS  a pip constraints file, to test against chosen versions
+#   JOBS         processes the tests run in (default: 2)
+#   *_FLAGS      DEMO_FLAGS, TEST_FLAGS, BENCHMARK_FLAGS: further flags of the program behind a target
+
+PYTHON ?=
+VENV ?= .venv
+CONSTRAINTS ?=
+JOBS ?= 2
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+BENCHMARK_FLAGS ?=
+
+# Eight virtual devices where there is only a CPU. XLA's thread pool must be larger than their
+# number or collectives can stall on machines with few cores.
+PJRT_NPROC ?= 16
+ifeq (,$(findstring xla_force_host_platform_device_count,$(XLA_FLAGS)))
+    override XLA_FLAGS += --xla_force_host_platform_device_count=8
+endif
+export PJRT_NPROC XLA_FLAGS
+
+# A name on PATH proves nothing (a version manager's shim may fail, Debian splits off ensurepip),
+# so every candidate is run before it is taken.
+VERSIONS := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+CANDIDATES = $(or $(PYTHON),python3 python python3.11 python3.12 python3.13 python3.14 \
+    $(wildcard $(VERSIONS)/3.1[1-9]*/bin/python3))
+USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+NO_PYTHON = ef-optax needs Python 3.11 or later (with venv); \
+    none of these is one: $(CANDIDATES). Install one, or name it: make PYTHON=/path/to/python3
+
+# The name of the stamp holds a checksum of all that decides what is installed.
+RUN := $(VENV)/bin/python
+KEY := $(firstword $(shell (cat pyproject.toml $(CONSTRAINTS); echo "$(PYTHON)") | cksum))
+STAMP := $(VENV)/installed-$(KEY)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow notebooks benchmark lint format types clean
+
+help: ## list the targets
+	@echo "usage: make TARGET"; echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	    printf '  %-12s %s\n' "$$name" "$$text"; \
+	done
+
+install: $(STAMP) ## make the environment in .venv (every other target does it when needed)
+
+$(STAMP):
+	@found=; for python in $(CANDIDATES); do \
+	    if "$$python" -c '$(USABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "$(NO_PYTHON)" >&2; exit 1; fi; \
+	if [ -n "$(PYTHON)" ] || ! $(RUN) -m pip --version >/dev/null 2>&1; then \
+	    echo "Making $(VENV) with $$found ($$("$$found" --version))"; \
+	    "$$found" -m venv --clear $(VENV) || exit 1; \
+	fi
+	@echo "Installing ef-optax and what its tests and experiments need into $(VENV) (some minutes)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+demo: $(STAMP) ## train on real digits, with and without error feedback (results: runs/demo)
+	$(RUN) -m experiments.train --flagfile=experiments/presets/demo.flags $(DEMO_FLAGS)
+
+test: $(STAMP) ## run the tests and the examples of the docstrings
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(TEST_FLAGS)
+
+test-slow: $(STAMP) ## run the tests that take minutes
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m slow $(TEST_FLAGS)
+
+notebooks: $(STAMP) ## execute the notebooks
+	$(RUN) -m pytest -n $(JOBS) -m notebooks $(TEST_FLAGS)
+
+benchmark: $(STAMP) ## measure codecs and training steps against their floors
+	$(RUN) -m benchmarks $(BENCHMARK_FLAGS)
+
+lint: $(STAMP) ## check style and formatting
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(STAMP) ## put code into the house format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+types: $(STAMP) ## check the types of the library
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+clean: ## remove environments and caches; results in runs/ stay
+	rm -rf $(VENV) .venv-* build ef_optax.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

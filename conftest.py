@@ -1,0 +1,31 @@
+"""Settings of the test session that must hold before JAX starts.
+
+They stand at the root because the examples in the docstrings of ``ef_optax`` need them as much as
+the tests do. What is set in the environment wins.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+
+NUM_DEVICES = 8
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The thread pool must be larger than the number of virtual devices: on machines with few cores
+# their collectives otherwise wait for threads that never come.
+os.environ.setdefault("PJRT_NPROC", str(2 * NUM_DEVICES))
+xla_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in xla_flags:
+    xla_flags = f"{xla_flags} --xla_force_host_platform_device_count={NUM_DEVICES}".strip()
+os.environ["XLA_FLAGS"] = xla_flags
+
+import jax  # noqa: E402  (the environment above is read when it is imported)
+
+# A float32 that silently widens to the other operand's type would hide in a wire format.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_report_header() -> str:
+    """Name the versions that a failure depends on."""
+    return f"jax {jax.__version__}, optax {version('optax')}, XLA_FLAGS={xla_flags}"
