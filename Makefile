@@ -30,15 +30,22 @@ CANDIDATES = $(or $(PYTHON),python3 python python3.11 python3.12 python3.13 pyth
     $(wildcard $(VERSIONS)/3.1[1-9]*/bin/python3))
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 NO_PYTHON = ef-optax needs Python 3.11 or later (with venv); \
-    none of these is one: $(CANDIDATES). Install one, or name it: make PYTHON=/path/to/python3
+    none of these is one: $(strip $(CANDIDATES)). Install one, or name it: make PYTHON=/path/to/python3
 
-# The name of the stamp holds a checksum of all that decides what is installed.
 RUN := $(VENV)/bin/python
-KEY := $(firstword $(shell (cat pyproject.toml $(CONSTRAINTS); echo "$(PYTHON)") | cksum))
-STAMP := $(VENV)/installed-$(KEY)
+
+# The name of the stamp holds a checksum of all that decides what is installed. An environment that
+# was made by another Python than the one asked for is made anew.
+STAMP := $(VENV)/installed-$(firstword $(shell cat pyproject.toml $(CONSTRAINTS) | cksum))
+IDENTITY := import sys; print(sys.base_prefix, sys.version_info[:2])
+ifneq (,$(PYTHON))
+ifneq ($(shell "$(PYTHON)" -c '$(IDENTITY)' 2>/dev/null || true),$(shell $(RUN) -c '$(IDENTITY)' 2>/dev/null || true))
+    ANEW := FORCE
+endif
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow notebooks benchmark lint format types clean
+.PHONY: FORCE help install demo test test-slow notebooks benchmark lint format types clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"; echo
@@ -48,12 +55,12 @@ help: ## list the targets
 
 install: $(STAMP) ## make the environment in .venv (every other target does it when needed)
 
-$(STAMP):
+$(STAMP): $(ANEW)
 	@found=; for python in $(CANDIDATES); do \
 	    if "$$python" -c '$(USABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "$(NO_PYTHON)" >&2; exit 1; fi; \
-	if [ -n "$(PYTHON)" ] || ! $(RUN) -m pip --version >/dev/null 2>&1; then \
+	if [ -n "$(ANEW)" ] || ! $(RUN) -m pip --version >/dev/null 2>&1; then \
 	    echo "Making $(VENV) with $$found ($$("$$found" --version))"; \
 	    "$$found" -m venv --clear $(VENV) || exit 1; \
 	fi
