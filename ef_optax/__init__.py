@@ -1,0 +1,40 @@
+"""Gradient compression with error feedback for JAX, as composable Optax transformations.
+
+A compressor says what is sent, a feedback rule says what is remembered, an exchange says how it
+travels; everything else is built from those three.
+"""
+
+from ef_optax._base import Codec as Codec
+from ef_optax._compressor import Compressor as Compressor
+from ef_optax._exchange import Exchange as Exchange
+from ef_optax._exchange import ExchangeState as ExchangeState
+from ef_optax.compressors.cast import cast as cast
+from ef_optax.compressors.compose import compose as compose
+from ef_optax.compressors.compose import dense as dense
+from ef_optax.compressors.compose import message_bits as message_bits
+from ef_optax.compressors.compose import per_leaf as per_leaf
+from ef_optax.compressors.identity import identity as identity
+from ef_optax.compressors.sign import scaled_sign as scaled_sign
+from ef_optax.compressors.sign import sign as sign
+from ef_optax.compressors.sparsify import random_k as random_k
+from ef_optax.compressors.sparsify import top_k as top_k
+from ef_optax.feedback.compressed_mean import CompressedMeanState as CompressedMeanState
+from ef_optax.feedback.compressed_mean import compressed_mean as compressed_mean
+from ef_optax.feedback.ef14 import ErrorFeedbackState as ErrorFeedbackState
+from ef_optax.feedback.ef14 import error_feedback as error_feedback
+from ef_optax.parallel.arguments import PerWorker as PerWorker
+from ef_optax.parallel.change_workers import change_workers as change_workers
+from ef_optax.parallel.gradients import worker_value_and_grad as worker_value_and_grad
+from ef_optax.parallel.inference import worker_axes as worker_axes
+from ef_optax.parallel.lift import Lifted as Lifted
+from ef_optax.parallel.lift import data_parallel as data_parallel
+from ef_optax.parallel.lift import simulate as simulate
+from ef_optax.parallel.points import HessianVector as HessianVector
+from ef_optax.parallel.points import Points as Points
+from ef_optax.parallel.points import query_points as query_points
+from ef_optax.parallel.quarantine import exchange_states as exchange_states
+from ef_optax.parallel.quarantine import guard as guard
+from ef_optax.wire import WireReport as WireReport
+from ef_optax.wire import wire_report as wire_report
+
+__version__ = "0.1.0"

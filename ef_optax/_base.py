@@ -1,0 +1,316 @@
+"""What a compressor is: the codec of one leaf, what it asks of the workers, what it answers.
+
+A **codec** is a frozen dataclass that knows one compression operator ``C`` for one array: how a
+message is made (``encode``), what the receiver sees (``decode``), how many bits travel (``bits``),
+and which theory holds (``alpha``, ``omega``, the declared properties). Hyper-parameters are its
+fields and are static Python values; everything that changes from step to step is an array.
+
+A codec never calls a collective. Its ``protocol`` is a Python generator that runs at trace time and
+*yields requests* (:class:`Gather`, :class:`Mean`, :class:`Sum`, :class:`Max`, :class:`AllToAll`);
+the driver in ``_exchange`` advances the protocols of all leaves together and turns each round into
+one transfer. The default protocol is one ``Gather`` of the encoded message.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Message = Any
+"""A pytree of arrays of exactly the dtypes that travel (packed words, narrow values, scales)."""
+
+Shape = int | Sequence[int]
+"""The shape of a leaf; an integer counts as a one-dimensional shape."""
+
+Array = jax.Array
+UNROLL_LIMIT = 16
+"""Up to this many workers ``decode_mean`` is an unrolled sum, beyond it a loop (compile time)."""
+
+
+# ---------------------------------------------------------------------------- requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """Asks for the messages of all workers; answered by :class:`Gathered`."""
+
+    message: Message
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """Asks for the weighted mean of a tree of floating arrays over the workers."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """Asks for the plain sum of a tree of arrays over the workers (integers must have room)."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Max:
+    """Asks for the elementwise maximum of a tree of arrays over the workers.
+
+    A NaN may be dropped by the hardware's maximum; map non-finite values to ``+inf`` first.
+    """
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AllToAll:
+    """Sends row ``j`` of every array to worker ``j``; answered by the rows received."""
+
+    message: Message
+
+
+Request = Gather | Mean | Sum | Max | AllToAll
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """The answer to :class:`Gather`: every worker's message, its weight, and what to divide by."""
+
+    messages: Message  # the message's tree, each array with a leading worker axis (n, ...)
+    weights: Array | None  # (n,) float32, or None when every worker counts fully
+    total: Array | int  # the divisor of the mean: n, or the sum of the weights
+
+
+# ---------------------------------------------------------------------------- the workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """What a protocol may know about the workers without any communication.
+
+    Attributes:
+      size: number of workers n, a Python int (1 without an axis).
+      index: this worker's index in 0..n-1 (an array; 0 without an axis).
+      step: number of exchanges made so far (int32 array).
+      path: a 32-bit hash of the leaf's path.
+      slice_index: index of the slice of a model-parallel leaf that this device owns, else 0.
+    """
+
+    size: int
+    index: Array | int
+    step: Array
+    path: Array | int = 0
+    slice_index: Array | int = 0
+
+    def fold(self, key: Array, *, shared: bool = False) -> Array:
+        """Derives this step's key from the codec's own key.
+
+        The step, the leaf's path and its slice are folded in, and the worker's index unless
+        ``shared``, in which case every worker draws the same numbers.
+        """
+        key = jax.random.fold_in(key, self.step)
+        key = jax.random.fold_in(key, self.path)
+        key = jax.random.fold_in(key, self.slice_index)
+        return key if shared else jax.random.fold_in(key, self.index)
+
+
+# ---------------------------------------------------------------------------- the outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a protocol returns. The last three are functions: what nobody asks for costs nothing.
+
+    Attributes:
+      aggregate: what every worker applies; for an additive codec the weighted mean of ``sent``.
+      state: the codec's next state (``()`` when it has none).
+      sent: gives what the receivers decode from this worker's message, never weighted.
+      residual: gives ``x - sent()``.
+      support: gives the boolean mask of the coordinates that were sent.
+    """
+
+    aggregate: Any
+    state: Any
+    sent: Callable[[], Any]
+    residual: Callable[[], Any]
+    support: Callable[[], Any]
+
+
+Protocol = Generator[Request, Any, Outcome]
+
+
+# ---------------------------------------------------------------------------- the codec
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec(abc.ABC):
+    """One compression operator for one leaf. Subclasses are frozen dataclasses and final.
+
+    Class attributes (or properties, where they depend on the fields) declare what may be relied
+    on; tests hold each one, and hold a counterexample to each that is declared false:
+
+      unbiased: ``E C(x) = x``.
+      linear: ``C(a x + b y) = a C(x) + b C(y)`` for the same randomness.
+      homogeneous: ``C(a x) = a C(x)`` for every a > 0 (powers of two, up to rounding).
+      deterministic: no randomness; otherwise the codec has a field ``key``.
+      additive: the aggregate is the weighted mean of what the workers sent.
+      stateful: the codec carries state from step to step (``init``).
+      granularity: ``"leaf"``, or ``"group"`` for a codec that receives the list of its leaves.
+      transports: the ways its messages can travel.
+    """
+
+    unbiased: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
+    homogeneous: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
+    stateful: ClassVar[bool] = False
+    granularity: ClassVar[str] = "leaf"
+    transports: ClassVar[tuple[str, ...]] = ("gather",)
+
+    # -- the operator
+
+    @abc.abstractmethod
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        """Makes the message of ``x`` (any shape, also scalars and empty arrays)."""
+
+    @abc.abstractmethod
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        """What the receiver sees; ``like`` gives shape and dtype (never the local array)."""
+
+    def decode_mean(
+        self,
+        messages: Message,
+        like: jax.ShapeDtypeStruct,
+        weights: Array | None = None,
+        total: Array | int | None = None,
+    ) -> Array:
+        """``(1/total) sum_i weights_i decode(messages_i)`` without holding n dense vectors.
+
+        Args:
+          messages: the message's tree with a leading worker axis n.
+          like: shape and dtype of the result.
+          weights: (n,) weights, or None for all ones.
+          total: the divisor; default n.
+        """
+        n = jax.tree.leaves(messages)[0].shape[0]
+
+        def term(i: Any) -> Array:
+            part = self.decode(jax.tree.map(lambda m: m[i], messages), like)
+            return part if weights is None else part * weights[i].astype(part.dtype)
+
+        if n <= UNROLL_LIMIT:
+            result = term(0)
+            for i in range(1, n):
+                result = result + term(i)
+        else:
+            result = jax.lax.fori_loop(1, n, lambda i, acc: acc + term(i), term(0))
+        return result / jnp.asarray(n if total is None else total, like.dtype)
+
+    def residual(self, x: Array, message: Message) -> Array:
+        """``x - decode(message)``; overridden where it can be had in place or without decoding."""
+        return x - self.decode(message, like_of(x))
+
+    def support(self, x: Array, message: Message) -> Array:
+        """Mask of the coordinates that the message carries; all of them unless overridden."""
+        del message
+        return jnp.ones(x.shape, bool)
+
+    # -- what is known about it
+
+    @abc.abstractmethod
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        """Exact number of bits in one worker's message, before padding to a 32-bit word."""
+
+    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+        """Bits that one worker contributes in each round of its protocol."""
+        del num_workers
+        return (self.bits(shape, dtype),)
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """Contraction: ``E||C(x) - x||^2 <= (1 - alpha)||x||^2``; None where no bound is known."""
+        del shape, num_workers
+        return None
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """Variance if unbiased: ``E||C(x) - x||^2 <= omega ||x||^2``; None if not known."""
+        del shape, num_workers
+        return None
+
+    # -- state and protocol
+
+    def init(self, like: Any, path: str) -> Any:
+        """The codec's state for one leaf (for its list of leaves with ``granularity="group"``)."""
+        del like, path
+        return ()
+
+    def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
+        """The codec that is used for this leaf; only :func:`ef_optax.per_leaf` chooses."""
+        del path, like
+        return self
+
+    def step_key(self, workers: Workers) -> Array | None:
+        """This step's key for this leaf and worker; None for a deterministic codec."""
+        if self.deterministic:
+            return None
+        key: Array = getattr(self, "key")  # noqa: B009  (declared by randomised subclasses)
+        return workers.fold(key)
+
+    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
+        """One exchange of one leaf: yields requests, receives answers, returns an outcome."""
+        message = self.encode(x, self.step_key(workers))
+        like = like_of(x)
+        gathered: Gathered = yield Gather(message)
+        return Outcome(
+            aggregate=self.decode_mean(gathered.messages, like, gathered.weights, gathered.total),
+            state=state,
+            sent=lambda: self.decode(message, like),
+            residual=lambda: self.residual(x, message),
+            support=lambda: self.support(x, message),
+        )
+
+
+# ---------------------------------------------------------------------------- small helpers
+
+
+def like_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array, without the array."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def size_of(shape: Shape) -> int:
+    """Number of elements of a shape; an integer counts as a one-dimensional shape.
+
+    >>> size_of((3, 4)), size_of(()), size_of(7)
+    (12, 1, 7)
+    """
+    return int(shape) if isinstance(shape, int | np.integer) else int(np.prod(shape, dtype=int))
+
+
+def bits_of(dtype: Any) -> int:
+    """Bits of one element of ``dtype``.
+
+    >>> bits_of(jnp.bfloat16)
+    16
+    """
+    return jnp.dtype(dtype).itemsize * 8
+
+
+def as_key(key: Any, name: str) -> Array:
+    """Accepts an int, a typed key or a raw ``uint32[2]`` key; returns a typed key.
+
+    Raises:
+      TypeError: if ``key`` is None or something else, naming the compressor and the remedy.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if getattr(key, "dtype", None) == jnp.uint32 and getattr(key, "shape", None) == (2,):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    raise TypeError(f"{name}: key={key!r} is not a random key; pass jax.random.key(0) or an int.")

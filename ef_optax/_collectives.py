@@ -1,0 +1,123 @@
+"""The only file that calls a collective of ``jax.lax``.
+
+Every function is right under ``jax.shard_map`` (checked or not), ``jax.pmap`` and ``jax.vmap`` with
+an axis name, and with ``axis=None`` (one worker, nothing crosses). Results that are equal on all
+workers are typed so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+AxisName = str | tuple[str, ...] | None
+
+
+def axis_names(axis: AxisName) -> tuple[str, ...]:
+    """The axis name as a tuple; empty for None."""
+    return () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
+
+
+def by_device(axis: AxisName) -> bool:
+    """Whether the axis is one of devices (``shard_map``, ``pmap``) and not of ``vmap``."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return all(name in manual for name in axis_names(axis))
+
+
+def varies(x: Any, axis: AxisName) -> bool:
+    """Whether the type of ``x`` says that it differs along the axis (checked ``shard_map``)."""
+    varying = jax.typeof(x).manual_axis_type.varying
+    return any(name in varying for name in axis_names(axis))
+
+
+def typed(axis: AxisName) -> bool:
+    """Whether the axis has varying types here, i.e. whether ``shard_map`` checks them."""
+    return axis is not None and varies(jax.lax.axis_index(axis), axis)
+
+
+def axis_size(axis: AxisName) -> int:
+    """Number of workers along the axis, a Python int."""
+    return 1 if axis is None else int(jax.lax.axis_size(axis))
+
+
+def axis_index(axis: AxisName) -> jax.Array | int:
+    """This worker's index along the axis."""
+    return 0 if axis is None else jax.lax.axis_index(axis)
+
+
+def all_gather(x: jax.Array, axis: AxisName) -> jax.Array:
+    """Every worker's ``x`` with a leading worker axis; equal on all workers."""
+    if axis is None:
+        return x[None]
+    if by_device(axis):
+        return jax.lax.all_gather(x, axis, to="invarying")
+    gathered = x
+    for name in reversed(axis_names(axis)):  # under vmap one call may name only one axis
+        gathered = jax.lax.all_gather(gathered, name, to="varying")
+    return gathered.reshape(axis_size(axis), *x.shape)
+
+
+def psum(x: jax.Array, axis: AxisName) -> jax.Array:
+    """The sum of ``x`` over the workers."""
+    return x if axis is None else jax.lax.psum(_to_varying(x, axis), axis)
+
+
+def pmax(x: jax.Array, axis: AxisName) -> jax.Array:
+    """The elementwise maximum of ``x`` over the workers."""
+    return x if axis is None else jax.lax.pmax(_to_varying(x, axis), axis)
+
+
+def all_to_all(x: jax.Array, axis: AxisName) -> jax.Array:
+    """Row ``j`` of ``x`` goes to worker ``j``; row ``i`` of the result came from worker ``i``."""
+    if axis is None:
+        return x
+    return jax.lax.all_to_all(_to_varying(x, axis), axis, 0, 0)
+
+
+def _to_varying(x: jax.Array, axis: AxisName) -> jax.Array:
+    """A value that is the same on all workers, typed as if it differed (no data moves)."""
+    missing = tuple(n for n in axis_names(axis) if n not in jax.typeof(x).manual_axis_type.varying)
+    return jax.lax.pcast(x, missing, to="varying") if missing and typed(axis) else x
+
+
+def agreed_cond(pred: Any, true_fun: Any, false_fun: Any, *operands: Any, axis: AxisName) -> Any:
+    """``lax.cond`` whose branches may hold collectives: the predicate must be the same everywhere.
+
+    A collective under a predicate that differs between workers makes them wait for each other for
+    ever, and JAX accepts it; so it is refused here.
+
+    Raises:
+      ValueError: if the type of ``pred`` varies over the axis.
+    """
+    if axis is not None and varies(jnp.asarray(pred), axis):
+        raise ValueError(
+            f"pred differs between the workers of axis {axis!r}, so the collectives under it would "
+            "wait for ever; reduce it first (a step count, or a psum/pmax of the local flag)."
+        )
+    return jax.lax.cond(pred, true_fun, false_fun, *operands)
+
+
+def require_local(tree: Any, axis: AxisName) -> None:
+    """Refuses gradients that are already summed over the workers.
+
+    Under a checked ``jax.shard_map`` the gradient with respect to replicated parameters comes out
+    summed over the axis (and equal on all workers); compressing that saves nothing and is too
+    large by a factor n. The types show it.
+
+    Raises:
+      ValueError: naming the leaf and what to do.
+    """
+    if axis is None or not typed(axis):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not varies(leaf, axis):
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} is the same on all workers of axis {axis!r}: "
+                "it is already reduced (under jax.shard_map, jax.grad with respect to replicated "
+                "parameters returns the sum over the workers), so there is nothing left to "
+                "compress. Take the gradient of local parameters: "
+                f"jax.grad(loss)(jax.lax.pcast(params, {axis!r}, to='varying'), batch), use "
+                "ef_optax.worker_value_and_grad, or pass check_vma=False to jax.shard_map."
+            )

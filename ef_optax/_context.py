@@ -1,0 +1,70 @@
+"""What the lift tells the exchange while it traces: the mesh axes over which parameters are split.
+
+An exchange has to know how each leaf is laid out over the model axes of the mesh, and it must find
+that out by leaf *path*, because transformations between the lift and the exchange (``masked``,
+``partition``) change the tree. A context variable that is set only while the lift traces carries
+it: extra arguments would break line searches that forward ``**kwargs``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax.sharding import PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Lift:
+    """The surroundings of one lifted transformation.
+
+    Attributes:
+      specs: leaf path -> partition spec of the parameter over the model axes.
+      axis_sizes: model axis name -> number of slices.
+      simulated: whether model axes are emulated by ``vmap`` instead of being devices.
+      guarded: whether a skipped step is undone by the lift (then no NaN has to be raised).
+    """
+
+    specs: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
+    axis_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    simulated: bool = False
+    guarded: bool = True
+
+
+_LIFT: contextvars.ContextVar[Lift | None] = contextvars.ContextVar("ef_optax_lift", default=None)
+
+
+def current() -> Lift | None:
+    """The lift being traced, or None in a hand-written map."""
+    return _LIFT.get()
+
+
+@contextlib.contextmanager
+def lifting(lift: Lift) -> Iterator[None]:
+    """Sets the surroundings while the lift traces the transformation."""
+    token = _LIFT.set(lift)
+    try:
+        yield
+    finally:
+        _LIFT.reset(token)
+
+
+def path_string(path: tuple[object, ...]) -> str:
+    """The name of a leaf, ``a/b/0``: stable between processes, used for keys and policies."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")  # pyright: ignore
+
+
+def spec_axes(spec: PartitionSpec | None) -> tuple[str, ...]:
+    """The mesh axes a partition spec names, in order.
+
+    >>> spec_axes(PartitionSpec(None, ("fsdp", "tp")))
+    ('fsdp', 'tp')
+    """
+    names: list[str] = []
+    for entry in spec or ():
+        if entry is not None:
+            names.extend(entry if isinstance(entry, tuple) else (entry,))
+    return tuple(names)

@@ -1,0 +1,292 @@
+"""Sparsifiers that keep k of d values: the largest (top-k) or random ones (rand-k)."""
+
+from __future__ import annotations
+
+import dataclasses
+import fractions
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax import _packing
+from ef_optax._base import (
+    Array,
+    Codec,
+    Mean,
+    Message,
+    Outcome,
+    Protocol,
+    Shape,
+    Workers,
+    as_key,
+    bits_of,
+    size_of,
+)
+from ef_optax._compressor import Compressor
+from ef_optax._random import random_subset
+from ef_optax._selection import top_k_indices
+
+
+def resolve_k(ratio: float | None, k: int | None, size: int) -> int:
+    """How many of ``size`` values are kept.
+
+    ``min(d, max(1, ceil(ratio d)))`` in exact rational arithmetic of the decimal that was written
+    (0.07 of 100 is 7, not 8); 0 for an empty leaf.
+
+    >>> resolve_k(0.07, None, 100), resolve_k(None, 5, 3), resolve_k(0.01, None, 0)
+    (7, 3, 0)
+    """
+    if k is None:
+        assert ratio is not None
+        k = max(1, math.ceil(fractions.Fraction(str(ratio)) * size))
+    return min(size, k)
+
+
+def check_ratio_or_k(name: str, ratio: Any, k: Any) -> None:
+    """Refuses anything but exactly one of a ratio in (0, 1] and a positive integer k."""
+    if (ratio is None) == (k is None):
+        raise ValueError(
+            f"{name}: ratio={ratio!r}, k={k!r}; give exactly one of them: ratio=0.01 keeps one "
+            "value in a hundred, k=10 keeps ten of every leaf."
+        )
+    if isinstance(ratio, jax.Array) or isinstance(k, jax.Array):
+        raise TypeError(
+            f"{name}: ratio and k decide the size of the message and must be Python numbers, not "
+            "arrays; under optax.inject_hyperparams name them in static_args."
+        )
+    if ratio is not None and not (isinstance(ratio, float | int) and 0 < ratio <= 1):
+        raise ValueError(f"{name}: ratio={ratio!r} must be a number in (0, 1], kept / total.")
+    if k is not None and not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
+        raise ValueError(f"{name}: k={k!r} must be a positive integer.")
+
+
+def scatter(values: Array, indices: Array, like: jax.ShapeDtypeStruct) -> Array:
+    """The array of ``like`` that has ``values`` at the flat ``indices`` and zeros elsewhere."""
+    flat = jnp.zeros(size_of(like.shape), like.dtype)
+    return flat.at[indices].add(values.astype(like.dtype), mode="drop").reshape(like.shape)
+
+
+class SparseCodec(Codec):
+    """A codec whose messages are (indices, values): decoding and averaging by scatter.
+
+    Subclasses give ``parts(message, like) -> (indices, values)`` for one message.
+    """
+
+    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
+        """The flat indices and the values that one message carries."""
+        raise NotImplementedError
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        indices, values = self.parts(message, like)
+        return scatter(values, indices, like)
+
+    def decode_mean(
+        self,
+        messages: Message,
+        like: jax.ShapeDtypeStruct,
+        weights: Array | None = None,
+        total: Array | int | None = None,
+    ) -> Array:
+        """One scatter-add of all n k pairs: no dense vector for each worker."""
+        indices, values = jax.vmap(lambda m: self.parts(m, like))(messages)
+        n = values.shape[0]
+        values = values.astype(like.dtype)
+        if weights is not None:
+            values = values * weights[:, None].astype(values.dtype)
+        values = values / jnp.asarray(n if total is None else total, values.dtype)
+        return scatter(values.reshape(-1), indices.reshape(-1), like)
+
+    def residual(self, x: Array, message: Message) -> Array:
+        like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        indices, values = self.parts(message, like)
+        flat = x.reshape(-1)
+        left = flat[indices] - values.astype(x.dtype)
+        return flat.at[indices].set(left, unique_indices=True, mode="drop").reshape(x.shape)
+
+    def support(self, x: Array, message: Message) -> Array:
+        indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        return jnp.zeros(x.size, bool).at[indices].set(True, mode="drop").reshape(x.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK(SparseCodec):
+    """The k largest magnitudes of each leaf; ties go to the lowest index."""
+
+    ratio: float | None = None
+    k: int | None = None
+
+    def count(self, size: int) -> int:
+        """Number of values kept of a leaf of ``size``."""
+        return resolve_k(self.ratio, self.k, size)
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        del key
+        flat = x.reshape(-1)
+        indices = top_k_indices(flat, self.count(flat.size))
+        return {
+            "indices": _packing.pack(indices, _packing.bits_for(flat.size)),
+            "values": flat[indices],
+        }
+
+    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
+        size = size_of(like.shape)
+        indices = _packing.unpack(message["indices"], _packing.bits_for(size), self.count(size))
+        return indices, message["values"]
+
+    def residual(self, x: Array, message: Message) -> Array:
+        """The sent entries set to zero, in place where x is no longer needed."""
+        indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        flat = x.reshape(-1).at[indices].set(0, unique_indices=True, indices_are_sorted=True)
+        return flat.reshape(x.shape)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        size = size_of(shape)
+        return self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float:
+        del num_workers
+        size = size_of(shape)
+        return self.count(size) / size if size else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomK(SparseCodec):
+    """A uniformly random k-subset of each leaf; the message carries the seed, not the indices."""
+
+    key: Array
+    ratio: float | None = None
+    k: int | None = None
+    scaled: bool = False
+    shared_mask: bool = False
+
+    deterministic: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
+
+    @property
+    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.scaled
+
+    @property
+    def transports(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("reduce",) if self.shared_mask else ("gather",)
+
+    def count(self, size: int) -> int:
+        """Number of values kept of a leaf of ``size``."""
+        return resolve_k(self.ratio, self.k, size)
+
+    def _factor(self, size: int) -> float:
+        return size / self.count(size) if self.scaled and size else 1.0
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        assert key is not None
+        seed = jax.random.bits(key, (1,), jnp.uint32)
+        flat = x.reshape(-1)
+        indices = random_subset(seed[0], flat.size, self.count(flat.size))
+        return {"seed": seed, "values": flat[indices] * jnp.asarray(self._factor(x.size), x.dtype)}
+
+    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
+        size = size_of(like.shape)
+        return random_subset(message["seed"][0], size, self.count(size)), message["values"]
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        seed = 0 if self.shared_mask else 32
+        return seed + self.count(size_of(shape)) * bits_of(dtype)
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+        del num_workers
+        size = size_of(shape)
+        return None if self.scaled else self.count(size) / size if size else 1.0
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
+        del num_workers
+        size = size_of(shape)
+        return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
+
+    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
+        if not self.shared_mask:
+            return (yield from super().protocol(x, state, workers))
+        like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        message = self.encode(x, workers.fold(self.key, shared=True))
+        mean = yield Mean(message["values"])
+        return Outcome(
+            aggregate=self.decode({**message, "values": mean}, like),
+            state=state,
+            sent=lambda: self.decode(message, like),
+            residual=lambda: self.residual(x, message),
+            support=lambda: self.support(x, message),
+        )
+
+
+def top_k(ratio: float | None = None, *, k: int | None = None) -> Compressor:
+    """Keeps the k largest magnitudes of every leaf, exactly; ties go to the lowest index.
+
+    ``C(x)_i = x_i`` if ``|x_i|`` is among the k largest, else 0. Contraction alpha = k/d (exact for
+    equal magnitudes), biased. Bits: k (32 + ceil(log2 d)) for float32.
+
+    Args:
+      ratio: kept / total in (0, 1]; k = min(d, max(1, ceil(ratio d))) for each leaf.
+      k: number of values kept of each leaf; give either this or ``ratio``.
+
+    Returns:
+      The compressor. The residual is the input with the sent entries set to zero.
+
+    Raises:
+      ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.top_k(0.5)
+      >>> compressor.update(jnp.array([1.0, 2.0, 3.0, 4.0]), compressor.init(None))[0].tolist()
+      [0.0, 0.0, 3.0, 4.0]
+
+    References:
+      Stich, Cordonnier, Jaggi, Sparsified SGD with memory, 2018, Definition 2.1.
+    """
+    check_ratio_or_k("top_k", ratio, k)
+    return Compressor(TopK(ratio, k))
+
+
+def random_k(
+    ratio: float | None = None,
+    key: Any = None,
+    *,
+    k: int | None = None,
+    scaled: bool = False,
+    shared_mask: bool = False,
+) -> Compressor:
+    """Keeps a uniformly random k-subset of every leaf, drawn without replacement.
+
+    ``C(x) = (d/k) x`` on the subset if ``scaled`` (unbiased, omega = d/k - 1), else ``x`` there
+    (alpha = k/d in expectation); 0 elsewhere. A message is a 32-bit seed and k values: receivers
+    draw the same subset from the seed. With ``shared_mask`` all workers draw the same subset, the
+    codec is one linear map, and only the k values are summed (no seed travels).
+
+    Args:
+      ratio: kept / total in (0, 1].
+      key: a JAX random key or an int; the step, the leaf's path and (unless ``shared_mask``) the
+        worker are folded in, so no two leaves, steps or workers share a mask.
+      k: number of values kept of each leaf; give either this or ``ratio``.
+      scaled: multiply by d/k to make it unbiased. Use False under error feedback.
+      shared_mask: the same subset on all workers.
+
+    Returns:
+      The compressor.
+
+    Raises:
+      TypeError: if ``key`` is missing. ValueError: for a bad ``ratio`` or ``k``.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.random_k(0.25, key=0)
+      >>> out, _ = compressor.update(jnp.ones(8), compressor.init(jnp.ones(8)))
+      >>> int((out != 0).sum())
+      2
+
+    References:
+      Stich, Cordonnier, Jaggi, Sparsified SGD with memory, 2018; the scaled form as in
+      Richtarik, Sokolov, Fatkhullin, EF21, 2021.
+    """
+    check_ratio_or_k("random_k", ratio, k)
+    return Compressor(RandomK(as_key(key, "random_k"), ratio, k, scaled, shared_mask))

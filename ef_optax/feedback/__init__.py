@@ -1,0 +1,1 @@
+"""The error-feedback rules, one file a paper, each beside its algorithm box."""

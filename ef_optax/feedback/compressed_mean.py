@@ -1,0 +1,64 @@
+"""The exchange without any memory: what error feedback is compared with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+
+
+class CompressedMeanState(NamedTuple):
+    """State of :func:`compressed_mean`."""
+
+    exchange: ExchangeState
+
+
+def compressed_mean(
+    compressor: Compressor, *, axis_name: AxisName = None, update_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """The mean over workers of ``C(g_i)``; what compression drops is lost.
+
+    The baseline that shows why error feedback exists: with a biased compressor it stalls or
+    diverges. With ``ef.identity()`` it is plain data parallelism.
+
+    Args:
+      compressor: what is sent.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      update_dtype: dtype of the emitted updates; default that of the input.
+
+    Returns:
+      The transformation; its state is a :class:`CompressedMeanState`, equal on all workers.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor.
+
+    Example:
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
+      >>> tx = ef.simulate(ef.compressed_mean(ef.top_k(k=1), axis_name="w"), 2, "w")
+      >>> grads = jnp.array([[1.0, 2.0], [4.0, 3.0]])  # one row a worker
+      >>> tx.update(grads, tx.init(jnp.zeros(2)), jnp.zeros(2))[0].tolist()
+      [2.0, 1.0]
+    """
+    exchange = Exchange(codec_of(compressor), axis_name)
+
+    def init_fn(params: Any) -> CompressedMeanState:
+        return CompressedMeanState(exchange.init(params))
+
+    def update_fn(
+        updates: Any, state: CompressedMeanState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, CompressedMeanState]:
+        del params, extra_args
+        wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), updates)
+        out = exchange(wide, state.exchange)
+        emitted = jax.tree.map(
+            lambda c, g: c.astype(update_dtype or g.dtype), out.aggregate, updates
+        )
+        return emitted, CompressedMeanState(out.state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,148 @@
+"""EF14, the error feedback of Seide et al. (2014), Stich et al. (2018), Karimireddy et al. (2019).
+
+    p_i = g_i + e_i          what this worker wants to say, with what it still owes
+    c_i = C(p_i)             what it says
+    e_i = p_i - c_i          what it owes now: the input minus what the receivers decoded
+    emit mean_i c_i
+
+Where the transformation stands in the chain decides the units. Before ``optax.sgd`` it works in
+gradient units; after it in step units, which is Karimireddy's Algorithm 1; ``learning_rate`` gives
+the learning-rate-corrected form, equal to step units for every homogeneous compressor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax._base import Array
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+
+
+class ErrorFeedbackState(NamedTuple):
+    """State of :func:`error_feedback`."""
+
+    residual: Any  # per worker, like the parameters: what was not yet sent (e_i)
+    last_rate: Any  # float32 scalar: the last non-zero learning rate; () without learning_rate
+    exchange: ExchangeState
+
+
+def residual_like(params: Any, dtype: Any) -> Any:
+    """Zeros like ``params`` in the residual dtype (None: float32, or wider where they are)."""
+    return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), residual_dtype_of(p, dtype)), params)
+
+
+def residual_dtype_of(leaf: Any, dtype: Any) -> Any:
+    """The dtype that a residual is kept in: float32 unless asked otherwise or the leaf is wider."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32) if dtype is None else dtype
+
+
+def compensate(g: Array, e: Array) -> Array:
+    """``g + e`` in the wider of the two dtypes, float32 at the least."""
+    wide = jnp.promote_types(jnp.promote_types(g.dtype, e.dtype), jnp.float32)
+    return g.astype(wide) + e.astype(wide)
+
+
+def error_feedback(
+    compressor: Compressor,
+    *,
+    axis_name: AxisName = None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    decay: float = 1.0,
+    injection: float = 1.0,
+    residual_dtype: Any = None,
+    update_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Error feedback: what compression drops is kept and added to the next gradient.
+
+    .. math:: p = g + a e, \quad c = C(p), \quad e' = b\,(g + e - c), \quad \text{emit mean}_i\,c_i
+
+    with injection a = 1 and retention b = 1 (then e' = p - c). So with e_0 = 0 nothing is lost:
+    the sum of all c plus the residual is the sum of all g. The first gradient is compressed too.
+
+    Args:
+      compressor: what is sent; a :class:`Compressor` such as ``ef.top_k(0.01)``.
+      axis_name: the worker axis (or a tuple of axes) over which messages are exchanged; None for
+        one worker. Updates are local before and the mean over workers after.
+      learning_rate: the optimizer's own rate or schedule (the same object), for the corrected form
+        p = g + (lr_{t-1} / lr_t) e in gradient units. Where the rate is zero nothing is applied
+        and e is kept; the ratio uses the last non-zero rate.
+      decay: retention b; below 1 it gives (1 - b) of the residual away at every step.
+      injection: strength a of the residual in what is compressed; no mass is lost for any a.
+      residual_dtype: storage dtype of the residual; default float32 (float64 for float64
+        parameters). A narrower one loses the rounding error at every step.
+      update_dtype: dtype of the emitted updates; default that of the input. bfloat16 rounds the
+        aggregate *after* the residual was taken; float32 keeps it.
+
+    Returns:
+      The transformation; its state is an :class:`ErrorFeedbackState`. With an axis name the
+      residual differs between workers: see :func:`data_parallel` and :func:`worker_axes`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for a bad decay; and while
+        tracing a checked ``shard_map``, if the updates are already reduced over the axis.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp, optax
+      >>> tx = optax.chain(ef.error_feedback(ef.top_k(k=1)), optax.sgd(0.1))
+      >>> params = jnp.array([1.0, 1.0])
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(jnp.array([3.0, 2.0]), state, params)
+      >>> state[0].residual.tolist()  # the 2 was not sent: it is owed
+      [0.0, 2.0]
+      >>> updates, state = tx.update(jnp.array([1.0, 1.0]), state, params)
+      >>> [round(u, 6) for u in updates.tolist()]  # now 2 + 1 go out together
+      [0.0, -0.3]
+
+    References:
+      Karimireddy, Rebjock, Stich, Jaggi, Error feedback fixes SignSGD, 2019, Algorithms 1-2;
+      Stich, Cordonnier, Jaggi, Sparsified SGD with memory, 2018; the corrected form: Zheng, Huang,
+      Kwok, Blockwise momentum SGD with error feedback, 2019.
+    """
+    codec = codec_of(compressor)
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"error_feedback: decay={decay!r} must be in [0, 1]; 1 keeps everything.")
+    exchange = Exchange(codec, axis_name)
+
+    def rate_at(count: Array) -> Array:
+        rate = learning_rate(count) if callable(learning_rate) else learning_rate
+        return jnp.asarray(rate, jnp.float32)
+
+    def init_fn(params: Any) -> ErrorFeedbackState:
+        residual = residual_like(params, residual_dtype)
+        rate = () if learning_rate is None else jnp.zeros((), jnp.float32)
+        return ErrorFeedbackState(residual, rate, exchange.init(residual))
+
+    def update_fn(
+        updates: Any, state: ErrorFeedbackState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ErrorFeedbackState]:
+        del params, extra_args
+        e, last, active = state.residual, state.last_rate, None
+        if learning_rate is not None:
+            rate = rate_at(state.exchange.count)
+            active = rate != 0
+            ratio = last / jnp.where(active, rate, 1)
+            e = jax.tree.map(lambda x: x * ratio.astype(x.dtype), e)
+            last = jnp.where(active, rate, last)
+        owed = e if injection == 1.0 else jax.tree.map(lambda x: injection * x, e)
+        p = jax.tree.map(compensate, updates, owed)
+        out = exchange(p, state.exchange, want=("residual",))
+        kept = out.residual
+        if injection != 1.0:
+            kept = jax.tree.map(lambda r, x: r + (1.0 - injection) * x.astype(r.dtype), kept, e)
+        if decay != 1.0:
+            kept = jax.tree.map(lambda r: decay * r, kept)
+        kept = jax.tree.map(lambda r, x: r.astype(x.dtype), kept, state.residual)
+        aggregate = out.aggregate
+        if active is not None:
+            kept = jax.tree.map(lambda r, x: jnp.where(active, r, x), kept, state.residual)
+            aggregate = jax.tree.map(lambda c: jnp.where(active, c, 0), aggregate)
+        emitted = jax.tree.map(lambda c, g: c.astype(update_dtype or g.dtype), aggregate, updates)
+        return emitted, ErrorFeedbackState(kept, last, out.state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

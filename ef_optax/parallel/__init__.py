@@ -1,0 +1,1 @@
+"""From one worker's transformation to all workers: inference, the lift, simulation, gradients."""

@@ -1,0 +1,94 @@
+"""Going on with another number of workers: the mean of what is owed is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MEAN, FRESH, COPY = "mean", "fresh", "copy"
+"""Roles of a State's per-worker fields: keep the mean, start anew, or copy worker 0's."""
+
+
+def overlap_weights(old: int, new: int) -> np.ndarray:
+    """The matrix that turns ``old`` rows into ``new`` ones and keeps their mean.
+
+    ``W[j, i] = new * |[i/old, (i+1)/old) intersected with [j/new, (j+1)/new)|``: rows sum to 1,
+    columns to new/old. It averages groups when ``new`` divides ``old`` and repeats in the other
+    case.
+
+    >>> overlap_weights(4, 2).tolist()
+    [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+    """
+    i, j = np.arange(old), np.arange(new)[:, None]
+    low = np.maximum(i / old, j / new)
+    high = np.minimum((i + 1) / old, (j + 1) / new)
+    return new * np.clip(high - low, 0.0, None)
+
+
+def change_workers(state: Any, fresh: Any) -> Any:
+    """Carries a lifted state over to another number of workers.
+
+    Leaves that are equal on all workers are kept. A per-worker leaf is handled by the role that its
+    State class gives the field (``roles``): ``"mean"`` (the default for floating leaves, residuals
+    and estimates) mixes rows so that their mean is unchanged for any n and m; ``"fresh"`` (the
+    default for integers and keys) takes the new start; ``"copy"`` repeats worker 0's row.
+
+    Args:
+      state: the state with n workers.
+      fresh: ``tx.init(params)`` of the same chain lifted to m workers; it gives shapes, placement
+        and new keys.
+
+    Returns:
+      A state like ``fresh``. With m = n it is ``state`` unchanged, bit for bit.
+
+    Raises:
+      ValueError: if the two states do not come from the same chain.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.error_feedback(ef.top_k(k=1), axis_name="w")
+      >>> two, three = ef.simulate(tx, 2, "w"), ef.simulate(tx, 3, "w")
+      >>> state = two.init(jnp.zeros(2))
+      >>> state = state._replace(residual=jnp.array([[3.0, 0.0], [0.0, 6.0]]))
+      >>> ef.change_workers(state, three.init(jnp.zeros(2))).residual.mean(0).tolist()
+      [1.5, 3.0]
+    """
+    if jax.tree.structure(state) != jax.tree.structure(fresh):
+        raise ValueError(
+            "change_workers: state and fresh come from different chains: "
+            f"{jax.tree.structure(state)} against {jax.tree.structure(fresh)}."
+        )
+    roles = _roles(state)
+    return jax.tree.map(_carry, state, fresh, roles)
+
+
+def _carry(old: Any, new: Any, role: str) -> Any:
+    if old.shape == new.shape:
+        return old
+    if old.ndim != new.ndim or old.shape[1:] != new.shape[1:]:
+        raise ValueError(
+            f"change_workers: a leaf of shape {old.shape} cannot become {new.shape}; only the "
+            "leading worker axis may change."
+        )
+    if role == FRESH or (role == "" and not jnp.issubdtype(old.dtype, jnp.floating)):
+        return new
+    if role == COPY:
+        value = jnp.broadcast_to(old[:1], new.shape)
+    else:
+        weights = jnp.asarray(overlap_weights(old.shape[0], new.shape[0]), jnp.float32)
+        wide = jnp.promote_types(old.dtype, jnp.float32)
+        value = jnp.tensordot(weights.astype(wide), old.astype(wide), 1).astype(old.dtype)
+    return jax.device_put(value, new.sharding) if hasattr(new, "sharding") else value
+
+
+def _roles(state: Any, role: str = "") -> Any:
+    """The role of every leaf: that of the innermost State class that names one for its field."""
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        named = getattr(type(state), "roles", {})
+        fields = zip(state._fields, state, strict=True)
+        return type(state)(*(_roles(value, named.get(name, role)) for name, value in fields))
+    is_state = lambda x: isinstance(x, tuple) and hasattr(x, "_fields")  # noqa: E731
+    return jax.tree.map(lambda x: _roles(x, role) if is_state(x) else role, state, is_leaf=is_state)

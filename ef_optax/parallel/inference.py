@@ -1,0 +1,223 @@
+"""Which leaves of a chain's state differ between workers: asked, not declared.
+
+"Does this leaf vary over the workers?" is the question "is it batched under ``vmap`` over the
+worker axis?", and JAX's batching rules answer it for any transformation. One update is traced
+abstractly; a ``custom_vmap`` identity at its end sees which leaves are batched; the answer is fed
+back as input until nothing changes. No device is needed, and the answer is the same for a
+simulation and for a mesh. It is stricter than types where that matters: a ``lax.cond`` on a local
+predicate becomes a select, so a collective under it is seen to vary, where a mesh would hang.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ef_optax import _context
+from ef_optax._collectives import AxisName, axis_names
+from ef_optax._exchange import ExchangeState
+
+Sizes = tuple[int, ...]
+
+
+def sizes_of(axis: AxisName, num_workers: int | tuple[int, ...]) -> Sizes:
+    """The number of workers along each axis.
+
+    Raises:
+      ValueError: if ``num_workers`` does not give one positive integer for each axis.
+    """
+    names = axis_names(axis)
+    sizes = (num_workers,) if isinstance(num_workers, int | np.integer) else tuple(num_workers)
+    if not names or len(sizes) != len(names) or any(int(s) < 1 for s in sizes):
+        raise ValueError(
+            f"num_workers={num_workers!r} must give one positive integer for each axis of "
+            f"axis_name={axis!r}."
+        )
+    return tuple(int(s) for s in sizes)
+
+
+def bind_axes(
+    fun: Callable[..., Any], axis: AxisName, sizes: Sizes, in_axes: Any, out_axes: Any
+) -> Callable[..., Any]:
+    """``vmap`` over every axis of ``axis``; mapped arguments have one leading dimension each."""
+    for name, size in reversed(list(zip(axis_names(axis), sizes, strict=True))):
+        fun = jax.vmap(fun, in_axes, out_axes, axis_name=name, axis_size=size)
+    return fun
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes and dtypes of a tree, without its arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def local_state(tx: optax.GradientTransformation, params: Any, axis: AxisName, sizes: Sizes) -> Any:
+    """Shapes and dtypes of one worker's state, as ``tx.init`` makes it inside the map."""
+    bound = bind_axes(lambda _: tx.init(params), axis, sizes, 0, 0)
+    whole = jax.eval_shape(bound, jax.ShapeDtypeStruct(sizes, jnp.int32))
+    skip = len(sizes)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[skip:], x.dtype), whole)
+
+
+def worker_axes(
+    tx: optax.GradientTransformation,
+    params: Any,
+    axis_name: AxisName,
+    num_workers: int | tuple[int, ...],
+    *,
+    extra_args: dict[str, Any] | None = None,
+) -> Any:
+    """Finds which leaves of the state of ``tx`` differ between workers.
+
+    For those who write their own ``shard_map``: leaves marked True need a leading worker axis and
+    ``PartitionSpec(axis_name, ...)``, the others stay replicated.
+
+    Args:
+      tx: a transformation (usually a chain) that exchanges over ``axis_name``.
+      params: parameters, or their shapes and dtypes.
+      axis_name: the worker axis, or a tuple of axes.
+      num_workers: the size of the axis, or of each axis.
+      extra_args: examples of extra arguments that the update needs (``{"value": 0.0}``).
+
+    Returns:
+      A tree of bools shaped like the state.
+
+    Raises:
+      ValueError: if nothing in the chain exchanges, or if updates come out that differ between the
+        workers (a leaf that no exchange saw), naming the leaf.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp, optax
+      >>> tx = optax.chain(optax.trace(0.9), ef.error_feedback(ef.top_k(k=1), axis_name="data"),
+      ...                  optax.scale_by_adam())
+      >>> trace, feedback, adam = ef.worker_axes(tx, jnp.zeros(4), "data", 8)
+      >>> trace.trace, feedback.residual, adam.mu
+      (True, True, False)
+    """
+    sizes = sizes_of(axis_name, num_workers)
+    params = abstract(params)
+    state = local_state(tx, params, axis_name, sizes)
+    _require_exchange(state)
+    extra = {} if extra_args is None else abstract(extra_args)
+    update = optax.with_extra_args_support(tx).update
+    flags = _seen_by_tap(lambda tap, _: tap(tx.init(params)), (True,), (0,), axis_name, sizes)
+    while True:
+
+        def one(tap: Any, g: Any, s: Any, p: Any, x: Any) -> Any:
+            return tap(update(g, s, p, **x))
+
+        arguments = (params, state, params, extra)
+        marks = (True, flags, False, False)
+        moved, after = _seen_by_tap(one, marks, arguments, axis_name, sizes)
+        merged = jax.tree.map(lambda a, b: a or b, flags, after)
+        if jax.tree.leaves(merged) == jax.tree.leaves(flags):
+            break
+        flags = merged
+    for path, differs in jax.tree_util.tree_leaves_with_path(moved):
+        if differs:
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} differs between the workers of axis "
+                f"{axis_name!r} after the chain: no exchange saw it, or a collective stands under "
+                "a condition that differs between workers. Do not put optax.masked, "
+                "optax.apply_if_finite or optax.conditionally_transform around an exchange; to "
+                "send a leaf dense use ef_optax.per_leaf(policy)."
+            )
+    return flags
+
+
+def _require_exchange(state: Any) -> None:
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ExchangeState))
+    if not any(isinstance(x, ExchangeState) for x in nodes):
+        raise ValueError(
+            "nothing in this chain exchanges anything between the workers, so every worker would "
+            "follow its own gradient; add ef_optax.error_feedback(compressor, axis_name=...) or "
+            "ef_optax.compressed_mean(compressor, axis_name=...)."
+        )
+
+
+def _seen_by_tap(
+    fun: Callable[..., Any], marks: tuple[Any, ...], arguments: Any, axis: AxisName, sizes: Sizes
+) -> Any:
+    """Runs ``fun(tap, *arguments)`` abstractly and returns what is batched in the tapped tree."""
+    seen: list[Any] = []
+
+    @jax.custom_batching.custom_vmap
+    def tap(tree: Any) -> Any:
+        return tree
+
+    @tap.def_vmap
+    def _(size: int, batched: Any, tree: Any) -> Any:
+        del size
+        seen.append(batched[0])
+        return tap(tree), batched[0]
+
+    def one(*args: Any) -> int:
+        def watch(tree: Any) -> Any:
+            seen.append(jax.tree.map(lambda _: False, tree))  # where nothing is batched
+            return tap(tree)
+
+        fun(watch, *args)
+        return 0
+
+    in_axes = tuple(
+        (0 if mark else None)
+        if isinstance(mark, bool)
+        else jax.tree.map(lambda flag: 0 if flag else None, mark)
+        for mark in marks
+    )
+    whole = [_lead(argument, mark, sizes) for argument, mark in zip(arguments, marks, strict=True)]
+    jax.eval_shape(bind_axes(one, axis, sizes, in_axes, None), *whole)
+    return jax.tree.map(lambda *flags: any(flags), *seen)
+
+
+def _lead(argument: Any, mark: Any, sizes: Sizes) -> Any:
+    """Gives the marked leaves their leading worker dimensions."""
+    if isinstance(mark, bool):
+        mark = jax.tree.map(lambda _: mark, argument)
+    return jax.tree.map(lambda x, flag: _led(x, sizes) if flag else x, argument, mark)
+
+
+def _led(x: Any, sizes: Sizes) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*sizes, *jnp.shape(x)), jnp.result_type(x))
+
+
+def leading_flags(local: Any, state: Any) -> Any:
+    """Which leaves of a lifted state have the leading worker axis: one dimension more than local.
+
+    Raises:
+      ValueError: if the ranks fit neither, i.e. the state belongs to another transformation.
+    """
+
+    def flag(one: Any, x: Any) -> bool:
+        extra = x.ndim - len(one.shape)
+        if extra not in (0, 1):
+            raise ValueError(
+                f"state: a leaf of shape {x.shape} does not belong to this transformation, which "
+                f"has {one.shape} there; make the state with its own init."
+            )
+        return bool(extra)
+
+    return jax.tree.map(flag, local, state)
+
+
+def path_specs(params: Any, specs: Any) -> dict[str, jax.sharding.PartitionSpec]:
+    """Leaf path -> spec, from a tree (or prefix tree) of partition specs."""
+    is_spec = lambda x: x is None or isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
+    spread = jax.tree.map(
+        lambda spec, part: jax.tree.map(lambda _: spec or jax.sharding.PartitionSpec(), part),
+        specs,
+        params,
+        is_leaf=is_spec,
+    )
+    located = jax.tree_util.tree_leaves_with_path(spread, is_leaf=is_spec)
+    return {_context.path_string(path): spec for path, spec in located}
+
+
+def worker_count(sizes: Sizes) -> int:
+    """The number of workers over all axes."""
+    return math.prod(sizes)

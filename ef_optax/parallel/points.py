@@ -1,0 +1,68 @@
+"""Query points: rules that need gradients at other points, on the same minibatch.
+
+MARINA, PAGE, STORM and others need the gradient at the last iterate *on this step's batch*; storing
+the last step's minibatch gradient is another algorithm. Such a rule keeps its points in its state,
+and its State class has a method ``points(params) -> {name: tree like params}``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class HessianVector(NamedTuple):
+    """A query for the product of the Hessian at ``point`` with ``tangent``."""
+
+    point: Any
+    tangent: Any
+
+
+@jax.tree_util.register_pytree_node_class
+class Points(dict[str, Any]):
+    """Points by name; ``"params"`` is always among them. See :func:`query_points`."""
+
+    def tree_flatten(self) -> tuple[list[Any], tuple[str, ...]]:
+        names = tuple(sorted(self))
+        return [self[name] for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], children: list[Any]) -> Points:
+        return cls(zip(names, children, strict=True))
+
+
+def _has_points(x: Any) -> bool:
+    return isinstance(x, tuple) and hasattr(x, "_fields") and hasattr(type(x), "points")
+
+
+def query_points(opt_state: Any, params: Any) -> Points:
+    """Collects the points at which the rules inside a chain want gradients this step.
+
+    Args:
+      opt_state: the state of a chain, lifted or not.
+      params: the parameters.
+
+    Returns:
+      A :class:`Points` dictionary: ``"params"`` and whatever the rules ask for. Give it to
+      :func:`worker_value_and_grad` in place of the parameters, and pass the result on:
+      ``update(grads["params"], state, params, grads=grads)``.
+
+    Raises:
+      ValueError: if two rules in one chain use the same name for different points.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.error_feedback(ef.top_k(0.1))
+      >>> sorted(ef.query_points(tx.init(jnp.zeros(3)), jnp.zeros(3)))
+      ['params']
+    """
+    points = Points({"params": params})
+    for node in jax.tree.leaves(opt_state, is_leaf=_has_points):
+        if not _has_points(node):
+            continue
+        for name, point in node.points(params).items():
+            if name in points:
+                raise ValueError(f"query_points: two rules in the chain ask for a point {name!r}.")
+            points[name] = point
+    return points

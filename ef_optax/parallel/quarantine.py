@@ -1,0 +1,80 @@
+"""A bad step poisons nobody: all workers skip it together, and every state stays as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax import _context
+from ef_optax._exchange import ExchangeState
+
+
+def _is_exchange(x: Any) -> bool:
+    return isinstance(x, ExchangeState)
+
+
+def exchange_states(state: Any) -> list[ExchangeState]:
+    """All exchange states inside the state of a chain, in order.
+
+    >>> import ef_optax as ef, jax.numpy as jnp
+    >>> tx = ef.error_feedback(ef.top_k(0.5))
+    >>> [int(x.skipped) for x in exchange_states(tx.init(jnp.zeros(3)))]
+    [0]
+    """
+    return [x for x in jax.tree.leaves(state, is_leaf=_is_exchange) if _is_exchange(x)]
+
+
+def keep_if_bad(updates: Any, new: Any, old: Any) -> tuple[Any, Any]:
+    """Zero updates and the old state where any exchange saw a non-finite number.
+
+    Only the verdict itself and the counter of skipped steps are taken from the new state.
+    """
+    verdicts = [x.ok for x in exchange_states(new)]
+    ok = jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
+
+    def pick(b: Any, a: Any) -> Any:
+        if not _is_exchange(b):
+            return jnp.where(ok, b, a)
+        kept = jax.tree.map(lambda x, y: jnp.where(ok, x, y), b, a)
+        return kept._replace(skipped=b.skipped, ok=b.ok)
+
+    updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), updates)
+    return updates, jax.tree.map(pick, new, old, is_leaf=_is_exchange)
+
+
+def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Skips a step on all workers when any worker's gradient is NaN or inf, for hand-written maps.
+
+    :func:`data_parallel` and :func:`simulate` do this themselves. Without it, a non-finite gradient
+    comes out of an exchange as NaN everywhere (loud). The verdict comes with the messages, so the
+    guard sends nothing of its own.
+
+    Args:
+      tx: the whole chain, including what stands before and after the exchange.
+
+    Returns:
+      The guarded transformation: on a bad step it emits zeros and leaves every leaf of the state
+      as it was, except the counter ``ExchangeState.skipped``.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp, optax
+      >>> tx = ef.guard(optax.chain(ef.error_feedback(ef.top_k(k=1)), optax.sgd(0.1)))
+      >>> state = tx.init(jnp.zeros(2))
+      >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), state, jnp.zeros(2))
+      >>> updates.tolist(), int(ef.exchange_states(state)[0].skipped)
+      ([0.0, 0.0], 1)
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        lift = _context.current() or _context.Lift()
+        with _context.lifting(lift):
+            new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        return keep_if_bad(new_updates, new_state, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)

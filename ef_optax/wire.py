@@ -1,0 +1,253 @@
+"""What really crosses the wire: every collective of a compiled program, with its bytes.
+
+The compiled HLO text is read, not the source: XLA may widen, merge or split what was asked for. All
+spellings are read: asynchronous pairs, tuple shapes, and the three forms of replica groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_KINDS = {
+    "all-gather": "gather",
+    "all-reduce": "reduce",
+    "reduce-scatter": "reduce_scatter",
+    "all-to-all": "all_to_all",
+    "ragged-all-to-all": "all_to_all",
+    "collective-permute": "permute",
+    "collective-broadcast": "broadcast",
+}
+_OP = re.compile(
+    r"=\s*(?P<shape>\([^=]*?\)|\S+)\s+(?P<op>"
+    + "|".join(sorted(map(re.escape, _KINDS), key=len, reverse=True))
+    + r")(?P<start>-start)?\((?P<operands>[^)]*)\)(?P<rest>.*)$"
+)
+_SHAPE = re.compile(r"(?P<dtype>[a-z]+[0-9]*[a-z0-9]*)\[(?P<dims>[0-9,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY\s+)?%?(?P<name>[\w.\-]+)\s*\(.*->.*\{\s*$")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the compiled program, per device and execution.
+
+    Attributes:
+      kind: gather, reduce, reduce_scatter, all_to_all, permute or broadcast.
+      group_size: number of devices that take part together.
+      message_bytes: what one device contributes.
+      link_bytes: sent plus received by one device under ring (gather, reduce, reduce_scatter) or
+        pairwise algorithms (all_to_all, permute).
+      conditional: whether it stands in a branch, so that it may not be executed.
+      times: executions in one run of the program (known trip counts of loops), or None.
+      shapes: the shapes it moves, as HLO writes them.
+    """
+
+    kind: str
+    group_size: int
+    message_bytes: int
+    link_bytes: int
+    conditional: bool
+    times: int | None
+    shapes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WireReport:
+    """All collectives of a compiled program; see :func:`wire_report`."""
+
+    collectives: tuple[Collective, ...]
+
+    @property
+    def rounds(self) -> int:
+        """Number of collectives in the program text (each one latency)."""
+        return len(self.collectives)
+
+    @property
+    def message_bytes(self) -> int:
+        """What one device contributes to all collectives together."""
+        return sum(c.message_bytes * (c.times or 1) for c in self.collectives)
+
+    @property
+    def link_bytes(self) -> int:
+        """Sent plus received by one device, all collectives together."""
+        return sum(c.link_bytes * (c.times or 1) for c in self.collectives)
+
+    def of(self, *kinds: str) -> WireReport:
+        """Only the collectives of these kinds."""
+        return WireReport(tuple(c for c in self.collectives if c.kind in kinds))
+
+    def over(self, group_size: int) -> WireReport:
+        """Only the collectives among groups of this many devices."""
+        return WireReport(tuple(c for c in self.collectives if c.group_size == group_size))
+
+    def __str__(self) -> str:
+        head = f"{'kind':<15}{'devices':>8}{'message B':>12}{'link B':>12}{'times':>7}  shapes"
+        rows = [
+            f"{c.kind:<15}{c.group_size:>8}{c.message_bytes:>12}{c.link_bytes:>12}"
+            f"{'?' if c.times is None else c.times:>7}  {c.shapes}"
+            + ("  (conditional)" if c.conditional else "")
+            for c in self.collectives
+        ]
+        total = f"{'total':<15}{'':>8}{self.message_bytes:>12}{self.link_bytes:>12}"
+        return "\n".join([head, *rows, total])
+
+
+def wire_report(compiled: Any) -> WireReport:
+    """Lists every collective of a compiled program with its bytes for each device.
+
+    Args:
+      compiled: ``jax.jit(f).lower(...).compile()``, or its HLO text.
+
+    Returns:
+      A :class:`WireReport`; printing it gives a table. *message* is what one worker contributes,
+      *link* what a device sends and receives: 2 (n-1) m for a gather of m bytes, 4 (n-1)/n m for a
+      reduction.
+
+    Raises:
+      TypeError: if ``compiled`` is neither (a jitted function has to be lowered and compiled).
+
+    Example:
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
+      >>> compiled = jax.jit(lambda x: x + 1).lower(jnp.zeros(3)).compile()
+      >>> ef.wire_report(compiled).rounds
+      0
+    """
+    if isinstance(compiled, str):
+        text, devices = compiled, _device_count(compiled)
+    elif hasattr(compiled, "as_text"):
+        text = compiled.as_text()
+        if "HloModule" not in text:
+            raise TypeError(
+                f"compiled={type(compiled).__name__} is lowered but not compiled; call .compile()."
+            )
+        devices = _device_count(text)
+    else:
+        raise TypeError(
+            f"compiled={type(compiled).__name__} has no HLO text; pass "
+            "jax.jit(f).lower(*args).compile()."
+        )
+    return WireReport(tuple(_collectives(text, devices)))
+
+
+def _device_count(text: str) -> int:
+    header = text.split("\n", 1)[0]
+    partitions = re.search(r"num_partitions=(\d+)", header)
+    replicas = re.search(r"replica_count=(\d+)", header)
+    count = int(partitions.group(1)) if partitions else 1
+    return count * (int(replicas.group(1)) if replicas else 1)
+
+
+def _collectives(text: str, devices: int) -> Iterator[Collective]:
+    bodies, entry = _computations(text)
+    conditional, times = _reach(bodies, entry)
+    for name, lines in bodies.items():
+        if name not in times:
+            continue
+        for line in lines:
+            match = _OP.search(line)
+            if match:
+                yield _read(match, devices, conditional[name], times[name])
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.split("\n"):
+        header = _COMPUTATION.match(line)
+        if header and not line.startswith(" "):
+            current = header.group("name")
+            bodies[current] = []
+            entry = current if line.startswith("ENTRY") else entry
+        elif current is not None:
+            bodies[current].append(line)
+    return bodies, entry
+
+
+def _reach(
+    bodies: dict[str, list[str]], entry: str
+) -> tuple[dict[str, bool], dict[str, int | None]]:
+    """For each reachable computation: is it under a branch, and how often does it run."""
+    conditional: dict[str, bool] = {entry: False}
+    times: dict[str, int | None] = {entry: 1}
+    queue = [entry]
+    while queue:
+        name = queue.pop()
+        for line in bodies.get(name, []):
+            called = re.findall(r"(?:calls|to_apply|body|condition|branch_computations)=", line)
+            if not called:
+                if "true_computation=" not in line:
+                    continue
+            branch = " conditional(" in line
+            loop = " while(" in line
+            trips = _TRIPS.search(line)
+            for target in _called(line):
+                if target in times or target not in bodies:
+                    continue
+                outer = times[name]
+                count = (int(trips.group(1)) if trips else None) if loop else 1
+                times[target] = None if outer is None or count is None else outer * count
+                conditional[target] = conditional[name] or branch
+                queue.append(target)
+    return conditional, times
+
+
+def _called(line: str) -> list[str]:
+    names: list[str] = []
+    keys = "calls|to_apply|body|condition|true_computation|false_computation"
+    names += re.findall(rf"(?:{keys})=%?([\w.\-]+)", line)
+    for group in re.findall(r"branch_computations=\{([^}]*)\}", line):
+        names += [x.strip().lstrip("%") for x in group.split(",")]
+    return names
+
+
+def _read(match: re.Match[str], devices: int, conditional: bool, times: int | None) -> Collective:
+    op = match.group("op")
+    kind = _KINDS[op]
+    shapes = [_bytes(s) for s in _SHAPE.finditer(match.group("shape"))]
+    size = _group_size(match.group("rest"), devices)
+    if match.group("start") and len(shapes) > 1:  # (operands, results, ...): keep the results
+        shapes = shapes[len(shapes) // 2 :] if op != "collective-permute" else shapes[:1]
+    result = sum(shapes)
+    if kind == "gather":
+        message, link = result // size, 2 * (size - 1) * (result // size)
+    elif kind == "reduce":
+        message, link = result, 4 * (size - 1) * result // size
+    elif kind == "reduce_scatter":
+        message, link = result * size, 2 * (size - 1) * result
+    elif kind == "all_to_all":
+        message, link = result, 2 * (size - 1) * result // size
+    else:
+        message, link = result, 2 * result
+    return Collective(kind, size, message, link, conditional, times, match.group("shape"))
+
+
+def _bytes(match: re.Match[str]) -> int:
+    dims = [int(d) for d in match.group("dims").split(",") if d]
+    dtype = match.group("dtype")
+    found = re.search(r"\d+", dtype)
+    bits = _BITS.get(dtype, int(found.group()) if found else 0)
+    return math.ceil(math.prod(dims) * bits / 8)
+
+
+def _group_size(rest: str, devices: int) -> int:
+    """Devices in one replica group: ``{{0,2},{1,3}}``, ``[2,2]<=[4]`` or ``mesh[...] {axes}``."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+    if listed:
+        return len(listed.group(1).split(","))
+    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
+    if tiled:
+        return int(tiled.group(2))
+    named = re.search(r"replica_groups=@?mesh\S*?\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+    if named:
+        sizes = dict(re.findall(r"'?([\w]+)'?\s*=\s*(\d+)", named.group(1)))
+        axes = re.findall(r"'([\w]+)'", named.group(2)) or list(sizes)
+        return math.prod(int(sizes[a]) for a in axes)
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", rest)
+    if pairs:
+        return devices
+    return devices
