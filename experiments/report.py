@@ -1,0 +1,221 @@
+"""The table and the picture of a comparison, made from the files that the runs wrote.
+
+`python -m experiments.report --out_dir=runs/demo` draws them again without training anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from experiments import storage
+
+LABELS = {
+    "sgdm": "SGD with momentum, dense",
+    "signsgd": "scaled sign, no memory",
+    "signsgdm": "sign of momentum, no memory",
+    "ef_signsgd": "scaled sign + error feedback",
+    "top_k": "top-k, no memory",
+    "ef_top_k": "top-k + error feedback",
+}
+# Okabe and Ito's colours, which stay apart for every common kind of colour blindness. With error
+# feedback a line is solid, without it broken, so the picture also reads in black and white.
+_STYLES = {
+    "sgdm": ("#000000", (0, (6, 2))),
+    "signsgd": ("#D55E00", (0, (3, 1.5))),
+    "signsgdm": ("#CC79A7", (0, (1, 1.2))),
+    "ef_signsgd": ("#0072B2", "-"),
+    "top_k": ("#E69F00", (0, (5, 1.5, 1, 1.5))),
+    "ef_top_k": ("#009E73", "-"),
+}
+Rows = list[dict[str, Any]]
+
+
+def by_method(rows: Rows) -> dict[str, list[Rows]]:
+    """The rows of each method, one list per seed, in the order of the epochs."""
+    runs: dict[str, dict[int, Rows]] = defaultdict(lambda: defaultdict(list))
+    for row in sorted(rows, key=lambda row: row["epoch"]):
+        runs[row["method"]][row["seed"]].append(row)
+    return {method: list(seeds.values()) for method, seeds in runs.items()}
+
+
+def mean_std(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+########################################################################################
+# table.md
+########################################################################################
+
+
+def table(config: dict[str, Any], rows: Rows, wire: dict[str, Any]) -> str:
+    """The Markdown table; methods in the order of the flags, differences in percentage points."""
+    chosen, about = config["flags"], config["about"]
+    workers = chosen["workers"]
+    runs = by_method(rows)
+    final, best = {}, {}
+    for method in chosen["methods"]:
+        seeds = [[100 * row["test_accuracy"] for row in run] for run in runs.get(method, [])]
+        if seeds:
+            final[method] = mean_std([accuracies[-1] for accuracies in seeds])
+            epochs = itertools.zip_longest(*seeds)
+            best[method] = max(
+                statistics.fmean(a for a in epoch if a is not None) for epoch in epochs
+            )
+
+    head = ["method", "learning rate", "test accuracy (%)", "best epoch (%)", "vs sgdm (points)"]
+    head += ["message (bytes/step)", "factor"]
+    if workers > 1:
+        head += ["link (bytes/step)", "factor"]
+    lines = [head, ["---"] * 3 + ["--:"] * (len(head) - 3)]
+    dense = about["dense_bytes"]
+    for method in final:
+        mean, std = final[method]
+        gap = f"{mean - final['sgdm'][0]:+.2f}" if "sgdm" in final and method != "sgdm" else ""
+        sent = wire[method]
+        line = [f"`{method}`", f"{chosen['lr'][method]:g}", f"{mean:.2f} ± {std:.2f}"]
+        line += [f"{best[method]:.2f}", gap]
+        line += [f"{sent['message_bytes']:,}", _factor(dense, sent["message_bytes"])]
+        if workers > 1:
+            base = 2 * (workers - 1) * 2 * dense // workers  # ring all-reduce, sent + received
+            line += [f"{sent['link_bytes']:,}", _factor(base, sent["link_bytes"])]
+        lines.append(line)
+
+    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return (
+        f"# {chosen['dataset']}, {chosen['model']}: {workers} worker"
+        f"{'s' if workers > 1 else ''}, batch {chosen['batch_size']} each\n\n{text}\n"
+        + "\n".join(f"- {note}" for note in _notes(config))
+        + "\n"
+    )
+
+
+def _factor(dense: float, sent: float) -> str:
+    return f"{dense / sent:.1f}x" if sent else ""
+
+
+def _notes(config: dict[str, Any]) -> list[str]:
+    chosen, about = config["flags"], config["about"]
+    seeds = chosen["seeds"]
+    drops = ", ".join(f"{drop:.0%}" for drop in chosen["lr_drops"]) or "never"
+    notes = [
+        f"Test accuracy after the last of {chosen['epochs']} epochs, mean ± standard deviation of "
+        f"{seeds} seed{'s' if seeds > 1 else ''}; *best epoch*: the highest mean over the seeds "
+        "at any epoch, which peeks at the test set and is given because published tables do.",
+        f"Learning rate divided by 10 at: {drops}. Weight decay {chosen['weight_decay']:g} is "
+        f"added to the gradient before it is compressed. Top-k keeps {chosen['ratio']:.3g} of "
+        "each tensor's values.",
+    ]
+    if chosen["workers"] > 1:
+        notes.append(
+            f"Bytes are read from the compiled program. *Message*: what one of the "
+            f"{chosen['workers']} workers contributes to a step; its factor is against "
+            f"{about['dense_bytes']:,} bytes of fp32 gradient. *Link*: sent plus received per "
+            "worker under ring algorithms; its factor is against a dense ring all-reduce."
+        )
+    else:
+        notes.append(
+            "With one worker nothing travels; *message* is the size its codec states, against "
+            f"{about['dense_bytes']:,} bytes of fp32 gradient."
+        )
+    notes.append(f"{about['parameters']:,} parameters; {about['hardware']}.")
+    notes.append(f"Made by `{about['command']}`")
+    return notes
+
+
+########################################################################################
+# curves.png
+########################################################################################
+
+
+def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path) -> None:
+    """Test accuracy and training loss against epochs and against megabytes sent."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    chosen = config["flags"]
+    runs = by_method(rows)
+    methods = [method for method in chosen["methods"] if method in runs]
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharey="row", layout="constrained")
+    finals, losses = [], []
+    for method in methods:
+        length = min(len(run) for run in runs[method])
+        epochs = np.arange(1, length + 1)
+        sent = epochs * config["about"]["steps_per_epoch"] * wire[method]["message_bytes"] / 1e6
+        colour, dashes = _STYLES.get(method, ("#56B4E9", "-"))
+        for row, key, scale in ((0, "test_accuracy", 100), (1, "train_loss", 1)):
+            values = np.array([[scale * r[key] for r in run[:length]] for run in runs[method]])
+            mean = values.mean(0)
+            (finals if row == 0 else losses).append(mean)
+            for column, x in ((0, epochs), (1, sent)):
+                axis = axes[row, column]
+                axis.plot(x, mean, color=colour, linestyle=dashes, lw=1.8, label=LABELS.get(method))
+                axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+
+    for axis in axes.flat:
+        axis.grid(True, color="#dddddd", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes[:, 1]:
+        axis.set_xscale("log")
+        axis.set_xlabel("megabytes sent by each worker (messages, log scale)")
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[1, 0].set_ylabel("training loss (mean of the epoch, log scale)")
+    axes[1, 0].set_yscale("log")
+    # The end of training is what is compared; the first epochs may leave the frame.
+    low = min(mean[-1] for mean in finals)
+    high = max(mean.max() for mean in finals)
+    axes[0, 0].set_ylim(max(0.0, low - 2.0 * max(high - low, 1.0)), high + 0.4 * (high - low) + 0.5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    seeds = chosen["seeds"]
+    figure.suptitle(
+        f"{chosen['dataset']}, {chosen['model']}, {chosen['workers']} worker(s) x batch "
+        f"{chosen['batch_size']}: mean of {seeds} seed(s), band from lowest to highest"
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def write(out_dir: Path) -> str:
+    """Writes table.md and curves.png into `out_dir`; returns the table."""
+    config = storage.read_json(out_dir / "config.json")
+    rows = storage.read_rows(out_dir)
+    wire = storage.read_json(out_dir / "wire.json")
+    if not rows:
+        raise storage.OutputError(f"{out_dir}: no finished epoch in metrics.jsonl")
+    text = table(config, rows, wire)
+    storage.write_text(out_dir / "table.md", text)
+    curves(config, rows, wire, out_dir / "curves.png")
+    return text
+
+
+def main(argv: list[str]) -> None:
+    """Redraws the report of `--out_dir`."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}")
+    try:
+        print(write(Path(_OUT_DIR.value)))
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename} does not exist; run experiments.train first")
+    except storage.OutputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    _OUT_DIR = flags.DEFINE_string("out_dir", "runs/demo", "Folder that experiments.train wrote.")
+    app.run(main)

@@ -1,0 +1,197 @@
+"""What a comparison leaves on disk, and why it survives a kill at any moment.
+
+```
+OUT_DIR/config.json           the flags that decide the numbers, and the versions used
+        metrics.jsonl         one line per method, seed and epoch, appended and synced
+        wire.json             bytes per step of each compiled program
+        checkpoints/METHOD_seedS/EPOCH/    orbax: parameters, BatchNorm averages, optimizer state
+        tensorboard/METHOD_seedS/          event files
+        table.md, curves.png  written last, from the files above
+```
+
+An epoch's line reaches the disk before its checkpoint, and a checkpoint appears under its name
+only when it is complete. So after a kill the newest checkpoint of a run has all its lines; lines
+after it are dropped and written again by the epochs that are repeated. Everything random is derived
+from (seed, epoch), hence the repeated epochs give the same numbers to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+_OURS = (
+    "config.json",
+    "metrics.jsonl",
+    "wire.json",
+    "table.md",
+    "curves.png",
+    "tuning.md",
+    "checkpoints",
+    "tensorboard",
+)
+
+
+class OutputError(Exception):
+    """The output folder cannot be used as asked."""
+
+
+def check_free(out_dir: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that holds results, unless they are to be continued or replaced.
+
+    Raises:
+      OutputError: results exist and neither flag was given, or they were made with other flags.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise OutputError(f"--out_dir={out_dir} is a file, not a folder")
+    present = [name for name in _OURS if (out_dir / name).exists()]
+    if not present or overwrite:
+        return
+    if not resume:
+        raise OutputError(
+            f"--out_dir={out_dir} already holds results ({present[0]}): continue them with "
+            "--resume, replace them with --overwrite, or choose another folder"
+        )
+    path = out_dir / "config.json"
+    if not path.exists():
+        raise OutputError(f"--resume: {path} is missing, so the flags of that run are not known")
+    old = read_json(path)
+    for name, value in config["flags"].items():
+        before = old.get("flags", {}).get(name)
+        if before != value:
+            raise OutputError(
+                f"--resume: {out_dir} was started with --{name}={_spell(before)}, "
+                f"not {_spell(value)}; give the same flags or another --out_dir"
+            )
+    if old.get("versions") != config["versions"]:
+        print(f"note: {out_dir} was started with {old.get('versions')}, now {config['versions']}")
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key}={item}" for key, item in value.items()]
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def start(out_dir: Path, config: dict[str, Any], overwrite: bool) -> None:
+    """Creates the folder and its configuration; with `overwrite` removes this script's files."""
+    if overwrite:
+        for name in _OURS:
+            path = out_dir / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if not (out_dir / "config.json").exists():
+        write_text(out_dir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file written by this module.
+
+    Raises:
+      OutputError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OutputError(f"{path}: not valid JSON ({error})") from None
+
+
+########################################################################################
+# Metrics
+########################################################################################
+
+
+def append_row(out_dir: Path, row: dict[str, Any]) -> None:
+    """Adds one line to metrics.jsonl and waits until it is on the disk."""
+    with (out_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(out_dir: Path) -> list[dict[str, Any]]:
+    """All complete lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = out_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise OutputError(f"{path}: damaged line ({error})") from None
+
+
+def forget_unsaved(out_dir: Path, done: dict[tuple[str, int], int]) -> None:
+    """Drops what a kill left half done; `done` gives the last saved epoch of (method, seed)."""
+    rows = read_rows(out_dir)
+    kept = [row for row in rows if row["epoch"] <= done.get((row["method"], row["seed"]), 0)]
+    write_text(out_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    for run, epoch in done.items():
+        folder = run_dir(out_dir, *run)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name != str(epoch):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+########################################################################################
+# Checkpoints
+########################################################################################
+
+
+def run_dir(out_dir: Path, method: str, seed: int) -> Path:
+    """Where the checkpoints of one run are."""
+    return out_dir.absolute() / "checkpoints" / f"{method}_seed{seed}"
+
+
+def last_epoch(folder: Path) -> int:
+    """The newest complete checkpoint's epoch, 0 if there is none."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    epochs = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return next((e for e in epochs if ocp.utils.is_checkpoint_finalized(folder / str(e))), 0)
+
+
+def save(folder: Path, epoch: int, state: Any) -> None:
+    """Saves `state` as the checkpoint of `epoch`, then removes the ones before it."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / str(epoch), state, force=True)
+    if jax.process_index() == 0:
+        for path in folder.iterdir():
+            if path.name != str(epoch):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def restore(folder: Path, epoch: int, like: Any) -> Any:
+    """The state saved at `epoch`, with the types and shardings of `like`.
+
+    Raises:
+      OutputError: the checkpoint cannot be read.
+    """
+
+    def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder / str(epoch), jax.tree.map(abstract, like))
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise OutputError(f"checkpoint {folder / str(epoch)} cannot be read: {reason}") from None

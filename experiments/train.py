@@ -1,0 +1,595 @@
+"""The main job: one model, several ways to send its gradients, the same data in the same order.
+
+```
+python -m experiments.train --flagfile=experiments/presets/demo.flags
+python -m experiments.train --flagfile=experiments/presets/demo.flags --resume
+python -m experiments.train --flagfile=experiments/presets/demo.flags --tune
+```
+
+Every method trains data-parallel on all devices; a CPU counts as eight. The results appear in
+--out_dir: table.md, curves.png, metrics.jsonl, tensorboard/ and checkpoints/. A killed run goes on
+with --resume and ends with the same numbers to the last bit; Ctrl-C finishes the epoch and saves.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Virtual CPU devices that share few cores wait for each other inside a collective; with too small a
+# thread pool the last one never gets a thread. Read when JAX starts, hence before the import.
+os.environ.setdefault("PJRT_NPROC", "16")
+
+import functools
+import importlib.metadata
+import json
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+import ef_optax as ef
+from experiments import data, models, report, storage
+
+METHODS = ("sgdm", "signsgd", "signsgdm", "ef_signsgd", "top_k", "ef_top_k")
+AXIS = "data"
+
+########################################################################################
+# Flags
+########################################################################################
+
+flags.DEFINE_list("methods", list(METHODS), f"What to compare, out of {', '.join(METHODS)}.")
+flags.DEFINE_list("lr", [], "Learning rates as method=rate,...; --tune finds them.")
+flags.DEFINE_integer("seeds", 3, "Runs per method; seed s decides start and order of the data.")
+flags.DEFINE_enum("dataset", "digits", data.NAMES, "Images to classify.")
+flags.DEFINE_string("data_dir", os.environ.get("EF_OPTAX_DATA"), "Folder with data files.")
+flags.DEFINE_enum("model", "mlp", models.NAMES, "Network to train.")
+flags.DEFINE_integer("batch_size", 2, "Examples per worker and step.", lower_bound=1)
+flags.DEFINE_integer("workers", 0, "Devices to use; 0: all (8 on a CPU).", lower_bound=0)
+flags.DEFINE_integer("epochs", 12, "Passes over the training set.", lower_bound=1)
+flags.DEFINE_list("lr_drops", ["0.5", "0.75"], "Parts of the run after which the rate is /10.")
+flags.DEFINE_float("ratio", 0.01, "Top-k keeps this part of each tensor.")
+flags.DEFINE_float("momentum", 0.9, "Momentum of sgdm and signsgdm; the others have none.")
+flags.DEFINE_float("weight_decay", 5e-4, "Added to the gradient before compression.")
+flags.DEFINE_string("out_dir", "runs/demo", "Where the results go.")
+flags.DEFINE_bool("resume", False, "Continue what --out_dir holds, bit-exactly.")
+flags.DEFINE_bool("overwrite", False, "Replace what --out_dir holds, even with --resume.")
+flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1)
+flags.DEFINE_integer("block_steps", 1000, "Steps per call of the compiled program.", lower_bound=1)
+flags.DEFINE_bool("tune", False, "Find learning rates on a validation split instead of training.")
+flags.DEFINE_list(
+    "tune_grid", [f"{rate:.3g}" for rate in np.logspace(-5, 1, 9)], "Rates that --tune tries."
+)
+flags.DEFINE_float("tune_fraction", 0.2, "Part of the training set that --tune holds out.")
+flags.DEFINE_bool("multihost", False, "Call jax.distributed.initialize(): one process per host.")
+flags.DEFINE_string("coordinator", None, "host:port of process 0 where JAX cannot find it itself.")
+flags.DEFINE_integer("num_processes", None, "Number of processes where JAX cannot find it itself.")
+flags.DEFINE_integer("process_id", None, "This process where JAX cannot find it itself.")
+FLAGS = flags.FLAGS
+
+
+class UsageError(Exception):
+    """Something the user can mend; shown as one line."""
+
+
+def optimizer(method: str) -> optax.GradientTransformationExtraArgs:
+    """The methods. Where a line stands in the chain is what the method is.
+
+    Weight decay comes first in all of them, as in the code of Karimireddy et al. (2019): it is part
+    of what is compressed. Error feedback stands after the learning rate, so the memory is in units
+    of steps (their Algorithm 1); the rate enters as a state variable, so no rate needs a compile.
+    """
+    decay = optax.add_decayed_weights(FLAGS.weight_decay)
+    momentum = optax.trace(FLAGS.momentum)
+    rate = optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0)
+    top_k = ef.top_k(FLAGS.ratio)
+    mean = functools.partial(ef.compressed_mean, axis_name=AXIS)
+    memory = functools.partial(ef.error_feedback, axis_name=AXIS)
+    chains = {
+        "sgdm": (decay, mean(ef.identity()), momentum, rate),
+        # What the paper calls signSGD: the scaled sign, nothing remembered.
+        "signsgd": (decay, mean(ef.scaled_sign()), rate),
+        # Plain signs of each worker's own momentum; the step is rate x mean sign.
+        "signsgdm": (decay, momentum, mean(ef.sign()), rate),
+        "ef_signsgd": (decay, rate, memory(ef.scaled_sign())),
+        "top_k": (decay, mean(top_k), rate),
+        "ef_top_k": (decay, rate, memory(top_k)),
+    }
+    return optax.chain(*chains[method])
+
+
+def compressor(method: str) -> ef.Compressor:
+    """What `method` sends, for the size of a message where nothing is sent (one worker)."""
+    if method == "sgdm":
+        return ef.identity()
+    if method in ("signsgd", "ef_signsgd"):
+        return ef.scaled_sign()
+    return ef.sign() if method == "signsgdm" else ef.top_k(FLAGS.ratio)
+
+
+class State(NamedTuple):
+    """What a run carries from step to step, and all that a checkpoint holds."""
+
+    params: Any
+    batch_stats: Any  # BatchNorm's running averages; empty for mlp and cnn
+    opt_state: Any
+
+
+class Programs(NamedTuple):
+    """The compiled programs of one method; learning rate and seed are inputs."""
+
+    create: Callable[[int], State]
+    run_block: Callable[..., tuple[State, jax.Array]]
+    wire: dict[str, int]
+
+
+class Stop:
+    """Turns the first Ctrl-C (or SIGTERM) into a request; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        name = signal.Signals(number).name
+        tqdm.write(f"\n{name}: finishing this epoch and saving; again to stop now", sys.stderr)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all processes must call this together."""
+        if jax.process_count() == 1:
+            return self.asked
+        return bool(np.any(multihost_utils.process_allgather(np.array(self.asked))))
+
+
+def run() -> None:
+    """Trains everything and writes the report."""
+    ####################################################################################
+    # Check the flags
+    ####################################################################################
+    methods = parse_methods(FLAGS.methods)
+    drops = parse_floats("lr_drops", FLAGS.lr_drops)
+    grid = parse_floats("tune_grid", FLAGS.tune_grid)
+    rates = {} if FLAGS.tune else parse_rates(FLAGS.lr, methods)
+    if FLAGS.seeds < 1:
+        raise UsageError(f"--seeds={FLAGS.seeds}: at least one run per method is needed")
+    for name, low, high in (("ratio", 0, 1), ("tune_fraction", 0, 0.9)):
+        if not low < FLAGS[name].value <= high:
+            raise UsageError(f"--{name}={FLAGS[name].value} must lie in ({low}, {high}]")
+    if not 0 <= FLAGS.momentum < 1 or FLAGS.weight_decay < 0:
+        raise UsageError("--momentum must lie in [0, 1) and --weight_decay must not be negative")
+
+    ####################################################################################
+    # Workers: one mesh axis over the devices
+    ####################################################################################
+    if FLAGS.multihost:
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", FLAGS.workers or 8)
+    devices = jax.devices()
+    workers = FLAGS.workers or len(devices)
+    if workers > len(devices):
+        raise UsageError(f"--workers={workers}, but there are {len(devices)} devices")
+    mesh = jax.make_mesh(
+        (workers,), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices[:workers]
+    )
+    writer = jax.process_index() == 0  # only this process writes files and talks
+    replicated = NamedSharding(mesh, PartitionSpec())
+    by_step = NamedSharding(mesh, PartitionSpec(None, AXIS))  # (steps, examples, ...)
+
+    ####################################################################################
+    # Data: uint8 on the host, a block of steps at a time on the devices
+    ####################################################################################
+    dataset = data.load(FLAGS.dataset, FLAGS.data_dir)
+    if FLAGS.tune:
+        dataset = dataset.hold_out(FLAGS.tune_fraction)
+    global_batch = FLAGS.batch_size * workers
+    batches = len(dataset.train_labels) // global_batch
+    if batches == 0:
+        raise UsageError(
+            f"--batch_size={FLAGS.batch_size} x {workers} workers is more than the "
+            f"{len(dataset.train_labels)} training examples; take a smaller batch"
+        )
+    blocks = math.ceil(batches / FLAGS.block_steps)
+    block = batches // blocks  # up to blocks - 1 batches of a shuffled epoch are left out
+    pixel_mean = dataset.train_images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
+    pixel_std = dataset.train_images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
+
+    def put(array: np.ndarray) -> jax.Array:
+        """Places a (steps, examples, ...) array; each process contributes its own columns."""
+        local = np.split(array, jax.process_count(), axis=1)[jax.process_index()]
+        return jax.make_array_from_process_local_data(by_step, local, array.shape)
+
+    def epoch_blocks(seed: int, epoch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """The blocks of one epoch, a function of (seed, epoch) alone: a resume repeats it."""
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(dataset.train_labels))[: blocks * block * global_batch]
+        for chosen in order.reshape(blocks, block, global_batch):
+            images = dataset.train_images[chosen.ravel()]
+            images = data.crop_and_flip(images, rng) if dataset.augment else images
+            shape = (block, global_batch, *images.shape[1:])
+            yield put(images.reshape(shape)), put(dataset.train_labels[chosen])
+
+    test_images, test_labels = data.pad_to_batches(
+        dataset.test_images, dataset.test_labels, workers
+    )
+    test_set = put(test_images), put(test_labels)
+
+    ####################################################################################
+    # Model and loss
+    ####################################################################################
+    model = models.create(FLAGS.model, dataset.classes)
+
+    def forward(params: Any, batch_stats: Any, images: jax.Array, train: bool) -> Any:
+        images = (images.astype(jnp.float32) - pixel_mean) / pixel_std
+        variables = {"params": params, "batch_stats": batch_stats}
+        return model.apply(variables, images, train=train, mutable=["batch_stats"])
+
+    def loss_fn(params: Any, batch: Any, batch_stats: Any) -> tuple[jax.Array, Any]:
+        images, labels = batch
+        logits, changed = forward(params, batch_stats, images, train=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), changed.get("batch_stats", {})
+
+    @jax.jit
+    def evaluate(params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """(accuracy, mean loss) over all test batches; padding has the label -1."""
+
+        def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
+            images, labels = batch
+            logits, _ = forward(params, batch_stats, images, train=False)
+            real = labels >= 0
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.abs(labels))
+            right = jnp.sum(real & (logits.argmax(-1) == labels), dtype=jnp.float32)
+            return total + jnp.stack([right, jnp.where(real, losses, 0).sum()]), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(2), (images, labels))
+        return total / len(dataset.test_labels)
+
+    @jax.jit
+    def summarise(losses: jax.Array) -> jax.Array:
+        """(steps, workers) -> sum of the finite losses, their number, any among the last."""
+        finite = jnp.isfinite(losses).all(1)
+        total = jnp.where(finite, losses.mean(1), 0).sum()
+        counts = jnp.stack([finite.sum(), finite[-100:].any().astype(jnp.int32)])
+        return jnp.concatenate([total[None], counts.astype(jnp.float32)])
+
+    ####################################################################################
+    # Programs of a method: create a state, run a block of steps
+    ####################################################################################
+    def build(method: str) -> Programs:
+        tx = ef.data_parallel(optimizer(method), mesh, AXIS)
+        value_and_grad = ef.worker_value_and_grad(loss_fn, mesh, AXIS, has_aux=True, aux_mean=True)
+
+        @functools.partial(jax.jit, out_shardings=replicated)
+        def variables(seed: int) -> Any:
+            return model.init(jax.random.key(seed), jnp.zeros(dataset.train_images[:1].shape), True)
+
+        def create(seed: int) -> State:
+            made = variables(seed)
+            opt_state = tx.init(made["params"])
+            return State(made["params"], made.get("batch_stats", {}), opt_state)
+
+        def step(state: State, batch: Any) -> tuple[State, jax.Array]:
+            (losses, stats), grads = value_and_grad(state.params, batch, state.batch_stats)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            # A step with a NaN on any worker is skipped by all of them; so are its averages.
+            stats = jax.tree.map(
+                lambda new, old: jnp.where(jnp.isfinite(new), new, old), stats, state.batch_stats
+            )
+            return State(optax.apply_updates(state.params, updates), stats, opt_state), losses
+
+        def run_block(
+            state: State, rate: jax.Array, images: jax.Array, labels: jax.Array
+        ) -> tuple[State, jax.Array]:
+            opt_state = optax.tree.set(state.opt_state, learning_rate=rate)
+            return jax.lax.scan(step, state._replace(opt_state=opt_state), (images, labels))
+
+        state = create(0)
+        keep = jax.tree.map(lambda x: x.sharding, state)
+        jitted = jax.jit(run_block, donate_argnums=0, out_shardings=(keep, None))
+        example = next(epoch_blocks(0, 0))
+        compiled = jitted.lower(state, np.float32(0), *example).compile()
+        return Programs(create, compiled, measure(method, compiled, state.params))
+
+    def measure(method: str, compiled: Any, params: Any) -> dict[str, int]:
+        """Bytes that one worker sends in one step, read from the compiled program."""
+        if workers == 1:
+            codec = compressor(method).codec
+            bits = [codec.bits(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
+            return {"message_bytes": math.ceil(sum(bits) / 8), "link_bytes": 0}
+        wire = ef.wire_report(compiled)  # of a whole block
+        return {
+            "message_bytes": round(wire.message_bytes / block),
+            "link_bytes": round(wire.link_bytes / block),
+        }
+
+    ####################################################################################
+    # One epoch
+    ####################################################################################
+    def train_epoch(
+        programs: Programs, state: State, rate: float, seed: int, epoch: int
+    ) -> tuple[State, dict[str, Any]]:
+        """Trains the epoch with this 0-based number; returns the new state and what to log."""
+        start = time.perf_counter()
+        rate /= 10 ** sum(epoch >= drop * FLAGS.epochs for drop in drops)
+        sums = np.zeros(3)
+        for images, labels in epoch_blocks(seed, epoch):
+            state, losses = programs.run_block(state, np.float32(rate), images, labels)
+            part = np.asarray(summarise(losses))
+            sums = np.array([*(sums[:2] + part[:2]), part[2]])
+            bar.update()
+        accuracy, test_loss = np.asarray(evaluate(state.params, state.batch_stats, *test_set))
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": rate,
+            "train_loss": float(sums[0] / sums[1]) if sums[1] else math.nan,
+            "test_loss": float(np.nan_to_num(test_loss, nan=1e30, posinf=1e30)),  # JSON's limits
+            "test_accuracy": float(accuracy),
+            "skipped_steps": blocks * block - int(sums[1]),
+            "lost": not sums[2],
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+        return state, row
+
+    ####################################################################################
+    # Output folder: nothing is touched before everything above was found in order
+    ####################################################################################
+    out_dir = Path(FLAGS.out_dir)
+    parameters = count_parameters(model, dataset)
+    decisive = ("dataset", "model", "batch_size", "epochs", "ratio", "momentum", "weight_decay")
+    config = {
+        "flags": {name: FLAGS[name].value for name in (*decisive, "seeds", "block_steps")}
+        | {"methods": methods, "workers": workers, "lr": rates, "lr_drops": drops},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")}
+        | {"ef_optax": ef.__version__, "device": devices[0].device_kind},
+        "about": {
+            "command": "python -m experiments.train " + shlex.join(sys.argv[1:]),
+            "hardware": hardware(devices, workers),
+            "parameters": parameters,
+            "dense_bytes": 4 * parameters,
+            "steps_per_epoch": blocks * block,
+        },
+    }
+    storage.check_free(out_dir, config, FLAGS.resume, FLAGS.overwrite)
+    if FLAGS.multihost:
+        multihost_utils.sync_global_devices("the output folder was checked by all")
+    if writer:
+        storage.start(out_dir, config, FLAGS.overwrite)
+        print(
+            f"{FLAGS.dataset}: {len(dataset.train_labels):,} training and "
+            f"{len(dataset.test_labels):,} {'validation' if FLAGS.tune else 'test'} images; "
+            f"{FLAGS.model}: {parameters:,} parameters; {workers} workers x batch "
+            f"{FLAGS.batch_size}, {blocks * block} steps an epoch; {config['about']['hardware']}"
+        )
+    stop = Stop()
+    attempts = len(grid) if FLAGS.tune else 1
+    bar = tqdm(
+        total=attempts * len(methods) * FLAGS.seeds * FLAGS.epochs * blocks,
+        unit="block" if blocks > 1 else "epoch",
+        disable=not (writer and sys.stderr.isatty()),
+        dynamic_ncols=True,
+    )
+
+    ####################################################################################
+    # Tuning: the whole run on the training set without a validation part, for each rate
+    ####################################################################################
+    if FLAGS.tune:
+        chosen, lines = {}, []
+        for method in methods:
+            programs = build(method)
+            scores = {}
+            for rate in grid:
+                results = []
+                for seed in range(FLAGS.seeds):
+                    state = programs.create(seed)
+                    for epoch in range(FLAGS.epochs):
+                        state, row = train_epoch(programs, state, rate, seed, epoch)
+                        bar.set_postfix_str(f"{method} {rate:g}: {row['test_accuracy']:.1%}")
+                        if stop.agreed():
+                            raise KeyboardInterrupt
+                        if row["lost"]:
+                            row["test_accuracy"], row["test_loss"] = 0.0, 1e30
+                            bar.update((FLAGS.epochs - epoch - 1) * blocks)
+                            break
+                    results.append((row["test_accuracy"], -row["test_loss"]))
+                scores[rate] = tuple(np.mean(results, axis=0))
+            chosen[method] = max(scores, key=scores.__getitem__)
+            lines.append((method, scores))
+            if chosen[method] in (min(grid), max(grid)) and writer:
+                print(f"note: the best rate of {method} is at the edge of the grid")
+        bar.close()
+        if writer:
+            text = tuning_table(grid, lines, chosen, config["about"]["command"])
+            storage.write_text(out_dir / "tuning.md", text)
+            print("\n" + text)
+        return
+
+    ####################################################################################
+    # The comparison: method by method, seed by seed, epoch by epoch
+    ####################################################################################
+    folders = {(m, s): storage.run_dir(out_dir, m, s) for m in methods for s in range(FLAGS.seeds)}
+    done = {run: storage.last_epoch(folder) for run, folder in folders.items()}
+    if FLAGS.multihost:
+        multihost_utils.sync_global_devices("all processes know what is done")
+    if writer:
+        storage.forget_unsaved(out_dir, done)
+        wire_path = out_dir / "wire.json"
+        wire = storage.read_json(wire_path) if wire_path.exists() else {}
+    bar.initial = bar.n = blocks * sum(done.values())
+    if writer and any(done.values()):
+        print(f"resumed: {sum(done.values())} of {bar.total // blocks} epochs were done before")
+
+    for method in methods:
+        if all(done[method, seed] == FLAGS.epochs for seed in range(FLAGS.seeds)):
+            continue
+        programs = build(method)
+        if writer:
+            wire[method] = programs.wire
+            storage.write_text(wire_path, json.dumps(wire, indent=2) + "\n")
+        for seed in range(FLAGS.seeds):
+            first = done[method, seed]
+            if first == FLAGS.epochs:
+                continue
+            state = programs.create(seed)
+            if first:
+                state = storage.restore(folders[method, seed], first, state)
+            board = None
+            if writer:
+                board = SummaryWriter(
+                    str(out_dir / "tensorboard" / f"{method}_seed{seed}"), purge_step=first + 1
+                )
+            for epoch in range(first, FLAGS.epochs):
+                state, row = train_epoch(programs, state, rates[method], seed, epoch)
+                if row.pop("lost"):
+                    raise UsageError(
+                        f"{method}, seed {seed}: the loss is not finite at the end of epoch "
+                        f"{epoch + 1} and all workers skip every step; --lr={method}="
+                        f"{rates[method]:g} is probably too large. Finished epochs are kept in "
+                        f"{out_dir}"
+                    )
+                bar.set_postfix_str(f"{method} seed {seed}: {row['test_accuracy']:.1%}")
+                stopping = stop.agreed()
+                if writer:
+                    storage.append_row(out_dir, {"method": method, "seed": seed, **row})
+                    for name in ("train_loss", "test_loss", "test_accuracy", "learning_rate"):
+                        board.add_scalar(name, row[name], epoch + 1)
+                last = epoch + 1 == FLAGS.epochs
+                if last or stopping or (epoch + 1) % FLAGS.checkpoint_every == 0:
+                    storage.save(folders[method, seed], epoch + 1, state)
+                if stopping:
+                    raise KeyboardInterrupt
+            if writer:
+                board.close()
+                if bar.disable:
+                    print(f"{method} seed {seed}: {row['test_accuracy']:.2%}", flush=True)
+    bar.close()
+
+    ####################################################################################
+    # Report
+    ####################################################################################
+    if writer:
+        print("\n" + report.write(out_dir))
+        print(f"Written: {out_dir / 'table.md'}, {out_dir / 'curves.png'}")
+        print(f"More:    tensorboard --logdir {out_dir / 'tensorboard'}")
+
+
+########################################################################################
+# Small helpers
+########################################################################################
+
+
+def parse_methods(names: list[str]) -> list[str]:
+    """The methods to compare, checked."""
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(f"--methods: {name!r} is unknown; choose from {', '.join(METHODS)}")
+    if not names or len(set(names)) < len(names):
+        raise UsageError("--methods must name at least one method, none of them twice")
+    return list(names)
+
+
+def parse_floats(flag: str, texts: list[str]) -> list[float]:
+    """A list of positive numbers."""
+    try:
+        values = [float(text) for text in texts]
+    except ValueError:
+        raise UsageError(f"--{flag}={','.join(texts)}: not a list of numbers") from None
+    if not all(0 < value < math.inf for value in values):
+        raise UsageError(f"--{flag}={','.join(texts)}: every number must be positive")
+    return values
+
+
+def parse_rates(items: list[str], methods: list[str]) -> dict[str, float]:
+    """The learning rate of every method, from method=rate items."""
+    rates = {}
+    for item in items:
+        method, _, text = item.partition("=")
+        if method not in METHODS:
+            raise UsageError(f"--lr: {item!r} is not method=rate with a method of {METHODS}")
+        try:
+            rates[method] = float(text)
+        except ValueError:
+            rates[method] = math.nan
+        if not 0 < rates[method] < math.inf:
+            raise UsageError(f"--lr: {item!r} is not method=rate with a positive number")
+    for method in methods:
+        if method not in rates:
+            raise UsageError(
+                f"--lr: no learning rate for {method}; add {method}=RATE, take a preset "
+                "(--flagfile=experiments/presets/demo.flags) or find rates with --tune"
+            )
+    return {method: rates[method] for method in methods}
+
+
+def count_parameters(model: Any, dataset: data.Dataset) -> int:
+    """Number of trained values, without making any."""
+    sample = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, True), sample)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def hardware(devices: list[jax.Device], workers: int) -> str:
+    """One phrase for the report."""
+    if devices[0].platform != "cpu":
+        return f"{workers} x {devices[0].device_kind}"
+    return f"{workers} virtual CPU device{'s' if workers > 1 else ''} on {os.cpu_count()} cores"
+
+
+def tuning_table(
+    grid: list[float],
+    lines: list[tuple[str, dict[float, tuple[float, float]]]],
+    chosen: dict[str, float],
+    command: str,
+) -> str:
+    """Mean validation accuracy of every rate and method, and the flag that uses the best."""
+    rows = [["method", *(f"{rate:g}" for rate in grid)], ["---"] + ["--:"] * len(grid)]
+    for method, scores in lines:
+        cells = [
+            f"**{100 * scores[rate][0]:.1f}**" if rate == chosen[method] else
+            f"{100 * scores[rate][0]:.1f}"
+            for rate in grid
+        ]  # fmt: skip
+        rows.append([f"`{method}`", *cells])
+    flag = ",".join(f"{method}={rate:g}" for method, rate in chosen.items())
+    return (
+        "# Validation accuracy (%) by learning rate\n\n"
+        + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+        + "\nBest accuracy, among equals the lowest validation loss. Made by `"
+        + f"{command}`\n\n```\n--lr={flag}\n```\n"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs, and turns what the user can mend into one line and a non-zero exit."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}; every option starts with --")
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells twenty lines per checkpoint
+    try:
+        run()
+    except (UsageError, data.DataError, storage.OutputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with the same command and --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    app.run(main)
