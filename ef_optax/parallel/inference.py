@@ -58,8 +58,8 @@ def abstract(tree: Any) -> Any:
 
 def local_state(tx: optax.GradientTransformation, params: Any, axis: AxisName, sizes: Sizes) -> Any:
     """Shapes and dtypes of one worker's state, as ``tx.init`` makes it inside the map."""
-    bound = bind_axes(lambda _: tx.init(params), axis, sizes, 0, 0)
-    whole = jax.eval_shape(bound, jax.ShapeDtypeStruct(sizes, jnp.int32))
+    bound = bind_axes(lambda _, p: tx.init(p), axis, sizes, (0, None), 0)
+    whole = jax.eval_shape(bound, jax.ShapeDtypeStruct(sizes, jnp.int32), params)
     skip = len(sizes)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[skip:], x.dtype), whole)
 
@@ -105,7 +105,8 @@ def worker_axes(
     _require_exchange(state)
     extra = {} if extra_args is None else abstract(extra_args)
     update = optax.with_extra_args_support(tx).update
-    flags = _seen_by_tap(lambda tap, _: tap(tx.init(params)), (True,), (0,), axis_name, sizes)
+    start = (lambda tap, _, p: tap(tx.init(p)), (True, False), (0, params))
+    flags = _seen_by_tap(*start, axis_name, sizes)
     while True:
 
         def one(tap: Any, g: Any, s: Any, p: Any, x: Any) -> Any:
