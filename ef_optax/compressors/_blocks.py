@@ -1,0 +1,114 @@
+"""Leaves cut into blocks, and the random numbers of stochastic rounding.
+
+Randomness comes from a counter-based hash: element i gets two rounds of MurmurHash3's finaliser on
+i and a 64-bit seed that the step's key gives. It has no state, vectorises, and costs a few
+integer operations an element, where a cryptographic generator would cost more than all the rest
+of an encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._base import Array
+from ef_optax._random import mix32
+
+
+def block_count(size: int, block: int | None) -> int:
+    """Number of blocks of a leaf: ``ceil(size / block)``, one without blocks, none if empty.
+
+    >>> block_count(10, 4), block_count(10, None), block_count(0, None)
+    (3, 1, 0)
+    """
+    return math.ceil(size / (block or size)) if size else 0
+
+
+def block_length(size: int, block: int | None) -> int:
+    """Elements of the longest block, at least 1.
+
+    >>> block_length(10, 4), block_length(3, 4), block_length(10, None), block_length(0, None)
+    (4, 3, 10, 1)
+    """
+    return max(1, min(size, block or size))
+
+
+def to_blocks(x: Array, block: int | None, *, mode: str = "constant") -> Array:
+    """The flattened leaf as (blocks, block length); the last block is padded.
+
+    Args:
+      x: any shape.
+      block: block length, or None for the whole leaf.
+      mode: ``"constant"`` pads with zeros, ``"edge"`` repeats the last element.
+    """
+    flat, length = x.reshape(-1), block_length(x.size, block)
+    missing = -x.size % length
+    if missing:
+        flat = jnp.pad(flat, (0, missing), mode=mode)
+    return flat.reshape(-1, length)
+
+
+def from_blocks(blocks: Array, like: jax.ShapeDtypeStruct) -> Array:
+    """The inverse of :func:`to_blocks`, in the shape and dtype of ``like``."""
+    size = math.prod(like.shape)
+    return blocks.reshape(-1)[:size].astype(like.dtype).reshape(like.shape)
+
+
+def random_words(key: Array, shape: tuple[int, ...]) -> Array:
+    """uint32 words, uniform and independent for all practical purposes, by hashing a counter."""
+    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    counter = jax.lax.iota(jnp.uint32, math.prod(shape))
+    return mix32(mix32(counter + seeds[0]) ^ seeds[1]).reshape(shape)
+
+
+def uniform_noise(key: Array, shape: tuple[int, ...]) -> Array:
+    """float32 numbers in [0, 1), multiples of 2^-24."""
+    return (random_words(key, shape) >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
+
+
+def round_randomly(y: Array, key: Array) -> Array:
+    """Rounds to one of the two neighbouring integers so that the mean is y; integers stay.
+
+    Args:
+      y: floating array.
+      key: this step's key.
+
+    Returns:
+      Whole numbers, of the dtype of ``y``.
+    """
+    low = jnp.floor(y)
+    up = uniform_noise(key, y.shape).astype(y.dtype) < y - low
+    return low + up.astype(y.dtype)
+
+
+def safe_divisor(scale: Array) -> Array:
+    """The scale, or one where it is zero: what is divided by it is zero there as well."""
+    return jnp.where(scale == 0, jnp.ones((), scale.dtype), scale)
+
+
+def divide(scale: Array, levels: int) -> Array:
+    """``scale / levels``, correctly rounded.
+
+    The compiler multiplies by the reciprocal of a constant instead, which is not always the same
+    number: 7 states of norm 7 should be whole numbers.
+    """
+    divisor = jax.lax.optimization_barrier(jnp.full_like(scale, levels))
+    return scale / divisor
+
+
+def check_bits(name: str, bits: Any, low: int, high: int) -> None:
+    """Refuses anything but a Python integer in low..high."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not low <= bits <= high:
+        raise ValueError(f"{name}: bits={bits!r} must be an integer from {low} to {high}.")
+
+
+def check_positive(name: str, argument: str, value: Any, *, optional: bool = False) -> None:
+    """Refuses anything but a positive Python integer (or None where that is allowed)."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        allowed = " or None" if optional else ""
+        raise ValueError(f"{name}: {argument}={value!r} must be a positive integer{allowed}.")

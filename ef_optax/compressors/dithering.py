@@ -1,0 +1,348 @@
+"""Dithering: every value is rounded at random to a level of its norm, without bias."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ef_optax import _packing
+from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
+from ef_optax._compressor import Compressor
+from ef_optax.compressors._blocks import (
+    block_count,
+    block_length,
+    check_bits,
+    check_positive,
+    divide,
+    from_blocks,
+    round_randomly,
+    safe_divisor,
+    to_blocks,
+    uniform_noise,
+)
+from ef_optax.compressors.sign import scale_dtype
+
+NORMS = ("l2", "linf")
+
+
+def block_norm(blocks: Array, norm: str) -> Array:
+    """The norm of each row, (m, 1); the 2-norm does not overflow or underflow before its result."""
+    largest = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
+    if norm == "linf":
+        return largest
+    unit = power_of_two(largest)
+    return unit * jnp.sqrt(jnp.sum(jnp.square(blocks / unit), axis=1, keepdims=True))
+
+
+def power_of_two(x: Array) -> Array:
+    """The power of two at or below a positive number: scaling by it rounds nothing. One for zero.
+
+    >>> power_of_two(jnp.array([6.0, 0.3, 0.0])).tolist()
+    [4.0, 0.25, 1.0]
+    """
+    integer = jnp.dtype(f"int{bits_of(x.dtype)}")
+    fraction = jnp.finfo(x.dtype).nmant
+    exponent = jax.lax.bitcast_convert_type(x, integer) >> fraction
+    return safe_divisor(jax.lax.bitcast_convert_type(exponent << fraction, x.dtype))
+
+
+def linf_omega(length: int, levels: int) -> float:
+    """Variance constant of uniform levels relative to the largest magnitude.
+
+    One level: (sqrt(B) - 1)/2, exact. More: a coordinate's variance is at most (M/s)^2/4 and at
+    most M|x|/s, and the largest coordinate has none.
+
+    >>> linf_omega(4, 1), linf_omega(5, 2)
+    (0.5, 0.25)
+    """
+    if levels == 1:
+        return (math.sqrt(length) - 1) / 2
+    return min((length - 1) / (4 * levels**2), math.sqrt(length - 1) / (2 * levels))
+
+
+class DitheringCodec(Codec):
+    """Sign and level of each value relative to its block's norm; subclasses give the levels."""
+
+    key: Array
+    levels: int
+    norm: str
+    bucket: int | None
+
+    unbiased: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = False
+
+    def level(self, x: Array, norm: Array, key: Array) -> Array:
+        """The randomly chosen level number of magnitudes x relative to a positive norm."""
+        raise NotImplementedError
+
+    def value(self, level: Array, norm: Array) -> Array:
+        """The magnitude that a level number stands for, at this norm."""
+        raise NotImplementedError
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        assert key is not None
+        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.bucket)
+        norm = block_norm(blocks, self.norm)
+        unit = power_of_two(norm)
+        level = self.level(jnp.abs(blocks) / unit, safe_divisor(norm / unit), key)
+        level = jnp.minimum(level.astype(jnp.int32), self.levels)
+        codes = (jnp.where(blocks < 0, -level, level) + self.levels).reshape(-1)[: x.size]
+        return {"codes": _packing.pack(codes, self._width), "norm": norm[:, 0]}
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        size = size_of(like.shape)
+        codes = _packing.unpack(message["codes"], self._width, size)
+        signed = codes.astype(jnp.int32) - self.levels
+        signed, norm = to_blocks(signed, self.bucket), message["norm"][:, None]
+        unit = power_of_two(norm)
+        value = self.value(jnp.abs(signed), norm / unit) * unit
+        return from_blocks(jnp.where(signed < 0, -value, value), like)
+
+    @property
+    def _width(self) -> int:
+        return _packing.bits_for(2 * self.levels + 1)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        size = size_of(shape)
+        scales = block_count(size, self.bucket) * bits_of(scale_dtype(dtype))
+        return scales + size * self._width
+
+
+@dataclasses.dataclass(frozen=True)
+class Dithering(DitheringCodec):
+    """Uniform levels j/s of the block's norm (QSGD; TernGrad is s = 1 with the linf norm)."""
+
+    key: Array
+    levels: int
+    norm: str = "l2"
+    bucket: int | None = None
+
+    def level(self, x: Array, norm: Array, key: Array) -> Array:
+        return round_randomly(x * self.levels / norm, key)
+
+    def value(self, level: Array, norm: Array) -> Array:
+        return level.astype(norm.dtype) * divide(norm, self.levels)
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float:
+        del num_workers
+        length, s = block_length(size_of(shape), self.bucket), self.levels
+        if self.norm == "linf":
+            return linf_omega(length, s)
+        return min(length / s**2, math.sqrt(length) / s)
+
+
+@dataclasses.dataclass(frozen=True)
+class NaturalDithering(DitheringCodec):
+    """Levels 0 and 2^(j - s), j = 1..s, of the leaf's norm."""
+
+    key: Array
+    levels: int
+    norm: str = "l2"
+    bucket: int | None = None
+
+    def level(self, x: Array, norm: Array, key: Array) -> Array:
+        y, table = (x / norm).astype(jnp.float32), self._table
+        # The number of levels at or below y, found on the exponent and not by a logarithm.
+        exponent = (jax.lax.bitcast_convert_type(y, jnp.int32) >> 23) - 127
+        low = jnp.clip(exponent + self.levels, 0, self.levels)
+        below, above = table[low], table[jnp.minimum(low + 1, self.levels)]
+        up = uniform_noise(key, y.shape) * (above - below) < y - below
+        return low + up.astype(low.dtype)
+
+    def value(self, level: Array, norm: Array) -> Array:
+        return self._table[level].astype(norm.dtype) * norm
+
+    @property
+    def _table(self) -> Array:
+        powers = np.ldexp(np.float32(1), np.arange(1 - self.levels, 1))
+        return jnp.asarray(np.concatenate([[0.0], powers]), jnp.float32)
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float:
+        del num_workers
+        tail = math.sqrt(size_of(shape)) * 2.0 ** (1 - self.levels)
+        return 1 / 8 + tail * min(1.0, tail)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dorefa(Codec):
+    """2^bits values from -M to M, stochastic rounding; zero is not one of them."""
+
+    key: Array
+    bits_per_value: int
+    bucket: int | None = None
+
+    unbiased: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = False
+
+    @property
+    def _steps(self) -> int:
+        return 2**self.bits_per_value - 1
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        assert key is not None
+        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.bucket)
+        largest = block_norm(blocks, "linf")
+        y = jnp.clip(blocks / safe_divisor(largest) / 2 + 0.5, 0, 1)
+        codes = round_randomly(y * self._steps, key).reshape(-1)[: x.size]
+        return {"codes": _packing.pack(codes, self.bits_per_value), "largest": largest[:, 0]}
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        codes = _packing.unpack(message["codes"], self.bits_per_value, size_of(like.shape))
+        largest = message["largest"]
+        odd = (2 * codes.astype(jnp.int32) - self._steps).astype(largest.dtype)
+        step = divide(largest, self._steps)
+        return from_blocks(to_blocks(odd, self.bucket) * step[:, None], like)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        size = size_of(shape)
+        scales = block_count(size, self.bucket) * bits_of(scale_dtype(dtype))
+        return scales + size * self.bits_per_value
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float:
+        """(B - 1)/L^2, attained by one spike: each zero has variance (M/L)^2."""
+        del num_workers
+        return (block_length(size_of(shape), self.bucket) - 1) / self._steps**2
+
+
+def _check(name: str, levels: Any, norm: Any) -> None:
+    argument = "states" if name == "qsgd" else "levels"
+    check_positive(name, argument, levels)
+    if norm not in NORMS:
+        raise ValueError(f"{name}: norm={norm!r} is not known; use one of {NORMS}.")
+
+
+def qsgd(
+    states: int, key: Any = None, *, norm: str = "l2", bucket: int | None = None
+) -> Compressor:
+    """Uniform stochastic quantisation relative to a norm: QSGD.
+
+    ``C(x)_i = N sign(x_i) l_i/s`` with N the norm of the bucket and l_i the random rounding of
+    ``s |x_i|/N`` to one of its two neighbouring integers, so that E C(x) = x. Zeros stay zero.
+    omega = min(B/s^2, sqrt(B)/s) for the 2-norm (bound), B the bucket length.
+
+    Args:
+      states: s, the number of positive levels; codes are -s..s, of ceil(log2(2s + 1)) bits.
+      key: a JAX random key or an int; step, leaf and worker are folded in.
+      norm: ``"l2"`` or ``"linf"`` (the largest magnitude).
+      bucket: length of the pieces that have a norm of their own; None: the whole leaf.
+
+    Returns:
+      The compressor. Bits: 32 ceil(d/B) + d ceil(log2(2s + 1)).
+
+    Raises:
+      ValueError: for a bad ``states``, ``norm`` or ``bucket``. TypeError: without a key.
+
+    Example:
+      Exact when every value is a multiple of N/s, as for (2, 3, 6) with norm 7:
+
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.qsgd(7, key=0)
+      >>> compressor.update(jnp.array([2.0, 3.0, 6.0]), compressor.init(None))[0].tolist()
+      [2.0, 3.0, 6.0]
+      >>> compressor.bits((1000,)), round(compressor.codec.omega(49), 6)
+      (4032, 1.0)
+
+    References:
+      Alistarh, Grubic, Li, Tomioka, Vojnovic, QSGD, 2017, section 3.1 and Lemma 3.1.
+    """
+    _check("qsgd", states, norm)
+    check_positive("qsgd", "bucket", bucket, optional=True)
+    return Compressor(Dithering(as_key(key, "qsgd"), states, norm, bucket))
+
+
+def linear_dithering(levels: int, key: Any = None, *, norm: str = "linf") -> Compressor:
+    """QSGD's quantiser on whole leaves, relative to the largest magnitude by default.
+
+    ``C(x)_i = N sign(x_i) l_i/s`` as in :func:`ef_optax.qsgd`, without buckets. For the linf norm
+    omega = (sqrt(d) - 1)/2 for s = 1 (exact), else min((d-1)/(4 s^2), sqrt(d-1)/(2 s)) (bound).
+
+    Args:
+      levels: s, the number of positive levels.
+      key: a JAX random key or an int; step, leaf and worker are folded in.
+      norm: ``"linf"`` or ``"l2"``.
+
+    Returns:
+      The compressor. Bits: 32 + d ceil(log2(2s + 1)).
+
+    Raises:
+      ValueError: for a bad ``levels`` or ``norm``. TypeError: without a key.
+
+    Example:
+      >>> import ef_optax as ef
+      >>> ef.linear_dithering(1, key=0).codec.omega(4)
+      0.5
+
+    References:
+      Horvath, Ho, Horvath, Sahu, Canini, Richtarik, Natural compression, 2022, Definition 3.
+    """
+    _check("linear_dithering", levels, norm)
+    return Compressor(Dithering(as_key(key, "linear_dithering"), levels, norm))
+
+
+def natural_dithering(levels: int, key: Any = None, *, norm: str = "l2") -> Compressor:
+    """Random rounding to the levels 0, 2^(1-s), ..., 1/2, 1 of the leaf's norm.
+
+    Fine levels where the values are: s levels span a range of 2^(s-1). Unbiased, with
+    omega = 1/8 + t min(1, t), t = sqrt(d) 2^(1-s) (bound).
+
+    Args:
+      levels: s, the number of positive levels, at most 126.
+      key: a JAX random key or an int; step, leaf and worker are folded in.
+      norm: ``"l2"`` or ``"linf"``.
+
+    Returns:
+      The compressor. Bits: 32 + d ceil(log2(2s + 1)).
+
+    Raises:
+      ValueError: for a bad ``levels`` or ``norm``. TypeError: without a key.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.natural_dithering(3, key=0, norm="linf")
+      >>> compressor.update(jnp.array([8.0, -4.0, 2.0]), compressor.init(None))[0].tolist()
+      [8.0, -4.0, 2.0]
+
+    References:
+      Horvath et al., Natural compression for distributed deep learning, 2022, Theorem 7.
+    """
+    _check("natural_dithering", levels, norm)
+    if levels > 126:
+        raise ValueError(f"natural_dithering: levels={levels} must be at most 126.")
+    return Compressor(NaturalDithering(as_key(key, "natural_dithering"), levels, norm))
+
+
+def dorefa(bits: int, key: Any = None, *, bucket: int | None = None) -> Compressor:
+    """DoReFa's gradient quantiser: 2^bits evenly spaced values from -M to M.
+
+    ``C(x) = 2M (q/L - 1/2)`` with L = 2^bits - 1, M the largest magnitude and q the random
+    rounding of ``L (x/(2M) + 1/2)``. Unbiased, omega = (B - 1)/L^2 (exact: one spike). There is no
+    value 0: in a leaf that is not all zero, zeros become +-M/L.
+
+    Args:
+      bits: bits of a value, 1 to 16.
+      key: a JAX random key or an int; step, leaf and worker are folded in.
+      bucket: length of the pieces that have a scale of their own; None: the whole leaf.
+
+    Returns:
+      The compressor. Bits: 32 ceil(d/B) + bits d.
+
+    Raises:
+      ValueError: for a bad ``bits`` or ``bucket``. TypeError: without a key.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.dorefa(2, key=0)
+      >>> compressor.update(jnp.array([3.0, -3.0, 1.0]), compressor.init(None))[0].tolist()
+      [3.0, -3.0, 1.0]
+
+    References:
+      Zhou et al., DoReFa-Net, 2016, equation 12.
+    """
+    check_bits("dorefa", bits, 1, 16)
+    check_positive("dorefa", "bucket", bucket, optional=True)
+    return Compressor(Dorefa(as_key(key, "dorefa"), bits, bucket))

@@ -1,0 +1,174 @@
+"""Three values, -1, 0 and 1, times one scale: TernGrad and 3LC."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax import _packing
+from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
+from ef_optax._compressor import Compressor
+from ef_optax.compressors._blocks import round_randomly, safe_divisor
+from ef_optax.compressors._quartic import pack_quartic, quartic_bits, unpack_quartic
+from ef_optax.compressors.sign import scale_dtype
+
+PACKINGS = ("bits", "quartic")
+
+
+class TernaryCodec(Codec):
+    """``C(x) = scale * t`` with t in {-1, 0, 1}; subclasses give scale and t."""
+
+    packing: str
+
+    def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
+        """The scale (a scalar) and the ternary values of a flat leaf."""
+        raise NotImplementedError
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        scale, ternary = self.parts(x.reshape(-1).astype(scale_dtype(x.dtype)), key)
+        if self.packing == "quartic":
+            words = pack_quartic(ternary)
+        else:
+            words = _packing.pack(ternary.astype(jnp.int32) + 1, 2)
+        return {"ternary": words, "scale": scale[None]}
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        size = size_of(like.shape)
+        if self.packing == "quartic":
+            ternary = unpack_quartic(message["ternary"], size)
+        else:
+            ternary = _packing.unpack(message["ternary"], 2, size).astype(jnp.int32) - 1
+        values = ternary.astype(message["scale"].dtype) * message["scale"]
+        return values.astype(like.dtype).reshape(like.shape)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        size = size_of(shape)
+        values = quartic_bits(size) if self.packing == "quartic" else 2 * size
+        return values + bits_of(scale_dtype(dtype))
+
+
+def _largest(flat: Array) -> Array:
+    return jnp.max(jnp.abs(flat), initial=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ternary(TernaryCodec):
+    """The largest magnitude M times sign(x), with probability |x|/M, else 0."""
+
+    key: Array
+    clip_sigmas: float | None = None
+    packing: str = "bits"
+
+    deterministic: ClassVar[bool] = False
+
+    @property
+    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.clip_sigmas is None
+
+    def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
+        assert key is not None
+        if self.clip_sigmas is not None:
+            unit = safe_divisor(_largest(x))
+            limit = self.clip_sigmas * unit * jnp.std(x / unit) if x.size else unit
+            x = jnp.clip(x, -limit, limit)
+        scale = _largest(x)
+        chosen = round_randomly(jnp.abs(x) / safe_divisor(scale), key)
+        return scale, jnp.where(x < 0, -chosen, chosen)
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """(sqrt(d) - 1)/2, attained by (1, a, ..., a) with a = 1/(1 + sqrt(d))."""
+        del num_workers
+        if self.clip_sigmas is not None:
+            return None
+        return (math.sqrt(max(1, size_of(shape))) - 1) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreeLC(TernaryCodec):
+    """S = s M times x/S rounded to nearest: values above half of S, at most one step."""
+
+    sparsity: float
+    packing: str = "quartic"
+
+    def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
+        del key
+        scale = _largest(x) * jnp.asarray(self.sparsity, x.dtype)
+        return scale, jnp.round(x / safe_divisor(scale))
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float:
+        """s(2 - s)/(1 + (d - 1) s^2/4), attained when all others are just not sent."""
+        del num_workers
+        s = self.sparsity
+        return s * (2 - s) / (1 + (max(1, size_of(shape)) - 1) * s**2 / 4)
+
+
+def ternary(
+    key: Any = None, *, clip_sigmas: float | None = None, packing: str = "bits"
+) -> Compressor:
+    """TernGrad: ``C(x)_i = M sign(x_i)`` with probability ``|x_i|/M``, else 0.
+
+    M is the largest magnitude. Unbiased with omega = (sqrt(d) - 1)/2 (exact). With ``clip_sigmas``
+    = c the leaf is first clamped to +-c times its standard deviation (about its mean, divisor d),
+    which lowers the variance and gives up unbiasedness; the published choice is 2.5.
+
+    Args:
+      key: a JAX random key or an int; step, leaf and worker are folded in.
+      clip_sigmas: clamp at this many standard deviations; None: no clamping.
+      packing: ``"bits"``, 2 bits a value, or ``"quartic"``, five values to a byte.
+
+    Returns:
+      The compressor. Bits: 32 + 2 d, or 32 + 8 ceil(d/5).
+
+    Raises:
+      ValueError: for a bad ``clip_sigmas`` or ``packing``. TypeError: without a key.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.ternary(key=0)
+      >>> compressor.update(jnp.array([2.0, -2.0, 0.0]), compressor.init(None))[0].tolist()
+      [2.0, -2.0, 0.0]
+      >>> ef.ternary(key=0, packing="quartic").bits((100,))
+      192
+
+    References:
+      Wen et al., TernGrad, 2017, equations 2-5 and section 3.3 (clipping).
+    """
+    if clip_sigmas is not None and not (isinstance(clip_sigmas, float | int) and clip_sigmas > 0):
+        raise ValueError(f"ternary: clip_sigmas={clip_sigmas!r} must be a positive number or None.")
+    if packing not in PACKINGS:
+        raise ValueError(f"ternary: packing={packing!r} is not known; use one of {PACKINGS}.")
+    return Compressor(Ternary(as_key(key, "ternary"), clip_sigmas, packing))
+
+
+def three_lc(sparsity: float = 1.0) -> Compressor:
+    """3LC: rounds x/S to -1, 0 or 1 with S = ``sparsity`` times the largest magnitude.
+
+    A value is sent, as +-S, iff ``|x| > S/2`` (a tie is not sent). Deterministic and biased:
+    alpha = s(2 - s)/(1 + (d - 1) s^2/4) (exact). Meant for error feedback. 3LC's last stage, the
+    zero-run code, has a length that depends on the data; :func:`ef_optax.zero_run_bits` counts it.
+
+    Args:
+      sparsity: s, the sparsity multiplier, 1 <= s < 2; larger sends fewer and larger values.
+
+    Returns:
+      The compressor. Bits: 32 + 8 ceil(d/5), five values to a byte.
+
+    Raises:
+      ValueError: if ``sparsity`` is not in [1, 2).
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.three_lc(1.5)
+      >>> compressor.update(jnp.array([2.0, -1.0, 1.6]), compressor.init(None))[0].tolist()
+      [3.0, 0.0, 3.0]
+
+    References:
+      Lim, Andersen, Kaminsky, 3LC: lightweight and effective traffic compression, 2019, section 3.
+    """
+    if not (isinstance(sparsity, float | int) and 1 <= sparsity < 2):
+        raise ValueError(f"three_lc: sparsity={sparsity!r} must be a number in [1, 2).")
+    return Compressor(ThreeLC(float(sparsity)))
