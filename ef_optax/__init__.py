@@ -25,22 +25,49 @@ from ef_optax.compressors.sparsify import random_k as random_k
 from ef_optax.compressors.sparsify import top_k as top_k
 from ef_optax.compressors.ternary import ternary as ternary
 from ef_optax.compressors.ternary import three_lc as three_lc
+from ef_optax.feedback.clip21 import clip21 as clip21
 from ef_optax.feedback.compressed_mean import CompressedMeanState as CompressedMeanState
 from ef_optax.feedback.compressed_mean import compressed_mean as compressed_mean
+from ef_optax.feedback.econtrol import EControlState as EControlState
+from ef_optax.feedback.econtrol import econtrol as econtrol
 from ef_optax.feedback.ef14 import ErrorFeedbackState as ErrorFeedbackState
 from ef_optax.feedback.ef14 import error_feedback as error_feedback
+from ef_optax.feedback.ef21 import EF21State as EF21State
+from ef_optax.feedback.ef21 import ef21 as ef21
+from ef_optax.feedback.ef21_bidirectional import EF21BidirectionalState as EF21BidirectionalState
+from ef_optax.feedback.ef21_bidirectional import ef21_bidirectional as ef21_bidirectional
+from ef_optax.feedback.ef21_heavy_ball import ef21_heavy_ball as ef21_heavy_ball
+from ef_optax.feedback.ef21_momentum import EF21MomentumState as EF21MomentumState
+from ef_optax.feedback.ef21_momentum import ef21_double_momentum as ef21_double_momentum
+from ef_optax.feedback.ef21_momentum import ef21_momentum as ef21_momentum
+from ef_optax.feedback.ef21_partial_participation import (
+    EF21PartialParticipationState as EF21PartialParticipationState,
+)
+from ef_optax.feedback.ef21_partial_participation import (
+    ef21_partial_participation as ef21_partial_participation,
+)
+from ef_optax.feedback.ef21_plus import EF21PlusState as EF21PlusState
+from ef_optax.feedback.ef21_plus import ef21_plus as ef21_plus
+from ef_optax.feedback.ef21_prox import ef21_prox as ef21_prox
+from ef_optax.feedback.ef21_prox import gradient_mapping as gradient_mapping
+from ef_optax.feedback.ef21_prox import l1_prox as l1_prox
+from ef_optax.feedback.ef21_prox import proximal as proximal
+from ef_optax.feedback.ef21_w import ef21_w as ef21_w
+from ef_optax.feedback.ef_bv import EFBVState as EFBVState
+from ef_optax.feedback.ef_bv import diana as diana
+from ef_optax.feedback.ef_bv import ef_bv as ef_bv
 from ef_optax.parallel.arguments import PerWorker as PerWorker
 from ef_optax.parallel.change_workers import change_workers as change_workers
 from ef_optax.parallel.gradients import worker_value_and_grad as worker_value_and_grad
 from ef_optax.parallel.inference import worker_axes as worker_axes
 from ef_optax.parallel.lift import Lifted as Lifted
-from ef_optax.parallel.lift import data_parallel as data_parallel
-from ef_optax.parallel.lift import simulate as simulate
+from ef_optax.parallel.mesh import data_parallel as data_parallel
 from ef_optax.parallel.points import HessianVector as HessianVector
 from ef_optax.parallel.points import Points as Points
 from ef_optax.parallel.points import query_points as query_points
 from ef_optax.parallel.quarantine import exchange_states as exchange_states
 from ef_optax.parallel.quarantine import guard as guard
+from ef_optax.parallel.simulation import simulate as simulate
 from ef_optax.wire import WireReport as WireReport
 from ef_optax.wire import wire_report as wire_report
 

@@ -97,14 +97,14 @@ class Workers:
       size: number of workers n, a Python int (1 without an axis).
       index: this worker's index in 0..n-1 (an array; 0 without an axis).
       step: number of exchanges made so far (int32 array).
-      path: a 32-bit hash of the leaf's path.
+      path: a 32-bit hash of the leaf's path (of each leaf's, for leaves that are stacked).
       slice_index: index of the slice of a model-parallel leaf that this device owns, else 0.
     """
 
     size: int
     index: Array | int
     step: Array
-    path: Array | int = 0
+    path: Any = 0
     slice_index: Array | int = 0
 
     def fold(self, key: Array, *, shared: bool = False) -> Array:

@@ -33,6 +33,10 @@ class Lift:
     simulated: bool = False
     guarded: bool = True
 
+    def virtual(self) -> Lift:
+        """The same with emulated model axes, so that it can be traced without devices."""
+        return dataclasses.replace(self, simulated=True)
+
 
 _LIFT: contextvars.ContextVar[Lift | None] = contextvars.ContextVar("ef_optax_lift", default=None)
 

@@ -122,18 +122,21 @@ class Exchange:
                     f"updates['{path}'] has dtype {leaf.dtype}, but only floating-point leaves can "
                     "be exchanged; keep other leaves out with optax.masked inside the chain."
                 )
-        finite = all_finite(leaves)
         states = treedef.flatten_up_to(state.codec) if self.codec.stateful else [()] * len(leaves)
 
-        def send(leaves: list[Array], states: list[Any], slices: list[Array | int]) -> Any:
-            run = _Run(self, paths, slices, specs or [None] * len(leaves), state.count)
+        def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
+            finite, weight, count = shared
+            run = _Run(self, paths, slices, specs or [None] * len(leaves), count)
             return run(leaves, states, finite, weight, tuple(want))
 
         specs = _slices.leaf_specs(paths)
+        weight = None if weight is None else jnp.asarray(weight, jnp.float32)
+        shared = (all_finite(leaves), weight, state.count)
         if specs is None:
-            results, (states, ok) = send(leaves, states, [0] * len(leaves))
+            results, (states, ok) = send(leaves, states, shared, [0] * len(leaves))
         else:
-            results, (states, ok) = _slices.over_slices(send, leaves, states, specs)
+            names = ("aggregate", *want)
+            results, (states, ok) = _slices.over_slices(send, leaves, states, shared, specs, names)
         lift = _context.current()
         if lift is None or not lift.guarded:
             results["aggregate"] = [jnp.where(ok, x, jnp.nan) for x in results["aggregate"]]
@@ -252,7 +255,7 @@ class _Run:
         leaves: list[Array],
         states: list[Any],
         finite: Array,
-        weight: Array | float | None,
+        weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
         units = _units(self.exchange.codec, self.paths, leaves, self.specs)
@@ -294,7 +297,7 @@ class _Rounds:
 
     exchange: Exchange
     finite: Array
-    weight: Array | float | None
+    weight: Array | None
     ok: Array = dataclasses.field(init=False)
     weights: Array | None = dataclasses.field(init=False, default=None)
     total: Array | int = dataclasses.field(init=False)

@@ -57,25 +57,29 @@ def slice_like(like: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
 
 
 def over_slices(
-    send: Callable[[list[Array], list[Any], list[Array | int]], tuple[dict[str, list[Array]], Any]],
+    send: Callable[..., tuple[dict[str, list[Array]], Any]],
     leaves: list[Array],
     states: list[Any],
+    shared: Any,
     specs: list[P],
+    names: Sequence[str],
 ) -> tuple[dict[str, list[Array]], Any]:
-    """Runs ``send(leaves, states, slice_indices)`` on every slice.
+    """Runs ``send(leaves, states, shared, slice_indices)`` on every slice.
 
     Args:
       send: returns a dictionary of lists shaped like ``leaves``, and (states, rest) where ``rest``
         is the same on all slices.
       leaves: the whole leaves.
       states: the codecs' states, with a leading slice axis for split leaves.
+      shared: arrays that are the same on every slice (nothing may be closed over).
       specs: one partition spec for each leaf.
+      names: the keys of the dictionary that ``send`` returns.
     """
     lift = _context.current()
     assert lift is not None
     free = sorted({a for spec in specs for a in _context.spec_axes(spec)})
     run = _over_virtual_slices if lift.simulated else _over_devices
-    return run(send, leaves, states, specs, free)
+    return run(send, leaves, states, shared, specs, free, names)
 
 
 def _axis_sizes() -> dict[str, int]:
@@ -87,11 +91,11 @@ def _axis_sizes() -> dict[str, int]:
 def _with_slices(send: Any, specs: list[P]) -> Any:
     """Adapts ``send`` to the inside of a map: strips the slice axis of the codec states."""
 
-    def local(leaves: list[Array], states: list[Any]) -> Any:
+    def local(leaves: list[Array], states: list[Any], shared: Any) -> Any:
         axes = [_context.spec_axes(spec) for spec in specs]
         indices = [coll.axis_index(a) if a else 0 for a in axes]
         inner = [_first(s) if a else s for s, a in zip(states, axes, strict=True)]
-        wanted, (after, rest) = send(leaves, inner, indices)
+        wanted, (after, rest) = send(leaves, inner, shared, indices)
         after = [_expand(s) if a else s for s, a in zip(after, axes, strict=True)]
         return wanted, (after, rest)
 
@@ -107,22 +111,33 @@ def _expand(tree: Any) -> Any:
 
 
 def _over_devices(
-    send: Any, leaves: list[Array], states: list[Any], specs: list[P], free: list[str]
+    send: Any,
+    leaves: list[Array],
+    states: list[Any],
+    shared: Any,
+    specs: list[P],
+    free: list[str],
+    names: Sequence[str],
 ) -> Any:
     manual = set(jax.sharding.get_abstract_mesh().manual_axes)
     lead = [P(_context.spec_axes(s)) if _context.spec_axes(s) else P() for s in specs]
-    shapes = jax.eval_shape(lambda x, s: send(x, s, [0] * len(x))[0], leaves, states)
     return jax.shard_map(
         _with_slices(send, specs),
-        in_specs=(specs, lead),
-        out_specs=({name: specs for name in shapes}, (lead, P())),
+        in_specs=(specs, lead, P()),
+        out_specs=({name: specs for name in names}, (lead, P())),
         axis_names=set(free) - manual,
         check_vma=False,
-    )(leaves, states)
+    )(leaves, states, shared)
 
 
 def _over_virtual_slices(
-    send: Any, leaves: list[Array], states: list[Any], specs: list[P], free: list[str]
+    send: Any,
+    leaves: list[Array],
+    states: list[Any],
+    shared: Any,
+    specs: list[P],
+    free: list[str],
+    names: Sequence[str],
 ) -> Any:
     sizes = _axis_sizes()
     axes = [_context.spec_axes(spec) for spec in specs]
@@ -177,17 +192,20 @@ def _over_virtual_slices(
 
         return jax.tree.map(one, tree)
 
-    def local(leaves: list[Array], states: list[Any]) -> Any:
+    def local(leaves: list[Array], states: list[Any], shared: Any) -> Any:
         indices = [coll.axis_index(a) if a else 0 for a in axes]
-        return send(leaves, states, indices)
+        return send(leaves, states, shared, indices)
 
     mapped = local
     for name in reversed(free):
         where = [0 if name in a else None for a in axes]
-        mapped = jax.vmap(mapped, in_axes=(where, where), axis_name=name, axis_size=sizes[name])
+        mapped = jax.vmap(
+            mapped, in_axes=(where, where, None), axis_name=name, axis_size=sizes[name]
+        )
     wanted, (after, rest) = mapped(
         [split(x, s) if a else x for x, s, a in zip(leaves, specs, axes, strict=True)],
         [state_in(s, a) if a else s for s, a in zip(states, axes, strict=True)],
+        shared,
     )
     joined = {
         name: [join(x, s, leaf.shape) for x, s, leaf in zip(xs, specs, leaves, strict=True)]

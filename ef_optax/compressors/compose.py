@@ -162,7 +162,8 @@ class Dense(Codec):
         )
 
     def _apply(self, leaves: list[Array]) -> list[Array]:
-        return self.tx.update(leaves, self.tx.init(leaves), None)[0]
+        updates: Any = self.tx.update(leaves, self.tx.init(leaves), None)[0]
+        return updates
 
 
 def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:

@@ -1,4 +1,4 @@
-"""The compressor that changes nothing: the dense baseline, and the neutral element of every rule."""
+"""The compressor that changes nothing: the dense baseline and the neutral element."""
 
 from __future__ import annotations
 

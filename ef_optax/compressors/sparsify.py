@@ -71,8 +71,12 @@ def scatter(values: Array, indices: Array, like: jax.ShapeDtypeStruct) -> Array:
 class SparseCodec(Codec):
     """A codec whose messages are (indices, values): decoding and averaging by scatter.
 
-    Subclasses give ``parts(message, like) -> (indices, values)`` for one message.
+    Subclasses give ``parts(message, like) -> (indices, values)`` for one message, and ``count``.
     """
+
+    def count(self, size: int) -> int:
+        """Number of values that the message of a leaf of ``size`` carries."""
+        raise NotImplementedError
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         """The flat indices and the values that one message carries."""

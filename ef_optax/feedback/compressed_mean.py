@@ -11,6 +11,7 @@ import optax
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
 
 
 class CompressedMeanState(NamedTuple):
@@ -61,4 +62,4 @@ def compressed_mean(
         )
         return emitted, CompressedMeanState(out.state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return as_transformation(init_fn, update_fn)

@@ -22,6 +22,7 @@ from ef_optax._base import Array
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -34,7 +35,7 @@ class ErrorFeedbackState(NamedTuple):
 
 def residual_like(params: Any, dtype: Any) -> Any:
     """Zeros like ``params`` in the residual dtype (None: float32, or wider where they are)."""
-    return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), residual_dtype_of(p, dtype)), params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, residual_dtype_of(p, dtype)), params)
 
 
 def residual_dtype_of(leaf: Any, dtype: Any) -> Any:
@@ -96,8 +97,8 @@ def error_feedback(
       >>> state[0].residual.tolist()  # the 2 was not sent: it is owed
       [0.0, 2.0]
       >>> updates, state = tx.update(jnp.array([1.0, 1.0]), state, params)
-      >>> [round(u, 6) for u in updates.tolist()]  # now 2 + 1 go out together
-      [0.0, -0.3]
+      >>> [round(-u, 6) for u in updates.tolist()]  # now 2 + 1 go out together
+      [0.0, 0.3]
 
     References:
       Karimireddy, Rebjock, Stich, Jaggi, Error feedback fixes SignSGD, 2019, Algorithms 1-2;
@@ -145,4 +146,4 @@ def error_feedback(
         emitted = jax.tree.map(lambda c, g: c.astype(update_dtype or g.dtype), aggregate, updates)
         return emitted, ErrorFeedbackState(kept, last, out.state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return as_transformation(init_fn, update_fn)

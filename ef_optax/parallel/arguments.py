@@ -104,6 +104,11 @@ def split_extra(extra: Mapping[str, Any], n: int) -> tuple[dict[str, Any], Any, 
     return traced, marks, fixed
 
 
+def all_arrays(extra: Mapping[str, Any]) -> bool:
+    """Whether all extra arguments are arrays, so that they can go through ``jit``."""
+    return all(_array_like(x) for x in jax.tree.leaves(dict(extra)))
+
+
 def _array_like(x: Any) -> bool:
     try:
         jnp.result_type(x)

@@ -86,9 +86,10 @@ def _carry(old: Any, new: Any, role: str) -> Any:
 
 def _roles(state: Any, role: str = "") -> Any:
     """The role of every leaf: that of the innermost State class that names one for its field."""
-    if isinstance(state, tuple) and hasattr(state, "_fields"):
+    names = getattr(state, "_fields", None)
+    if isinstance(state, tuple) and names is not None:
         named = getattr(type(state), "roles", {})
-        fields = zip(state._fields, state, strict=True)
+        fields = zip(names, state, strict=True)
         return type(state)(*(_roles(value, named.get(name, role)) for name, value in fields))
     is_state = lambda x: isinstance(x, tuple) and hasattr(x, "_fields")  # noqa: E731
     return jax.tree.map(lambda x: _roles(x, role) if is_state(x) else role, state, is_leaf=is_state)
