@@ -1,0 +1,86 @@
+"""EF21 (Richtarik, Sokolov, Fatkhullin 2021): compress the difference to what the others know.
+
+c_i = C(grad f_i(x) - g_i)      what the server does not know yet
+g_i = g_i + c_i                 its estimate of this worker's gradient, on both sides
+g   = g + mean_i c_i            emit g
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import optax
+
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class EF21State(NamedTuple):
+    """State of :func:`ef21`."""
+
+    estimate: Any  # per worker, like the parameters: g_i, what the others know of this gradient
+    mean: Any  # like the parameters: g, the mean of the estimates
+    exchange: ExchangeState
+
+
+def ef21(
+    compressor: Compressor, *, axis_name: AxisName = None, init: _rule.Init = "compressed"
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF21: the compressed differences add up to an estimate of every worker's gradient.
+
+    .. math:: c_i = C(\nabla f_i(x) - g_i), \quad g_i' = g_i + c_i,
+              \quad \text{emit}\ g' = g + \text{mean}_i\, c_i
+
+    Unlike :func:`error_feedback` it converges with exact gradients of heterogeneous workers at a
+    constant step; with small batches the noise stays, see :func:`ef21_momentum`. Step sizes:
+    :func:`ef_optax.theory.ef21_step`. With the identity it is gradient descent.
+
+    Args:
+      compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates: ``"compressed"`` is C of the first gradient (the paper),
+        ``"full"`` the gradient itself, sent dense once (the authors' code), ``"zero"`` is zero, so
+        that the first update is zero and nothing is sent.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21State`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for an unknown ``init`` or a
+        compressor that is not additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef21(ef.top_k(k=1))
+      >>> params = jnp.zeros(2)
+      >>> updates, state = tx.update(jnp.array([3.0, 2.0]), tx.init(params), params)
+      >>> updates.tolist()
+      [3.0, 0.0]
+      >>> tx.update(jnp.array([3.0, 2.0]), state, params)[0].tolist()
+      [3.0, 2.0]
+
+    References:
+      Richtarik, Sokolov, Fatkhullin, "EF21: A new, simpler, theoretically better, and practically
+      faster error feedback", NeurIPS 2021, Algorithm 2.
+    """
+    _rule.check_init("ef21", init)
+    codec = _rule.require_additive("ef21", codec_of(compressor))
+    exchange = Exchange(codec, axis_name)
+
+    def init_fn(params: Any) -> EF21State:
+        g = _rule.zeros(params)
+        return EF21State(estimate=g, mean=g, exchange=exchange.init(g))
+
+    def update_fn(
+        updates: Any, state: EF21State, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EF21State]:
+        del params, extra_args
+        g_i, g, sent = _rule.start(
+            init, exchange, _rule.wide(updates), state.estimate, state.mean, state.exchange
+        )
+        return _rule.emit(g, updates), EF21State(g_i, g, sent)
+
+    return as_transformation(init_fn, update_fn)

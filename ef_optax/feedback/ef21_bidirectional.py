@@ -1,0 +1,84 @@
+"""EF21-BC (Fatkhullin et al. 2021): EF21 in both directions.
+
+gw_i = gw_i + C_w(grad f_i(x) - gw_i)      what the server knows of worker i
+b    = C_M(mean_i gw_i - g)
+g    = g + b                               what the workers know of the mean;  emit g
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import optax
+
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class EF21BidirectionalState(NamedTuple):
+    """State of :func:`ef21_bidirectional`."""
+
+    estimate: Any  # per worker, like the parameters: gw_i
+    mean: Any  # like the parameters: the mean of gw_i, which the server has
+    broadcast: Any  # like the parameters: g, which everybody has
+    uplink: ExchangeState
+    downlink: ExchangeState
+
+
+def ef21_bidirectional(
+    compressor: Compressor, server: Compressor, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF21-BC: workers compress towards the server, the server compresses towards the workers.
+
+    .. math:: gw_i' = gw_i + C_w(\nabla f_i(x) - gw_i), \quad
+              \text{emit}\ g' = g + C_M(\text{mean}_i\,gw_i' - g)
+
+    Without a server process every worker gathers the messages and plays the server, so the downlink
+    is computed, not transmitted: this gives the algorithm's iterates, for studying it.
+
+    Args:
+      compressor: C_w, the uplink; contractive.
+      server: C_M, the downlink; contractive. The identity makes it :func:`ef21`.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an
+      :class:`EF21BidirectionalState`.
+
+    Raises:
+      TypeError: if an argument is not a Compressor. ValueError: for an uplink compressor that is
+        not additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef21_bidirectional(ef.top_k(k=2), ef.top_k(k=1))
+      >>> params = jnp.zeros(3)
+      >>> updates, state = tx.update(jnp.array([3.0, 2.0, 1.0]), tx.init(params), params)
+      >>> state.mean.tolist(), updates.tolist()
+      ([3.0, 2.0, 0.0], [3.0, 0.0, 0.0])
+
+    References:
+      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021, Algorithm 5.
+    """
+    up = _rule.require_additive("ef21_bidirectional", codec_of(compressor))
+    uplink, downlink = Exchange(up, axis_name), Exchange(codec_of(server, "server"))
+
+    def init_fn(params: Any) -> EF21BidirectionalState:
+        g = _rule.zeros(params)
+        return EF21BidirectionalState(g, g, g, uplink.init(g), downlink.init(g))
+
+    def update_fn(
+        updates: Any, state: EF21BidirectionalState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EF21BidirectionalState]:
+        del params, extra_args
+        gw_i, mean, sent = _rule.track(
+            uplink, _rule.wide(updates), state.estimate, state.mean, state.uplink
+        )
+        out = downlink(_rule.sub(mean, state.broadcast), state.downlink)
+        g = _rule.add(state.broadcast, out.aggregate)
+        return _rule.emit(g, updates), EF21BidirectionalState(gw_i, mean, g, sent, out.state)
+
+    return as_transformation(init_fn, update_fn)

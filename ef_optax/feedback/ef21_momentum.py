@@ -1,0 +1,153 @@
+"""EF21-SGDM and EF21-SGD2M (Fatkhullin, Tyurin, Richtarik 2023): momentum inside EF21's target.
+
+v_i = (1 - eta) v_i + eta grad f_i(x; xi)          SGD2M also:  u_i = (1 - eta) u_i + eta v_i
+c_i = C(v_i - g_i)   (SGD2M: u_i - g_i)
+g_i = g_i + c_i ;  g = g + mean_i c_i ;  emit g
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from ef_optax._base import Array
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class EF21MomentumState(NamedTuple):
+    """State of :func:`ef21_momentum` and :func:`ef21_double_momentum`."""
+
+    averages: tuple[Any, ...]  # per worker, like the parameters: (v_i,) or (v_i, u_i)
+    estimate: Any  # per worker, like the parameters: g_i
+    mean: Any  # like the parameters: the mean of the estimates
+    exchange: ExchangeState
+
+
+def ef21_momentum(
+    compressor: Compressor,
+    fresh_weight: optax.ScalarOrSchedule,
+    *,
+    axis_name: AxisName = None,
+    init: _rule.Init = "compressed",
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF21-SGDM: EF21 that tracks an average of stochastic gradients, so that small batches work.
+
+    .. math:: v_i' = (1 - \eta) v_i + \eta \nabla f_i(x; \xi), \quad c_i = C(v_i' - g_i), \quad
+              g_i' = g_i + c_i, \quad \text{emit}\ g' = g + \text{mean}_i\,c_i
+
+    The first average is the first gradient. With ``fresh_weight=1`` it is :func:`ef21`. Theory
+    (constants unverified): :func:`ef_optax.theory.ef21_momentum_step`. Follow it by a normalisation
+    of the update for the parameter-agnostic forms of Sadiev et al. (2025).
+
+    Args:
+      compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
+      fresh_weight: eta in (0, 1], the weight of the *fresh* gradient (one minus the usual decay),
+        or a schedule of it.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates, as in :func:`ef21`.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an
+      :class:`EF21MomentumState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for a weight outside (0, 1], an
+        unknown ``init`` or a compressor that is not additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef21_momentum(ef.identity(), 0.25)
+      >>> params = jnp.zeros(1)
+      >>> _, state = tx.update(jnp.array([4.0]), tx.init(params), params)
+      >>> tx.update(jnp.array([8.0]), state, params)[0].tolist()
+      [5.0]
+
+    References:
+      Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023,
+      Algorithm 1.
+    """
+    return _with_averages("ef21_momentum", 1, compressor, fresh_weight, axis_name, init)
+
+
+def ef21_double_momentum(
+    compressor: Compressor,
+    fresh_weight: optax.ScalarOrSchedule,
+    *,
+    axis_name: AxisName = None,
+    init: _rule.Init = "compressed",
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF21-SGD2M: as :func:`ef21_momentum`, with the average averaged once more.
+
+    .. math:: v_i' = (1 - \eta) v_i + \eta \nabla f_i(x; \xi), \quad
+              u_i' = (1 - \eta) u_i + \eta v_i', \quad c_i = C(u_i' - g_i)
+
+    Args:
+      compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
+      fresh_weight: eta in (0, 1], the weight of the *fresh* value in both averages, or a schedule.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates, as in :func:`ef21`.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an
+      :class:`EF21MomentumState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for a weight outside (0, 1], an
+        unknown ``init`` or a compressor that is not additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef21_double_momentum(ef.identity(), 0.5)
+      >>> params = jnp.zeros(1)
+      >>> _, state = tx.update(jnp.array([4.0]), tx.init(params), params)
+      >>> tx.update(jnp.array([8.0]), state, params)[0].tolist()
+      [5.0]
+
+    References:
+      Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023,
+      Algorithm 2.
+    """
+    return _with_averages("ef21_double_momentum", 2, compressor, fresh_weight, axis_name, init)
+
+
+def _with_averages(
+    rule: str,
+    depth: int,
+    compressor: Compressor,
+    fresh_weight: optax.ScalarOrSchedule,
+    axis_name: AxisName,
+    init: _rule.Init,
+) -> optax.GradientTransformationExtraArgs:
+    _rule.check_init(rule, init)
+    _rule.check_weight(rule, "fresh_weight", fresh_weight)
+    exchange = Exchange(_rule.require_additive(rule, codec_of(compressor)), axis_name)
+
+    def weight_at(count: Array) -> Array:
+        eta = jnp.asarray(_rule.value_at(fresh_weight, count))
+        return jnp.where(count == 0, jnp.ones_like(eta), eta)  # the first average is the gradient
+
+    def init_fn(params: Any) -> EF21MomentumState:
+        g = _rule.zeros(params)
+        return EF21MomentumState((g,) * depth, estimate=g, mean=g, exchange=exchange.init(g))
+
+    def update_fn(
+        updates: Any, state: EF21MomentumState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EF21MomentumState]:
+        del params, extra_args
+        eta = weight_at(state.exchange.count)
+        fresh, averages = _rule.wide(updates), []
+        for old in state.averages:
+            fresh = _rule.add(_rule.scale(1 - eta, old), _rule.scale(eta, fresh))
+            averages.append(fresh)
+        g_i, g, sent = _rule.start(
+            init, exchange, fresh, state.estimate, state.mean, state.exchange
+        )
+        return _rule.emit(g, updates), EF21MomentumState(tuple(averages), g_i, g, sent)
+
+    return as_transformation(init_fn, update_fn)

@@ -1,0 +1,128 @@
+"""EF21-PP (Fatkhullin et al. 2021): in every round each worker takes part with some probability.
+
+c_i = C(grad f_i(x) - g_i) for i in S, else 0
+g_i = g_i + c_i ;  g = g + mean_i c_i  (over all n workers) ;  emit g
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax import _collectives as coll
+from ef_optax._base import Array, as_key
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class EF21PartialParticipationState(NamedTuple):
+    """State of :func:`ef21_partial_participation`."""
+
+    estimate: Any  # per worker, like the parameters: g_i
+    mean: Any  # like the parameters: the mean of all estimates
+    present: Array  # per worker, float32 scalar: 1 if it took part in the last round, else 0
+    exchange: ExchangeState
+
+
+def ef21_partial_participation(
+    compressor: Compressor,
+    probability: float | Sequence[float],
+    key: Any,
+    *,
+    weights: Sequence[float] | None = None,
+    axis_name: AxisName = None,
+    init: _rule.Init = "compressed",
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF21-PP: EF21 in which absent workers keep their old estimates; the mean stays over all.
+
+    .. math:: c_i = \begin{cases} C(\nabla f_i(x) - g_i) & i \in S \\ 0 & \text{else}\end{cases},
+              \quad g_i' = g_i + c_i, \quad \text{emit}\ g' = g + \text{mean}_i\,c_i
+
+    Every worker draws for itself (Poisson sampling); in the first round all take part, which is
+    the start g_i^0. An absent worker counts as sending nothing in the papers' accounting, while in
+    this program its message still has its place in the exchange. Step size:
+    :func:`ef_optax.theory.ef21_partial_participation_step`.
+
+    Args:
+      compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
+      probability: p in (0, 1] for all workers, or n of them.
+      key: a JAX random key or an int; the step and the worker are folded in.
+      weights: None, or EF21-W's weights (EF21-W-PP; its step size is an unverified constant).
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates, as in :func:`ef21`.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an
+      :class:`EF21PartialParticipationState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor or ``key`` is not a key. ValueError: for a
+        probability outside (0, 1], bad weights, an unknown ``init`` or a compressor that is not
+        additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef21_partial_participation(ef.top_k(k=1), 0.5, 0, axis_name="w")
+      >>> tx = ef.simulate(tx, 4, "w")
+      >>> grads, params = jnp.ones((4, 2)), jnp.zeros(2)
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates, state = tx.update(grads, state, params)
+      >>> bool(updates[1] == state.present.mean())  # the second coordinate, of those present
+      True
+
+    References:
+      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021, Algorithm 4.
+    """
+    rule = "ef21_partial_participation"
+    _rule.check_init(rule, init)
+    several = tuple(probability) if isinstance(probability, Sequence) else (probability,)
+    for p in several:
+        _rule.check_weight(rule, "probability", p)
+    if weights is not None:
+        _rule.check_shares(rule, weights)
+    key = as_key(key, rule)
+    exchange = Exchange(_rule.require_additive(rule, codec_of(compressor)), axis_name)
+
+    def drawn(count: Array) -> Array:
+        """1 or 0: whether this worker takes part."""
+        n = coll.axis_size(axis_name)
+        if len(several) not in (1, n):
+            raise ValueError(f"{rule}: probability has {len(several)} numbers for {n} workers.")
+        own = coll.axis_index(axis_name) if len(several) > 1 else 0
+        p = jnp.asarray(several, jnp.float32)[own]
+        takes_part = jax.random.uniform(_rule.draw(key, count, axis_name)) < p
+        return jnp.where(count == 0, True, takes_part).astype(jnp.float32)
+
+    def init_fn(params: Any) -> EF21PartialParticipationState:
+        g = _rule.zeros(params)
+        return EF21PartialParticipationState(g, g, jnp.ones((), jnp.float32), exchange.init(g))
+
+    def update_fn(
+        updates: Any, state: EF21PartialParticipationState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EF21PartialParticipationState]:
+        del params, extra_args
+        target, share = _rule.wide(updates), None
+        if weights is not None:
+            share = _rule.own_share(rule, weights, axis_name)
+            target = jax.tree.map(lambda x: x / share.astype(x.dtype), target)
+        present = drawn(state.exchange.count)
+        g_i, g, sent = _rule.start(
+            init,
+            exchange,
+            target,
+            state.estimate,
+            state.mean,
+            state.exchange,
+            share=share,
+            present=present,
+        )
+        return _rule.emit(g, updates), EF21PartialParticipationState(g_i, g, present, sent)
+
+    return as_transformation(init_fn, update_fn)

@@ -1,0 +1,88 @@
+"""EF21-W (Richtarik, Gasanov, Burlachenko 2024): EF21 with workers weighted by their smoothness.
+
+u_i = C(grad f_i(x)/(n w_i) - g_i)
+g_i = g_i + u_i ;  g = g + sum_i w_i u_i ;  emit g
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+from ef_optax.feedback.ef21 import EF21State
+
+
+def ef21_w(
+    compressor: Compressor,
+    weights: Sequence[float],
+    *,
+    axis_name: AxisName = None,
+    init: _rule.Init = "compressed",
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF21-W: workers with steep objectives get a larger share, so that the step can be larger.
+
+    .. math:: u_i = C\left(\frac{\nabla f_i(x)}{n w_i} - g_i\right), \quad g_i' = g_i + u_i, \quad
+              \text{emit}\ g' = g + \sum_i w_i u_i
+
+    The best weights are ``w_i = L_i/sum_j L_j`` (:func:`ef_optax.theory.weights`), with the step
+    :func:`ef_optax.theory.ef21_w_step`. For positively homogeneous compressors (top-k, scaled sign)
+    the iterates are those of EF21: the gain is in what the theory allows. With stochastic gradients
+    (EF21-W-SGD) the same transformation applies, and for partial participation (EF21-W-PP) use
+    ``ef21_partial_participation(..., weights=weights)``; the step sizes of those two forms are
+    unverified constants, and none is given here.
+
+    Args:
+      compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
+      weights: n positive numbers that sum to 1, one per worker in the order of the axis.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates, as in :func:`ef21`.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21State` whose
+      estimates are of ``grad f_i/(n w_i)``.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for weights that are not
+        positive, do not sum to 1, or are not as many as there are workers; for an unknown ``init``
+        or a compressor that is not additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.simulate(ef.ef21_w(ef.identity(), (0.25, 0.75), axis_name="w"), 2, "w")
+      >>> params = jnp.zeros(1)
+      >>> updates, state = tx.update(jnp.array([[1.0], [3.0]]), tx.init(params), params)
+      >>> updates.tolist(), state.estimate.tolist()
+      ([2.0], [[2.0], [2.0]])
+
+    References:
+      Richtarik, Gasanov, Burlachenko, "Error Feedback Reloaded: From Quadratic to Arithmetic Mean
+      of Smoothness Constants", ICLR 2024, Algorithm 2.
+    """
+    _rule.check_init("ef21_w", init)
+    _rule.check_shares("ef21_w", weights)
+    exchange = Exchange(_rule.require_additive("ef21_w", codec_of(compressor)), axis_name)
+
+    def init_fn(params: Any) -> EF21State:
+        g = _rule.zeros(params)
+        return EF21State(estimate=g, mean=g, exchange=exchange.init(g))
+
+    def update_fn(
+        updates: Any, state: EF21State, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EF21State]:
+        del params, extra_args
+        share = _rule.own_share("ef21_w", weights, axis_name)  # n w_i
+        target = jax.tree.map(lambda x: x / share.astype(x.dtype), _rule.wide(updates))
+        g_i, g, sent = _rule.start(
+            init, exchange, target, state.estimate, state.mean, state.exchange, share=share
+        )
+        return _rule.emit(g, updates), EF21State(g_i, g, sent)
+
+    return as_transformation(init_fn, update_fn)

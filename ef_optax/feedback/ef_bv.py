@@ -1,0 +1,143 @@
+"""EF-BV (Condat, Yi, Richtarik 2022), of which EF21 and DIANA are the two ends.
+
+d_i = C(grad f_i(x) - h_i)
+g   = h + nu mean_i d_i ;  emit g
+h_i = h_i + lambda d_i ;  h = h + lambda mean_i d_i
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from ef_optax import _context
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class EFBVState(NamedTuple):
+    """State of :func:`ef_bv` and :func:`diana`."""
+
+    control: Any  # per worker, like the parameters: h_i
+    mean: Any  # like the parameters: h, the mean of the h_i
+    exchange: ExchangeState
+
+
+def ef_bv(
+    compressor: Compressor, lam: float, nu: float = 1.0, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF-BV: one form for biased and unbiased compressors.
+
+    .. math:: d_i = C(\nabla f_i(x) - h_i), \quad \text{emit}\ h + \nu\,\text{mean}_i\,d_i, \quad
+              h_i' = h_i + \lambda d_i
+
+    ``lam = nu = 1`` is :func:`ef21`; ``lam = 1/(1 + omega), nu = 1`` is :func:`diana`. The best
+    values for bias eta and variance omega: :func:`ef_optax.theory.ef_bv_parameters`.
+
+    Args:
+      compressor: what is sent.
+      lam: lambda in (0, 1], how far the control variates follow.
+      nu: weight in (0, 1] of the fresh differences.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an :class:`EFBVState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for lam or nu outside (0, 1], or
+        a compressor that is not additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef_bv(ef.identity(), lam=0.5)
+      >>> updates, state = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
+      >>> updates.tolist(), state.control.tolist()
+      ([4.0], [2.0])
+
+    References:
+      Condat, Yi, Richtarik, "EF-BV: A Unified Theory of Error Feedback and Variance Reduction
+      Mechanisms for Biased and Unbiased Compression", NeurIPS 2022, Algorithm 1.
+    """
+    _rule.check_weight("ef_bv", "lam", lam)
+    _rule.check_weight("ef_bv", "nu", nu)
+    return _control_variates("ef_bv", compressor, lam, nu, axis_name)
+
+
+def diana(
+    compressor: Compressor, rate: float | None = None, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""DIANA: unbiased compression of differences to slowly learned control variates.
+
+    .. math:: m_i = Q(\nabla f_i(x) - h_i), \quad \text{emit}\ h + \text{mean}_i\,m_i, \quad
+              h_i' = h_i + a\,m_i, \quad h_i^0 = 0
+
+    Args:
+      compressor: what is sent; unbiased, such as ``ef.random_k(0.1, key=0, scaled=True)``.
+      rate: a in (0, 1]; default ``1/(1 + omega)`` of each leaf.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an :class:`EFBVState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for a rate outside (0, 1], or
+        (without ``rate``) a leaf whose compressor has no known omega, or a compressor that is not
+        additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.diana(ef.random_k(key=0, k=1, scaled=True))
+      >>> updates, state = tx.update(jnp.array([4.0, 4.0]), tx.init(jnp.zeros(2)))
+      >>> sorted(updates.tolist()), sorted(state.control.tolist())  # omega = 1, a = 1/2
+      ([0.0, 8.0], [0.0, 4.0])
+
+    References:
+      Mishchenko, Gorbunov, Takac, Richtarik, "Distributed Learning with Compressed Gradient
+      Differences", 2019, Algorithm 1.
+    """
+    if rate is not None:
+        _rule.check_weight("diana", "rate", rate)
+    return _control_variates("diana", compressor, rate, 1.0, axis_name)
+
+
+def _control_variates(
+    rule: str, compressor: Compressor, lam: float | None, nu: float, axis_name: AxisName
+) -> optax.GradientTransformationExtraArgs:
+    codec = _rule.require_additive(rule, codec_of(compressor))
+    exchange = Exchange(codec, axis_name)
+
+    def step(path: Any, x: Any) -> float:
+        """The lambda of one leaf."""
+        if lam is not None:
+            return lam
+        like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        omega = codec.for_leaf(_context.path_string(path), like).omega(x.shape)
+        if omega is None:
+            raise ValueError(
+                f"{rule}: {type(codec).__name__} has no known variance omega (is it unbiased?); "
+                "give rate=, or use ef21 or ef_bv for a biased compressor."
+            )
+        return 1 / (1 + omega)
+
+    def init_fn(params: Any) -> EFBVState:
+        h = _rule.zeros(params)
+        return EFBVState(control=h, mean=h, exchange=exchange.init(h))
+
+    def update_fn(
+        updates: Any, state: EFBVState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EFBVState]:
+        del params, extra_args
+        difference = _rule.sub(_rule.wide(updates), state.control)
+        out = exchange(difference, state.exchange, want=("sent",))
+        g = _rule.axpy(nu, out.aggregate, state.mean)
+        slow = jax.tree_util.tree_map_with_path(step, state.control)
+        h_i = jax.tree.map(lambda h, a, d: h + a * d, state.control, slow, out.sent)
+        h = jax.tree.map(lambda h, a, d: h + a * d, state.mean, slow, out.aggregate)
+        return _rule.emit(g, updates), EFBVState(h_i, h, out.state)
+
+    return as_transformation(init_fn, update_fn)
