@@ -9,6 +9,9 @@ from ef_optax._compressor import Compressor as Compressor
 from ef_optax._exchange import Exchange as Exchange
 from ef_optax._exchange import ExchangeState as ExchangeState
 from ef_optax.compressors.cast import cast as cast
+from ef_optax.compressors.codebook import quantile_8bit as quantile_8bit
+from ef_optax.compressors.codebook import quantile_sketch as quantile_sketch
+from ef_optax.compressors.codebook import sigma_bins as sigma_bins
 from ef_optax.compressors.compose import compose as compose
 from ef_optax.compressors.compose import dense as dense
 from ef_optax.compressors.compose import message_bits as message_bits
@@ -18,6 +21,9 @@ from ef_optax.compressors.dithering import linear_dithering as linear_dithering
 from ef_optax.compressors.dithering import natural_dithering as natural_dithering
 from ef_optax.compressors.dithering import qsgd as qsgd
 from ef_optax.compressors.identity import identity as identity
+from ef_optax.compressors.narrow import fp8 as fp8
+from ef_optax.compressors.narrow import log_quantize as log_quantize
+from ef_optax.compressors.narrow import scaled_half as scaled_half
 from ef_optax.compressors.natural import natural as natural
 from ef_optax.compressors.sign import scaled_sign as scaled_sign
 from ef_optax.compressors.sign import sign as sign
@@ -25,6 +31,8 @@ from ef_optax.compressors.sparsify import random_k as random_k
 from ef_optax.compressors.sparsify import top_k as top_k
 from ef_optax.compressors.ternary import ternary as ternary
 from ef_optax.compressors.ternary import three_lc as three_lc
+from ef_optax.compressors.uniform import block_quantize as block_quantize
+from ef_optax.compressors.uniform import uniform as uniform
 from ef_optax.feedback.clip21 import clip21 as clip21
 from ef_optax.feedback.compressed_mean import CompressedMeanState as CompressedMeanState
 from ef_optax.feedback.compressed_mean import compressed_mean as compressed_mean

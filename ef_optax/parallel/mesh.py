@@ -80,7 +80,7 @@ def data_parallel(
     def specs_of(params: Any) -> Any:
         lift = lift_of(params)
         flags = infer(params, lift)
-        return flags, specs.of_state(tx, params, axis_name, sizes, lift, flags)
+        return flags, specs.of_state(tx, params, axis_name, sizes, lift, flags, mesh)
 
     def init_fn(params: Any) -> Any:
         check_params(params)
@@ -117,7 +117,7 @@ def data_parallel(
         of_state = specs.of_workers(flags, axis_name)
         shardings = None
         if specs.is_explicit(mesh):
-            full = specs.of_state(tx, like, axis_name, sizes, lift, flags)
+            full = specs.of_state(tx, like, axis_name, sizes, lift, flags, mesh)
             of_params = jax.tree_util.tree_map_with_path(
                 lambda path, _: lift.specs.get(_context.path_string(path), P()), like
             )

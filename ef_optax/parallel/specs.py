@@ -85,9 +85,10 @@ def of_state(
     sizes: inference.Sizes,
     lift: _context.Lift,
     flags: Any,
+    mesh: Mesh,
 ) -> Any:
     """The full spec of each state leaf: the worker axis, then as its parameter is split."""
-    own = _model_specs(tx, params, axis_name, sizes, lift)
+    own = _model_specs(tx, params, axis_name, sizes, lift, mesh)
     return jax.tree.map(lambda flag, spec: P(axis_name, *spec) if flag else spec, flags, own)
 
 
@@ -97,6 +98,7 @@ def _model_specs(
     axis_name: AxisName,
     sizes: inference.Sizes,
     lift: _context.Lift,
+    mesh: Mesh,
 ) -> Any:
     """How the state is split over the model axes, read from the types of ``tx.init``.
 
@@ -108,17 +110,13 @@ def _model_specs(
     split = {a for spec in lift.specs.values() for a in _context.spec_axes(spec)}
     if not split:
         return jax.tree.map(lambda _: P(), local)
-    names = tuple(lift.axis_sizes)
-    mesh = AbstractMesh(
-        tuple(lift.axis_sizes[a] for a in names),
-        names,
-        axis_types=(AxisType.Explicit,) * len(names),
-    )
+    kinds = (AxisType.Explicit,) * len(mesh.axis_names)
+    abstract_mesh = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
     typed = jax.tree_util.tree_map_with_path(
         lambda path, x: jax.ShapeDtypeStruct(
             x.shape,
             x.dtype,
-            sharding=NamedSharding(mesh, lift.specs.get(_context.path_string(path), P())),
+            sharding=NamedSharding(abstract_mesh, lift.specs.get(_context.path_string(path), P())),
         ),
         inference.abstract(params),
     )
@@ -128,9 +126,9 @@ def _model_specs(
             return tx.init(params)
 
     bound = inference.bind_axes(init, axis_name, sizes, (None, 0), 0)
-    index = jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=NamedSharding(mesh, P()))
+    index = jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=NamedSharding(abstract_mesh, P()))
     try:
-        with jax.sharding.use_abstract_mesh(mesh):
+        with jax.sharding.use_abstract_mesh(abstract_mesh):
             state = jax.eval_shape(bound, typed, index)
     except Exception:  # noqa: BLE001  (any type error of a third-party init: leave it unsplit)
         return jax.tree.map(lambda _: P(), local)
