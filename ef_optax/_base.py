@@ -301,6 +301,16 @@ def bits_of(dtype: Any) -> int:
     return jnp.dtype(dtype).itemsize * 8
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype if it is float32 or wider, else float32; the same under strict promotion.
+
+    >>> wide_dtype(jnp.bfloat16), wide_dtype(np.float64)
+    (dtype('float32'), dtype('float64'))
+    """
+    dtype = jnp.dtype(dtype)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def as_key(key: Any, name: str) -> Array:
     """Accepts an int, a typed key or a raw ``uint32[2]`` key; returns a typed key.
 

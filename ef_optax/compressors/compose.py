@@ -22,6 +22,7 @@ from ef_optax._base import (
     bits_of,
     like_of,
     size_of,
+    wide_dtype,
 )
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._context import path_string
@@ -280,6 +281,6 @@ def message_bits(compressor: Compressor, params: Any, dtype: Any = None) -> int:
     """
     codec, total = codec_of(compressor), 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        wide = jnp.promote_types(leaf.dtype, jnp.float32) if dtype is None else dtype
+        wide = wide_dtype(leaf.dtype) if dtype is None else dtype
         total += codec.for_leaf(path_string(path), like_of(leaf)).bits(leaf.shape, wide)
     return total

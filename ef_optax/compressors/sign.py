@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax import _packing
-from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
+from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 
 
 def scale_dtype(dtype: Any) -> Any:
     """A scale travels as float32, or as wide as the leaf where that is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return wide_dtype(dtype)
 
 
 class SignCodec(Codec):

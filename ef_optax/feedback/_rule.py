@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ef_optax import _collectives as coll
-from ef_optax._base import Array, Codec
+from ef_optax._base import Array, Codec, wide_dtype
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax.compressors.identity import Identity
 
@@ -24,16 +24,12 @@ INITS = ("compressed", "full", "zero")
 
 def zeros(params: Any) -> Any:
     """Zeros like ``params``, in float32 at the least: the memories of a rule."""
-    return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), _wide(jnp.result_type(p))), params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(jnp.result_type(p))), params)
 
 
 def wide(tree: Any) -> Any:
     """The tree in float32 at the least: what the arithmetic of a rule is done in."""
-    return jax.tree.map(lambda x: x.astype(_wide(x.dtype)), tree)
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+    return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
 
 
 def add(a: Any, b: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from ef_optax._base import wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._exchange import Exchange, ExchangeState
@@ -55,7 +55,7 @@ def compressed_mean(
         updates: Any, state: CompressedMeanState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, CompressedMeanState]:
         del params, extra_args
-        wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), updates)
+        wide = jax.tree.map(lambda g: g.astype(wide_dtype(g.dtype)), updates)
         out = exchange(wide, state.exchange)
         emitted = jax.tree.map(
             lambda c, g: c.astype(update_dtype or g.dtype), out.aggregate, updates

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._base import Array
+from ef_optax._base import Array, bits_of, wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._exchange import Exchange, ExchangeState
@@ -40,12 +40,12 @@ def residual_like(params: Any, dtype: Any) -> Any:
 
 def residual_dtype_of(leaf: Any, dtype: Any) -> Any:
     """The dtype that a residual is kept in: float32 unless asked otherwise or the leaf is wider."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32) if dtype is None else dtype
+    return wide_dtype(jnp.result_type(leaf)) if dtype is None else dtype
 
 
 def compensate(g: Array, e: Array) -> Array:
     """``g + e`` in the wider of the two dtypes, float32 at the least."""
-    wide = jnp.promote_types(jnp.promote_types(g.dtype, e.dtype), jnp.float32)
+    wide = max(wide_dtype(g.dtype), wide_dtype(e.dtype), key=bits_of)
     return g.astype(wide) + e.astype(wide)
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ef_optax._base import wide_dtype
+
 MEAN, FRESH, COPY = "mean", "fresh", "copy"
 """Roles of a State's per-worker fields: keep the mean, start anew, or copy worker 0's."""
 
@@ -79,7 +81,7 @@ def _carry(old: Any, new: Any, role: str) -> Any:
         value = jnp.broadcast_to(old[:1], new.shape)
     else:
         weights = jnp.asarray(overlap_weights(old.shape[0], new.shape[0]), jnp.float32)
-        wide = jnp.promote_types(old.dtype, jnp.float32)
+        wide = wide_dtype(old.dtype)
         value = jnp.tensordot(weights.astype(wide), old.astype(wide), 1).astype(old.dtype)
     return jax.device_put(value, new.sharding) if hasattr(new, "sharding") else value
 
