@@ -5,11 +5,11 @@ magnitude, orders denormals that the processor may flush to zero, and puts inf a
 everything. Ties go to the lowest index, so the selected set is that of a stable sort by falling
 magnitude.
 
-A large leaf is read a few times in a straight line and never sorted. One search by bisection on
-the integers, `_search`, is used three times: on a small sample, for a first guess of the k-th
-magnitude; on everything, where usually the first probe already keeps k entries and a few more; and on
-those few that were kept, for the exact k-th magnitude. What a probe keeps is written as one bit an
-entry, and the entries kept are found from the words by rank and select.
+A large leaf is read a few times in a straight line and never sorted. One search for a threshold is
+used three times: on a small sample, for a guess of the k-th magnitude; on everything, where usually
+the first probe already keeps k entries and a few more; and on those that were kept, for the exact
+k-th magnitude. What a probe keeps is written as one bit an entry, and the entries kept are found
+from the words by rank and select.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def _as_normal_floats(order: jax.Array) -> jax.Array:
 def _at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The packed mask of the entries at or above a threshold, as a function of the threshold."""
 
-    def mask(threshold):
-        # Tied to the threshold, so that the compiler does not lift the magnitudes out of a loop over
-        # thresholds and write them all to memory.
+    def mask(threshold: jax.Array) -> jax.Array:
+        # Tied to the threshold, so that the compiler does not lift the magnitudes out of a loop
+        # over thresholds and write them all to memory.
         entries, threshold = lax.optimization_barrier((x, threshold))
         if jnp.issubdtype(entries.dtype, jnp.floating):
             entries = magnitude_order(entries)
@@ -132,7 +132,7 @@ def _at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
 def _largest(
     at_least: Callable[[jax.Array], jax.Array], k: int, size: int, low: jax.Array, high: jax.Array
 ) -> jax.Array:
-    """Positions of the ``k`` largest of ``size`` entries, ascending; ties go to the lowest position."""
+    """Positions of the ``k`` largest entries, ascending; ties go to the lowest position."""
     threshold, _, _ = _search(at_least, k, k, size, low, high)
     return positions(_cut(at_least, k, threshold), k)
 
@@ -154,7 +154,7 @@ def _plan(size: int, k: int, sample: int) -> tuple[int, int, int]:
 
 
 def _draw(x: jax.Array, count: int) -> jax.Array:
-    """One entry from each of ``count`` equal stretches, at a scrambled place against periodic data."""
+    """One entry of each of ``count`` equal stretches, its place scrambled against periodic data."""
     stride = x.size // count
     index = jnp.arange(count, dtype=jnp.uint32)
     place = ((index * np.uint32(2654435769)) >> np.uint32(16)) % np.uint32(stride)
@@ -172,9 +172,9 @@ def _search(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finds a threshold that keeps between ``fewest`` and ``most`` of ``size`` entries.
 
-    Interpolation and bisection in turn, on the integers: about twelve probes on smooth data, twice the
-    bits at worst. From a guess the steps grow by sixteen, so that a near miss stays cheap and the
-    first step, of one, settles a tie.
+    Interpolation and bisection in turn, on the integers: about twelve probes on smooth data, twice
+    the bits at worst. From a guess the steps grow by sixteen, so that a near miss stays cheap and
+    the first step, of one, settles a tie.
 
     Args:
       at_least: maps a threshold to the packed mask of the entries at or above it.
@@ -186,16 +186,16 @@ def _search(
       guess: the first threshold to try.
 
     Returns:
-      The threshold, its mask and how many it keeps. More than ``most`` are kept only if the
-      threshold is the integer of rank ``fewest`` itself; then the mask is not that of the threshold.
+      The threshold, its mask and how many it keeps. More than ``most`` are kept only where the
+      threshold is the integer of rank ``fewest`` itself; the mask is then another threshold's.
     """
     top = jnp.asarray(jnp.iinfo(low.dtype).max)
 
-    def undecided(state):
+    def undecided(state: tuple[jax.Array, ...]) -> jax.Array:
         low, high, kept, *_ = state
         return (kept > most) & (high - low > 1)
 
-    def probe(state):
+    def probe(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, kept, missed, threshold, step, halve, _ = state
         words = at_least(threshold)
         found = count_ones(words)

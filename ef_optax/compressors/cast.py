@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,11 @@ class Cast(Codec):
     """``C(x) = x`` rounded to a narrower floating dtype, saturating instead of overflowing."""
 
     dtype: str
-    homogeneous: ClassVar[bool] = False  # overflow and denormals depend on the scale
+
+    @property
+    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Only with float32's exponent: elsewhere overflow and denormals depend on the scale."""
+        return self.dtype in ("bfloat16", "float32")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

@@ -62,15 +62,13 @@ class Composed(SparseCodec):
         """Number of values kept of a leaf of ``size``."""
         return self.sparsifier.count(size)
 
-    def step_key(self, workers: Workers) -> Any:
-        if self.deterministic:
-            return None
-        inner = self.quantizer.step_key(workers)
-        return self.sparsifier.step_key(workers), _apart(inner)
+    def step_key(self, workers: Workers) -> Array | None:
+        first = self.quantizer if self.sparsifier.deterministic else self.sparsifier
+        return first.step_key(workers)
 
-    def encode(self, x: Array, key: Any = None) -> Message:
-        outer, inner = (None, None) if key is None else key
-        message = self.sparsifier.encode(x, outer)
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        message = self.sparsifier.encode(x, key)
+        inner = None if key is None else jax.random.fold_in(key, 1)  # other numbers than the mask's
         return {**message, "values": self.quantizer.encode(message["values"], inner)}
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
@@ -96,11 +94,6 @@ class Composed(SparseCodec):
         if not self.unbiased or outer is None or inner is None:
             return None
         return outer * inner + outer + inner
-
-
-def _apart(key: Any) -> Any:
-    """A key that differs from its origin, so that two codecs may be given the same one."""
-    return None if key is None else jax.random.fold_in(key, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +165,7 @@ def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
 
     The sparsifier's message carries the quantiser's message in place of its values, so a top-k
     message with bf16 values costs k (16 + ceil(log2 d)) bits. One error feedback goes around the
-    composition. alpha = alpha_S times the contraction of Q on k values (derived; for an unbiased Q
+    composition. If both are randomised, the sparsifier's key drives both. alpha = alpha_S times the contraction of Q on k values (derived; for an unbiased Q
     with variance omega that is (1 - omega) k/d, Basu et al. 2019).
 
     Args:

@@ -23,10 +23,10 @@ class Identity(Codec):
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
-        return x
+        return x.reshape(-1)
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        return message.astype(like.dtype)
+        return message.astype(like.dtype).reshape(like.shape)
 
     def residual(self, x: Array, message: Message) -> Array:
         del message

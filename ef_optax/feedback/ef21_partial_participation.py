@@ -97,7 +97,8 @@ def ef21_partial_participation(
             raise ValueError(f"{rule}: probability has {len(several)} numbers for {n} workers.")
         own = coll.axis_index(axis_name) if len(several) > 1 else 0
         p = jnp.asarray(several, jnp.float32)[own]
-        takes_part = jax.random.uniform(_rule.draw(key, count, axis_name)) < p
+        draw = jax.random.uniform(_rule.draw(key, count, axis_name), dtype=jnp.float32)
+        takes_part = draw < p
         return jnp.where(count == 0, True, takes_part).astype(jnp.float32)
 
     def init_fn(params: Any) -> EF21PartialParticipationState:

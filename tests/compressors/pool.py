@@ -8,9 +8,17 @@ from collections.abc import Callable
 import numpy as np
 
 from ef_optax._compressor import Compressor
+from ef_optax.compressors.cast import cast
+from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_bins
+from ef_optax.compressors.compose import compose
 from ef_optax.compressors.dithering import dorefa, linear_dithering, natural_dithering, qsgd
+from ef_optax.compressors.identity import identity
+from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
 from ef_optax.compressors.natural import natural
+from ef_optax.compressors.sign import scaled_sign, sign
+from ef_optax.compressors.sparsify import random_k, top_k
 from ef_optax.compressors.ternary import ternary, three_lc
+from ef_optax.compressors.uniform import block_quantize, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +27,22 @@ class Case:
 
     make: Callable[[], Compressor]
     keeps_zero: bool = True  # a leaf of zeros decodes to zeros
+    shape: tuple[int, ...] = (37,)  # where constants and properties are tested
 
 
 CASES = {
+    "identity": Case(identity),
+    "top_k": Case(lambda: top_k(0.2)),
+    "random_k": Case(lambda: random_k(0.2, 11)),
+    "random_k-scaled": Case(lambda: random_k(key=12, k=5, scaled=True)),
+    "sign": Case(sign),
+    "scaled_sign": Case(scaled_sign),
+    "cast-bf16": Case(lambda: cast("bfloat16")),
+    "cast-f16": Case(lambda: cast("float16")),
+    "cast-e5m2": Case(lambda: cast("float8_e5m2")),
+    "compose-bf16-top_k": Case(lambda: compose(cast("bfloat16"), top_k(0.2))),
+    "compose-sign-top_k": Case(lambda: compose(scaled_sign(), top_k(k=6))),
+    "compose-qsgd-random_k": Case(lambda: compose(qsgd(7, 13), random_k(0.3, 14, scaled=True))),
     "qsgd": Case(lambda: qsgd(7, 0)),
     "qsgd-linf-bucket": Case(lambda: qsgd(4, 1, norm="linf", bucket=10)),
     "linear_dithering": Case(lambda: linear_dithering(1, 2)),
@@ -31,9 +52,20 @@ CASES = {
     "ternary": Case(lambda: ternary(6)),
     "ternary-clipped-quartic": Case(lambda: ternary(7, clip_sigmas=1.5, packing="quartic")),
     "three_lc": Case(lambda: three_lc(1.5)),
+    "uniform": Case(lambda: uniform(4, bucket=16)),
+    "uniform-random": Case(lambda: uniform(3, bucket=16, key=8)),
+    "block_quantize": Case(lambda: block_quantize(4, block=16)),
+    "block_quantize-random": Case(lambda: block_quantize(2, block=None, key=9)),
+    "quantile_8bit": Case(quantile_8bit, shape=(600,)),
+    "quantile_sketch": Case(lambda: quantile_sketch(5)),
+    "sigma_bins": Case(lambda: sigma_bins(2)),
+    "scaled_half": Case(scaled_half),
+    "fp8": Case(lambda: fp8("e4m3")),
+    "fp8-e5m2-leaf": Case(lambda: fp8("e5m2", rows=False)),
+    "log_quantize": Case(lambda: log_quantize(3)),
 }
 
-SHAPES = [(0,), (), (37,), (6, 11)]
+SHAPES = [(0,), (), (6, 11)]
 
 
 def inputs(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
