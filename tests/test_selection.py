@@ -1,0 +1,214 @@
+"""Selection against NumPy's stable sort; bit masks against NumPy's booleans.
+
+The sizes at which the backend's sort takes over are lowered, so that small arrays go through the
+form without sorting. Every shape is compiled once and shared by all values.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ef_optax import _bitmask, _selection
+
+# (entries, kept, dtype): sampled (small and smallest k, 16-bit), nearly everything kept, sorted.
+POOL = (
+    (5000, 50, np.float32),
+    (3001, 1, np.float32),
+    (4096, 100, ml_dtypes.bfloat16),
+    (2000, 1500, np.float32),
+    (100, 7, np.float32),
+)
+SIZES = [case[0] for case in POOL]
+
+
+@pytest.fixture(autouse=True)
+def sort_only_the_smallest(monkeypatch):
+    monkeypatch.setattr(_selection, "SORT_SIZE", 100)
+
+
+def integers(x: np.ndarray) -> np.ndarray:
+    """Magnitudes as exact integers, from the bits: NumPy's own comparison may flush denormals."""
+    width = x.dtype.itemsize * 8
+    return x.view(f"uint{width}").astype(np.int64) & ((1 << (width - 1)) - 1)
+
+
+def oracle(x: np.ndarray, k: int) -> np.ndarray:
+    return np.sort(np.argsort(-integers(x), kind="stable")[:k])
+
+
+@functools.cache
+def compiled(k: int):
+    return jax.jit(lambda x: _selection.top_k_indices(x, k))
+
+
+def check(x: np.ndarray, k: int) -> None:
+    indices = compiled(k)(x)
+    assert indices.dtype == jnp.int32
+    np.testing.assert_array_equal(indices, oracle(x, k))
+
+
+def adversaries(size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(size)
+    normal = rng.standard_normal(size)
+    place = np.arange(size)
+    return {
+        "normal": normal,
+        "all zero": np.zeros(size),
+        "both zeros": np.where(normal > 0, 0.0, -0.0),
+        "all equal": np.full(size, -1.5),
+        "rising": np.sort(normal),
+        "falling": np.sort(normal)[::-1],
+        "denormal": normal * 1e-42,
+        "heavy ties": np.round(normal, 1),
+        "two values": np.where(place % 16 == 3, 5.0, 1.0),
+        "mostly zero": np.where(rng.random(size) < 0.003, normal, 0.0),
+        "half zero": np.where(rng.random(size) < 0.5, normal, 0.0),
+        "some inf": np.where(rng.random(size) < 0.1, -np.inf, normal),
+        "all inf": np.full(size, np.inf),
+        "one spike": np.where(place == size // 3, 1e30, normal),
+        "huge": np.clip(normal, -3, 3) * 1e38,
+        "all large ones together": np.where(place < size // 40, 100 * normal, normal),
+        "periodic": 1.0 + np.sin(place * (2 * np.pi / 16)),
+        "every scale": normal * 10.0 ** (place % 70 - 35),
+    }
+
+
+@pytest.mark.parametrize("size,k,dtype", POOL, ids=SIZES)
+def test_same_set_as_a_stable_sort_on_adversaries(size, k, dtype):
+    for name, x in adversaries(size).items():
+        with np.errstate(all="ignore"):
+            x = x.astype(dtype)
+        try:
+            check(x, k)
+        except AssertionError as error:
+            raise AssertionError(f"differs on {name!r}") from error
+
+
+@pytest.mark.parametrize("size,k,dtype", POOL[:1] + POOL[-1:], ids=[5000, 100])
+@given(data=st.data())
+@settings(max_examples=25)
+def test_same_set_as_a_stable_sort(size, k, dtype, data):
+    few = data.draw(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=6))
+    drawn = hnp.arrays(np.float32, size, elements=st.sampled_from(few), fill=st.just(few[0]))
+    check(data.draw(drawn), k)
+
+
+def test_a_bad_guess_costs_passes_not_the_result(monkeypatch):
+    """The first search's answer moved: far too high, far too low, and by one."""
+    size, k, dtype = POOL[0]
+    search, calls = _selection._search, []
+
+    @jax.jit
+    def select(x, off):
+        def misled(*args, **kwargs):
+            threshold, words, kept = search(*args, **kwargs)
+            calls.append(threshold)
+            return (threshold + off if len(calls) == 1 else threshold), words, kept
+
+        monkeypatch.setattr(_selection, "_search", misled)
+        return _selection.top_k_indices(x, k)
+
+    x = adversaries(size)["normal"].astype(dtype)
+    for off in (-(1 << 29), -(1 << 20), -1, 0, 1, 1 << 20, 1 << 29):
+        np.testing.assert_array_equal(select(x, np.int32(off)), oracle(x, k), err_msg=str(off))
+    assert len(calls) == 3
+
+
+def test_nan_is_selected_deterministically():
+    size, k, dtype = POOL[0]
+    for bits in (0x7FC00000, 0x7FFFFFFF):
+        x = np.full(size, bits, np.uint32).view(dtype)
+        first, second = compiled(k)(x), compiled(k)(x)
+        assert len(set(first.tolist())) == k
+        assert 0 <= int(first.min()) <= int(first.max()) < size
+        np.testing.assert_array_equal(first, second)
+
+
+def test_vmap_selects_in_each_row_as_alone():
+    size, k, dtype = POOL[0]
+    cases = adversaries(size)
+    rows = np.stack([cases[name] for name in ("normal", "heavy ties", "all zero")]).astype(dtype)
+    indices = jax.jit(jax.vmap(lambda row: _selection.top_k_indices(row, k)))(rows)
+    np.testing.assert_array_equal(indices, [oracle(row, k) for row in rows])
+
+
+def test_checked_shard_map_selects_on_each_device(mesh4):
+    size, k, dtype = POOL[0]
+    cases = adversaries(size)
+    names = ("normal", "heavy ties", "all zero", "one spike")
+    rows = np.stack([cases[name] for name in names]).astype(dtype)
+    spec = jax.P("data")
+
+    def local(block):
+        return _selection.top_k_indices(block[0], k)[None]
+
+    indices = jax.jit(jax.shard_map(local, mesh=mesh4, in_specs=spec, out_specs=spec))(rows)
+    np.testing.assert_array_equal(indices, [oracle(row, k) for row in rows])
+
+
+@pytest.mark.parametrize("size,k", [(0, 0), (1, 0), (1, 1), (7, 7), (5000, 0), (5000, 5000)])
+def test_nothing_and_everything(size, k):
+    indices = _selection.top_k_indices(jnp.arange(size, dtype=jnp.float32), k)
+    assert indices.dtype == jnp.int32
+    assert indices.tolist() == list(range(k))
+
+
+def test_bad_arguments_say_what_to_do():
+    with pytest.raises(ValueError, match="between 0 and the size 3, got 4"):
+        _selection.top_k_indices(jnp.zeros(3), 4)
+    with pytest.raises(ValueError, match=r"\(1, 3\): flatten"):
+        _selection.top_k_indices(jnp.zeros((1, 3)), 1)
+
+
+@functools.cache
+def masks(capacity: int):
+    @jax.jit
+    def run(mask, limit):
+        words = _bitmask.pack_mask(mask)
+        listed = _bitmask.positions(words, capacity)
+        return listed, _bitmask.count_ones(words), _bitmask.first_ones(words, limit, capacity)
+
+    return run
+
+
+@pytest.mark.parametrize("size,capacity", [(9000, 400), (77, 5)])
+@given(data=st.data())
+@settings(max_examples=25)
+def test_masks_are_listed_counted_and_cut(size, capacity, data):
+    dense = data.draw(st.sampled_from([0.0, 0.01, 0.5, 1.0]))
+    seed = data.draw(st.integers(0, 1 << 16))
+    limit = data.draw(st.integers(0, capacity))
+    mask = np.random.default_rng(seed).random(size) < dense
+    places = np.flatnonzero(mask)
+    listed, count, cut = masks(capacity)(mask, np.uint32(limit))
+    shown = min(capacity, places.size)
+    np.testing.assert_array_equal(listed[:shown], places[:shown])
+    assert int(jnp.max(listed)) < -(-size // 128) * 128
+    assert int(count) == places.size
+    kept = np.zeros(size, bool)
+    kept[places[:limit]] = True
+    np.testing.assert_array_equal(cut, _bitmask.pack_mask(jnp.asarray(kept)))
+
+
+@functools.cache
+def sums_up_to(most: int):
+    return jax.jit(lambda counts: _bitmask.running_sum(counts, most))
+
+
+@given(counts=hnp.arrays(np.uint32, 5000, elements=st.integers(0, 1 << 19)))
+@settings(max_examples=20)
+def test_running_sums_are_exact_up_to_the_bound_and_beyond_it_after(counts):
+    most = (1 << 24) - 1
+    exact = np.cumsum(counts, dtype=np.uint64)
+    sums = np.asarray(sums_up_to(most)(counts))
+    np.testing.assert_array_equal(sums[exact <= most], exact[exact <= most])
+    assert (sums[exact > most] > most).all()
