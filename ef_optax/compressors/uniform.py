@@ -1,0 +1,212 @@
+"""Evenly spaced codes: between the extremes of a block, or up to its largest magnitude."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax import _packing
+from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
+from ef_optax._compressor import Compressor
+from ef_optax.compressors._blocks import (
+    block_count,
+    block_length,
+    check_bits,
+    check_positive,
+    divide,
+    from_blocks,
+    round_randomly,
+    safe_divisor,
+    to_blocks,
+)
+from ef_optax.compressors.dithering import linf_omega
+from ef_optax.compressors.sign import scale_dtype
+
+
+class Rounding(Codec):
+    """Codes of ``width`` bits, rounded at random if there is a key, to nearest if not."""
+
+    key: Array | None
+    width: int
+    block: int | None
+
+    @property
+    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.key is None
+
+    @property
+    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.key is not None
+
+    @staticmethod
+    def round(y: Array, key: Array | None) -> Array:
+        """Whole numbers next to y; to nearest, ties to even, without a key."""
+        return jnp.round(y) if key is None else round_randomly(y, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformBuckets(Rounding):
+    """2^width values from the smallest to the largest of each bucket, both included."""
+
+    width: int
+    block: int | None = None
+    key: Array | None = None
+
+    @property
+    def _steps(self) -> int:
+        return 2**self.width - 1
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.block, mode="edge")
+        low = jnp.min(blocks, axis=1, keepdims=True)
+        spread = jnp.max(blocks, axis=1, keepdims=True) - low
+        y = jnp.clip((blocks - low) / safe_divisor(spread), 0, 1) * self._steps
+        codes = self.round(y, key).reshape(-1)[: x.size]
+        return {
+            "codes": _packing.pack(codes, self.width),
+            "low": low[:, 0],
+            "unit": divide(spread[:, 0], self._steps),
+        }
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        codes = _packing.unpack(message["codes"], self.width, size_of(like.shape))
+        blocks = to_blocks(codes.astype(message["unit"].dtype), self.block)
+        values = message["low"][:, None] + blocks * message["unit"][:, None]
+        return from_blocks(values, like)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        size = size_of(shape)
+        scales = 2 * block_count(size, self.block) * bits_of(scale_dtype(dtype))
+        return scales + size * self.width
+
+    def _error(self, shape: Shape) -> float:
+        """(B - 2)/(2 L^2), attained by (1, -1, 0, ..., 0): the extremes are exact."""
+        length = block_length(size_of(shape), self.block)
+        return max(0, length - 2) / (2 * self._steps**2)
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+        del num_workers
+        error = self._error(shape)
+        return 1 - error if self.key is None and error < 1 else None
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
+        del num_workers
+        return None if self.key is None else self._error(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockQuantize(Rounding):
+    """Whole multiples of M/L, L = 2^(width - 1) - 1, M the largest magnitude of the block."""
+
+    width: int
+    block: int | None = None
+    key: Array | None = None
+
+    @property
+    def _steps(self) -> int:
+        return 2 ** (self.width - 1) - 1
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.block)
+        largest = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
+        y = jnp.clip(blocks / safe_divisor(largest), -1, 1) * self._steps
+        codes = (self.round(y, key).astype(jnp.int32) + self._steps).reshape(-1)[: x.size]
+        return {"codes": _packing.pack(codes, self.width), "largest": largest[:, 0]}
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        codes = _packing.unpack(message["codes"], self.width, size_of(like.shape))
+        step = divide(message["largest"], self._steps)
+        blocks = to_blocks((codes.astype(jnp.int32) - self._steps).astype(step.dtype), self.block)
+        return from_blocks(blocks * step[:, None], like)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        size = size_of(shape)
+        scales = block_count(size, self.block) * bits_of(scale_dtype(dtype))
+        return scales + size * self.width
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """1/(1 + q), q = (B - 1)/(4 L^2), attained with all others at half a step."""
+        del num_workers
+        if self.key is not None:
+            return None
+        return 1 / (1 + (block_length(size_of(shape), self.block) - 1) / (4 * self._steps**2))
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
+        del num_workers
+        if self.key is None:
+            return None
+        return linf_omega(block_length(size_of(shape), self.block), self._steps)
+
+
+def uniform(bits: int, *, bucket: int | None = None, key: Any = None) -> Compressor:
+    """2^bits evenly spaced values between the extremes of each bucket.
+
+    ``C(x)_i = low + unit q_i`` with low the least value of the bucket, unit = (high - low)/L,
+    L = 2^bits - 1, and q_i = (x_i - low)/unit rounded: at random with a key (unbiased), else to
+    nearest. The extremes and constant buckets are exact; zeros in general are not. The error
+    constant, omega with a key and 1 - alpha without, is (B - 2)/(2 L^2) (exact).
+
+    Args:
+      bits: bits of a value, 1 to 16.
+      bucket: length B of the pieces with extremes of their own; None: the whole leaf.
+      key: a JAX random key or an int for stochastic rounding; None rounds to nearest.
+
+    Returns:
+      The compressor. Bits: 64 ceil(d/B) + bits d.
+
+    Raises:
+      ValueError: for a bad ``bits`` or ``bucket``.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.uniform(2)
+      >>> compressor.update(jnp.array([-1.0, 0.2, 2.0]), compressor.init(None))[0].tolist()
+      [-1.0, 0.0, 2.0]
+
+    References:
+      Suresh, Yu, Kumar, McMahan, Distributed mean estimation, 2017, section 2.2;
+      bucketed as in Markov et al., CGX, 2022.
+    """
+    check_bits("uniform", bits, 1, 16)
+    check_positive("uniform", "bucket", bucket, optional=True)
+    return Compressor(UniformBuckets(bits, bucket, None if key is None else as_key(key, "uniform")))
+
+
+def block_quantize(bits: int, *, block: int | None = 256, key: Any = None) -> Compressor:
+    """Signed integers relative to the largest magnitude of each block; zero stays zero.
+
+    ``C(x)_i = (M/L) q_i`` with M the block's largest magnitude, L = 2^(bits-1) - 1 and q_i =
+    L x_i/M rounded: at random with a key (unbiased), else to nearest. alpha = 1/(1 + (B-1)/(4 L^2))
+    without a key (exact); with one, omega = (sqrt(B) - 1)/2 for L = 1, else
+    min((B-1)/(4 L^2), sqrt(B-1)/(2 L)) (bound).
+
+    Args:
+      bits: bits of a value, 2 to 16.
+      block: length B of the blocks; None: the whole leaf.
+      key: a JAX random key or an int for stochastic rounding; None rounds to nearest.
+
+    Returns:
+      The compressor. Bits: 32 ceil(d/B) + bits d.
+
+    Raises:
+      ValueError: for a bad ``bits`` or ``block``.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.block_quantize(3)
+      >>> compressor.update(jnp.array([6.0, -2.5, 0.0]), compressor.init(None))[0].tolist()
+      [6.0, -2.0, 0.0]
+      >>> compressor.bits((1000,))
+      3128
+
+    References:
+      The block-wise absolute maximum of Dettmers et al., 8-bit optimizers via block-wise
+      quantization, 2022, with evenly spaced codes.
+    """
+    check_bits("block_quantize", bits, 2, 16)
+    check_positive("block_quantize", "block", block, optional=True)
+    chosen = None if key is None else as_key(key, "block_quantize")
+    return Compressor(BlockQuantize(bits, block, chosen))

@@ -1,0 +1,150 @@
+"""Deterministic quantisers against NumPy and against the constants they claim to attain."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_bins
+from ef_optax.compressors.compose import compose
+from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
+from ef_optax.compressors.sparsify import top_k
+from ef_optax.compressors.uniform import block_quantize, uniform
+
+
+def decoded(compressor, x, dtype="float32") -> np.ndarray:
+    """What the receivers see."""
+    x, codec = jnp.asarray(x, dtype), compressor.codec
+    y = codec.decode(codec.encode(x), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    assert y.dtype == x.dtype
+    return np.asarray(y, np.float64)
+
+
+def contraction(compressor, x) -> float:
+    """1 - ||C(x) - x||^2 / ||x||^2."""
+    x = np.asarray(x, np.float64)
+    return float(1 - np.sum((decoded(compressor, x) - x) ** 2) / np.sum(x**2))
+
+
+def test_uniform_by_hand() -> None:
+    """Steps of 5/7 from -1; buckets of four have their own ends; constant buckets are exact."""
+    x = np.asarray([-1.0, 0.0, 4.0, 0.3, 2.5, 2.5, 2.5])
+    step = 5 / 7
+    expected = [-1 + step * round((v + 1) / step) for v in x[:4]] + [2.5] * 3
+    np.testing.assert_allclose(decoded(uniform(3, bucket=4), x), expected, rtol=1e-6)
+    assert uniform(3, bucket=4).bits(7) == 2 * 64 + 7 * 3
+
+
+def test_uniform_attains_its_error() -> None:
+    x = [1.0, -1.0] + [0.0] * 6
+    assert uniform(2).codec.alpha(8) == pytest.approx(1 - 6 / 18)
+    assert contraction(uniform(2), x) == pytest.approx(1 - 6 / 18, rel=1e-6)
+
+
+def test_block_quantize_by_hand() -> None:
+    """Multiples of M/3, ties to even multiples, zero kept; one block has another M."""
+    x = [3.0, 1.5, -0.4, 0.0, 100.0, -40.0]
+    np.testing.assert_allclose(
+        decoded(block_quantize(3, block=4), x), [3, 2, 0, 0, 100, -100 / 3], rtol=1e-6
+    )
+
+
+def test_block_quantize_attains_its_alpha() -> None:
+    """All but the largest at half a step round to zero (ties to even)."""
+    x = [1.0] + [0.5] * 8
+    assert block_quantize(2, block=None).codec.alpha(9) == pytest.approx(1 / 3)
+    assert contraction(block_quantize(2, block=None), x) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("size", [5, 300, 1000])
+def test_quantile_8bit_against_numpy(size: int) -> None:
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    borders = np.quantile(x, np.linspace(0, 1, 257))[1:-1].astype(np.float32)
+    code = np.searchsorted(borders, x, side="left")
+    means = [x[code == c].mean() if (code == c).any() else 0 for c in range(256)]
+    np.testing.assert_allclose(decoded(quantile_8bit(), x), np.asarray(means)[code], rtol=1e-5)
+
+
+def test_quantile_sketch_closes_bins_below() -> None:
+    """The median of (0, 1, 2) is 1 and opens the upper bin."""
+    assert decoded(quantile_sketch(2), [0, 1, 2]).tolist() == [0, 1.5, 1.5]
+
+
+def test_sigma_bins_against_numpy() -> None:
+    x = np.random.default_rng(0).standard_normal(500).astype(np.float32)
+    y = (x - x.mean()) / (6 * x.std(ddof=1) / 4) + 2
+    code = np.clip(np.round(y), 0, 3).astype(int)
+    means = np.asarray([x[code == c].mean() for c in range(4)])
+    np.testing.assert_allclose(decoded(sigma_bins(2), x), means[code], rtol=1e-5)
+
+
+def test_means_shorten() -> None:
+    """A codebook of means is a projection: C(C(x)) = C(x), and the error is orthogonal to it."""
+    x = np.random.default_rng(1).standard_normal(200).astype(np.float32)
+    for compressor in (quantile_sketch(6), sigma_bins(3)):
+        y = decoded(compressor, x)
+        assert abs(np.dot(y, x - y)) < 1e-4
+        assert np.sum(y**2) < np.sum(x**2)
+
+
+def test_scaled_half_survives_the_range() -> None:
+    """Rows far apart in size keep eleven significant bits of their spread."""
+    x = np.random.default_rng(2).standard_normal((3, 40)) * np.asarray([[1e-30], [1.0], [1e30]])
+    error = np.abs(decoded(scaled_half(), x) - x.astype(np.float32))
+    spread = np.std(x, axis=1, keepdims=True)
+    assert (error <= 2.0**-11 * (np.abs(x) + 3 * spread)).all()
+    assert scaled_half().bits((3, 40)) == 16 * 120 + 64 * 3
+
+
+def test_fp8_by_hand() -> None:
+    """448 is the largest e4m3; 17 is between 16 and 18 and goes to the even mantissa, 16."""
+    np.testing.assert_allclose(decoded(fp8(), [448, 17, -19, 2.0**-10]), [448, 16, -20, 0])
+    np.testing.assert_allclose(decoded(fp8("e5m2"), [57344, 9, 3 * 2.0**-18]), [57344, 8, 2.0**-16])
+
+
+def test_fp8_rows_have_their_own_scale() -> None:
+    x = [[1e-6, 2e-6], [1.0, 1e6]]
+    np.testing.assert_allclose(decoded(fp8(), x)[0], x[0], rtol=1e-6)
+    assert decoded(fp8(rows=False), x)[0].tolist() == [0, 0]
+    assert fp8().bits((2, 2)) == 32 + 64 and fp8(rows=False).bits((2, 2)) == 32 + 32
+
+
+def test_log_quantize_by_hand() -> None:
+    """sqrt 2 is the border between 1 and 2; three powers below the largest, then zero."""
+    x = [1.41, 1.42, -0.7, 0.36, 0.35, 0.0]
+    assert decoded(log_quantize(2), x).tolist() == [1, 2, -0.5, 0.5, 0, 0]
+    assert log_quantize(2).bits(6) == 6 * 3 + 32
+
+
+@pytest.mark.parametrize("compressor", [uniform(4), block_quantize(4), fp8(), sigma_bins(4)])
+def test_bfloat16_leaves(compressor) -> None:
+    x = np.asarray([1.0, -0.5, 0.25, 3.0])
+    assert np.max(np.abs(decoded(compressor, x, "bfloat16") - x)) < 0.3
+
+
+def test_values_of_two_bits_inside_top_k() -> None:
+    """12 bits of index, 2 of value: a factor of 186 with float32 centroids at top-1% of 4096."""
+    compressor = compose(sigma_bins(2), top_k(0.01))
+    assert compressor.bits((4096,)) == 41 * 14 + 4 * 32
+    x = np.random.default_rng(3).standard_normal(4096)
+    y = decoded(compressor, x)
+    assert np.count_nonzero(y) == 41 and len(np.unique(y)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: uniform(0), "bits=0"),
+        (lambda: uniform(4, bucket=-1), "bucket=-1"),
+        (lambda: block_quantize(1), "bits=1"),
+        (lambda: quantile_sketch(1), "quantiles=1"),
+        (lambda: sigma_bins(2, sigmas=0), "sigmas=0"),
+        (lambda: fp8("e3m4"), "format='e3m4'"),
+        (lambda: log_quantize(9), "bits=9"),
+    ],
+)
+def test_bad_arguments(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
