@@ -142,6 +142,7 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib import ticker
 
     chosen = config["flags"]
     runs = by_method(rows)
@@ -162,6 +163,7 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
                 axis.plot(x, mean, color=colour, linestyle=dashes, lw=1.8, label=LABELS.get(method))
                 axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
 
+    plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
     for axis in axes.flat:
         axis.grid(True, color="#dddddd", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -170,10 +172,15 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[:, 1]:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(plain)
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_xlabel("megabytes sent by each worker (messages, log scale)")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("training loss (mean of the epoch, log scale)")
     axes[1, 0].set_yscale("log")
+    axes[1, 0].yaxis.set_major_formatter(plain)
+    axes[1, 0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes[1, 0].yaxis.set_minor_formatter(ticker.NullFormatter())
     # The end of training is what is compared; the first epochs may leave the frame.
     low = min(mean[-1] for mean in finals)
     high = max(mean.max() for mean in finals)

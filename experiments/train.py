@@ -412,8 +412,9 @@ def run() -> None:
                 scores[rate] = tuple(np.mean(results, axis=0))
             chosen[method] = max(scores, key=scores.__getitem__)
             lines.append((method, scores))
-            if chosen[method] in (min(grid), max(grid)) and writer:
-                print(f"note: the best rate of {method} is at the edge of the grid")
+            edge = ", the edge of the grid" if chosen[method] in (min(grid), max(grid)) else ""
+            if writer:
+                tqdm.write(f"{method}: best rate {chosen[method]:g}{edge}")
         bar.close()
         if writer:
             text = tuning_table(grid, lines, chosen, config["about"]["command"])
