@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ef_optax._random import mix32
+
 Message = Any
 """A pytree of arrays of exactly the dtypes that travel (packed words, narrow values, scales)."""
 
@@ -29,6 +31,7 @@ Shape = int | Sequence[int]
 """The shape of a leaf; an integer counts as a one-dimensional shape."""
 
 Array = jax.Array
+_GOLDEN = 0x9E3779B9  # sets worker i apart from slice i
 UNROLL_LIMIT = 16
 """Up to this many workers ``decode_mean`` is an unrolled sum, beyond it a loop (compile time)."""
 
@@ -113,10 +116,10 @@ class Workers:
         The step, the leaf's path and its slice are folded in, and the worker's index unless
         ``shared``, in which case every worker draws the same numbers.
         """
-        key = jax.random.fold_in(key, self.step)
-        key = jax.random.fold_in(key, self.path)
-        key = jax.random.fold_in(key, self.slice_index)
-        return key if shared else jax.random.fold_in(key, self.index)
+        place = jnp.asarray(self.path, jnp.uint32) ^ mix32(jnp.asarray(self.slice_index, jnp.uint32))
+        if not shared:  # one word for all three: every fold_in is a long program to compile
+            place = place ^ mix32(jnp.asarray(self.index, jnp.uint32) + jnp.uint32(_GOLDEN))
+        return jax.random.fold_in(jax.random.fold_in(key, self.step), place)
 
 
 # ---------------------------------------------------------------------------- the outcome

@@ -1,0 +1,127 @@
+"""The bytes are real: the compiled program moves what the codec says, in one transfer."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import ef_optax as ef
+from ef_optax._base import Codec
+from ef_optax._exchange import HEADER_WORDS, Exchange
+from tests.compressors.pool import CASES
+
+HEADER_BITS = 32 * HEADER_WORDS
+SHAPES = {"kernel": (6, 11), "bias": (7,)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_of_every_codec(name: str, mesh4) -> None:
+    """Message bits of the compiled exchange: the codec's, the header, one padding word a field."""
+    codec: Codec = CASES[name].make().codec
+    exchange = Exchange(codec, "data")
+    leaves = {k: jnp.zeros((4, *s)) for k, s in SHAPES.items()}
+
+    def one(tree):
+        tree = jax.tree.map(lambda x: x[0], tree)
+        return exchange(tree, exchange.init(tree)).aggregate
+
+    mapped = jax.shard_map(
+        one, mesh=mesh4, in_specs=P("data"), out_specs=P(), axis_names={"data"}, check_vma=False
+    )
+    report = ef.wire_report(jax.jit(mapped).lower(leaves).compile())
+    rounds = len(codec.traffic((6, 11), jnp.float32, 4))
+    assert report.rounds == rounds
+    bits = sum(sum(codec.traffic(s, jnp.float32, 4)) for s in SHAPES.values())
+    moved = 8 * report.message_bytes
+    fields = 2 * sum(codec.bits(s) > 0 for s in SHAPES.values()) if codec.bits((7,)) else 2
+    header = HEADER_BITS if report.of("gather", "all_to_all").rounds else 32
+    assert bits <= moved - header < bits + 32 * max(2, fields), (bits, moved)
+
+
+def fifty_leaves():
+    tree = {}
+    for i in range(25):
+        tree[f"layer{i:02}"] = {
+            "kernel": jnp.zeros((8 + i % 5, 16)),
+            "bias": jnp.zeros((16,)),
+        }
+    return tree
+
+
+@pytest.mark.parametrize("make", [lambda: ef.top_k(0.05), ef.scaled_sign], ids=["top_k", "sign"])
+def test_fifty_leaves_travel_in_one_gather_of_exactly_their_bits(make, mesh8) -> None:
+    compressor, params = make(), fifty_leaves()
+    chain = optax.chain(ef.error_feedback(compressor, axis_name="data"), optax.sgd(0.1))
+    tx = ef.data_parallel(chain, mesh8, "data")
+    grads = jax.tree.map(lambda p: jnp.ones((8, *p.shape)), params)
+    state = tx.init(params)
+    compiled = jax.jit(tx.update).lower(grads, state, params).compile()
+    report = ef.wire_report(compiled)
+    assert [c.kind for c in report.collectives] == ["gather"]
+    assert report.collectives[0].group_size == 8
+    bits = ef.message_bits(compressor, params)
+    leaves = len(jax.tree.leaves(params))
+    assert bits <= 8 * report.message_bytes - HEADER_BITS <= bits + 32 * leaves
+    assert report.link_bytes == 2 * 7 * report.message_bytes
+
+
+def test_compression_factors() -> None:
+    """Signs 32 to a word; top-1% of a large leaf at 32 + ceil(log2 d) bits a value."""
+    d = 1 << 20
+    assert ef.scaled_sign().bits((d,)) == d + 32
+    assert ef.top_k(0.01).bits((d,)) == 10486 * (32 + 20)
+
+
+SPELLINGS = """
+HloModule m, num_partitions=8
+
+%cond (p: (s32[], f32[4])) -> pred[] {
+  ROOT %lt = pred[] compare(%a, %b), direction=LT
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %ar = f32[4]{0} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+%branch0 (p: f32[4]) -> f32[4] {
+  %ag = u32[2,6]{1,0} all-gather(%x), replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}
+}
+
+%branch1 (p: f32[4]) -> f32[4] {
+  ROOT %x = f32[4]{0} parameter(0)
+}
+
+ENTRY %main (p0: f32[4]) -> f32[4] {
+  %w = (s32[], f32[4]) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %c = f32[4]{0} conditional(%i, %a, %b), branch_computations={%branch0, %branch1}
+  %s = (bf16[3]{0}, bf16[24]{0}) all-gather-start(%y), replica_groups=mesh['data'=8] {'data'}, dimensions={0}
+  %e = bf16[24]{0} all-gather-done(%s)
+  %t2 = (u32[1,4]{1,0}, u32[1,4]{1,0}) all-to-all(%u, %v), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %two = (f32[], s32[8]{0}) all-reduce(%k, %l), replica_groups=mesh['data'=4,'model'=2] {'model'}, to_apply=%add
+}
+"""
+
+
+def test_report_reads_every_spelling() -> None:
+    report = ef.wire_report(SPELLINGS)
+    found = {(c.kind, c.group_size): c for c in report.collectives}
+    loop = found["reduce", 4]
+    assert (loop.message_bytes, loop.times, loop.conditional) == (16, 5, False)
+    branch = found["gather", 2]
+    assert (branch.message_bytes, branch.link_bytes, branch.conditional) == (24, 48, True)
+    start = found["gather", 8]
+    assert (start.message_bytes, start.link_bytes) == (6, 84)
+    assert found["all_to_all", 2].message_bytes == 32
+    assert found["reduce", 2].message_bytes == 36
+    assert report.rounds == 5 and "conditional" in str(report)
+
+
+def test_report_refuses_what_is_not_compiled() -> None:
+    lowered = jax.jit(lambda x: x + 1).lower(jnp.zeros(3))
+    with pytest.raises(TypeError, match="compile"):
+        ef.wire_report(lowered)
+    with pytest.raises(TypeError, match="compile"):
+        ef.wire_report(lambda x: x)
