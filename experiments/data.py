@@ -128,7 +128,7 @@ def _digits() -> Dataset:
     except ImportError:
         raise DataError("digits comes with scikit-learn: pip install scikit-learn") from None
     images, labels = load_digits(return_X_y=True)
-    return _split(images.reshape(-1, 8, 8, 1), labels, test=397)
+    return _split(np.asarray(images).reshape(-1, 8, 8, 1), np.asarray(labels), test=397)
 
 
 def _mnist5k() -> Dataset:
@@ -155,7 +155,7 @@ def _idx(name: str, root: Path) -> Dataset:
     folders = [root / name, root / name.replace("_", "-"), root]
     if name == "mnist":  # never take a Fashion-MNIST that lies beside it
         folders = [root / "mnist", root / "MNIST" / "raw", root]
-    arrays = {}
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split, (image_file, label_file) in _IDX_FILES.items():
         images = read_idx(_find(folders, image_file), dimensions=3)
         labels = read_idx(_find(folders, label_file), dimensions=1)

@@ -149,7 +149,8 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
         name = signal.Signals(number).name
-        tqdm.write(f"\n{name}: finishing this epoch and saving; again to stop now", sys.stderr)
+        # Not through Python's buffers: the signal may have come while they were in use.
+        os.write(2, f"\n{name}: finishing this epoch and saving; again to stop now\n".encode())
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; all processes must call this together."""
@@ -170,8 +171,9 @@ def run() -> None:
     if FLAGS.seeds < 1:
         raise UsageError(f"--seeds={FLAGS.seeds}: at least one run per method is needed")
     for name, low, high in (("ratio", 0, 1), ("tune_fraction", 0, 0.9)):
-        if not low < FLAGS[name].value <= high:
-            raise UsageError(f"--{name}={FLAGS[name].value} must lie in ({low}, {high}]")
+        value: float = getattr(FLAGS, name)
+        if not low < value <= high:
+            raise UsageError(f"--{name}={value} must lie in ({low}, {high}]")
     if not 0 <= FLAGS.momentum < 1 or FLAGS.weight_decay < 0:
         raise UsageError("--momentum must lie in [0, 1) and --weight_decay must not be negative")
 
@@ -186,6 +188,8 @@ def run() -> None:
     workers = FLAGS.workers or len(devices)
     if workers > len(devices):
         raise UsageError(f"--workers={workers}, but there are {len(devices)} devices")
+    if FLAGS.multihost and workers < len(devices):
+        raise UsageError(f"--workers={workers}: --multihost uses all {len(devices)} devices")
     mesh = jax.make_mesh(
         (workers,), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices[:workers]
     )
@@ -367,7 +371,7 @@ def run() -> None:
             "steps_per_epoch": blocks * block,
         },
     }
-    storage.check_free(out_dir, config, FLAGS.resume, FLAGS.overwrite)
+    storage.check_free(out_dir, config, FLAGS.resume and not FLAGS.tune, FLAGS.overwrite)
     if FLAGS.multihost:
         multihost_utils.sync_global_devices("the output folder was checked by all")
     if writer:
@@ -398,7 +402,7 @@ def run() -> None:
             for rate in grid:
                 results = []
                 for seed in range(FLAGS.seeds):
-                    state = programs.create(seed)
+                    state, row = programs.create(seed), {}
                     for epoch in range(FLAGS.epochs):
                         state, row = train_epoch(programs, state, rate, seed, epoch)
                         bar.set_postfix_str(f"{method} {rate:g}: {row['test_accuracy']:.1%}")
@@ -431,8 +435,8 @@ def run() -> None:
         multihost_utils.sync_global_devices("all processes know what is done")
     if writer:
         storage.forget_unsaved(out_dir, done)
-        wire_path = out_dir / "wire.json"
-        wire = storage.read_json(wire_path) if wire_path.exists() else {}
+    wire_path = out_dir / "wire.json"
+    wire = storage.read_json(wire_path) if writer and wire_path.exists() else {}
     bar.initial = bar.n = blocks * sum(done.values())
     if writer and any(done.values()):
         print(f"resumed: {sum(done.values())} of {bar.total // blocks} epochs were done before")
@@ -451,11 +455,8 @@ def run() -> None:
             state = programs.create(seed)
             if first:
                 state = storage.restore(folders[method, seed], first, state)
-            board = None
-            if writer:
-                board = SummaryWriter(
-                    str(out_dir / "tensorboard" / f"{method}_seed{seed}"), purge_step=first + 1
-                )
+            events = out_dir / "tensorboard" / f"{method}_seed{seed}"
+            board = SummaryWriter(str(events), purge_step=first + 1) if writer else None
             for epoch in range(first, FLAGS.epochs):
                 state, row = train_epoch(programs, state, rates[method], seed, epoch)
                 if row.pop("lost"):
@@ -467,7 +468,7 @@ def run() -> None:
                     )
                 bar.set_postfix_str(f"{method} seed {seed}: {row['test_accuracy']:.1%}")
                 stopping = stop.agreed()
-                if writer:
+                if board:
                     storage.append_row(out_dir, {"method": method, "seed": seed, **row})
                     for name in ("train_loss", "test_loss", "test_accuracy", "learning_rate"):
                         board.add_scalar(name, row[name], epoch + 1)
@@ -476,10 +477,10 @@ def run() -> None:
                     storage.save(folders[method, seed], epoch + 1, state)
                 if stopping:
                     raise KeyboardInterrupt
-            if writer:
-                board.close()
-                if bar.disable:
+                if last and writer and bar.disable:
                     print(f"{method} seed {seed}: {row['test_accuracy']:.2%}", flush=True)
+            if board:
+                board.close()
     bar.close()
 
     ####################################################################################
@@ -546,7 +547,7 @@ def count_parameters(model: Any, dataset: data.Dataset) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def hardware(devices: list[jax.Device], workers: int) -> str:
+def hardware(devices: list[Any], workers: int) -> str:
     """One phrase for the report."""
     if devices[0].platform != "cpu":
         return f"{workers} x {devices[0].device_kind}"
