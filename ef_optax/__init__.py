@@ -8,6 +8,9 @@ from ef_optax._base import Codec as Codec
 from ef_optax._compressor import Compressor as Compressor
 from ef_optax._exchange import Exchange as Exchange
 from ef_optax._exchange import ExchangeState as ExchangeState
+from ef_optax.checkpoint import Checkpoint as Checkpoint
+from ef_optax.checkpoint import restore as restore
+from ef_optax.checkpoint import save as save
 from ef_optax.compressors.cast import cast as cast
 from ef_optax.compressors.codebook import quantile_8bit as quantile_8bit
 from ef_optax.compressors.codebook import quantile_sketch as quantile_sketch
@@ -21,6 +24,7 @@ from ef_optax.compressors.dithering import linear_dithering as linear_dithering
 from ef_optax.compressors.dithering import natural_dithering as natural_dithering
 from ef_optax.compressors.dithering import qsgd as qsgd
 from ef_optax.compressors.identity import identity as identity
+from ef_optax.compressors.leader_top_k import leader_top_k as leader_top_k
 from ef_optax.compressors.narrow import fp8 as fp8
 from ef_optax.compressors.narrow import log_quantize as log_quantize
 from ef_optax.compressors.narrow import scaled_half as scaled_half
@@ -36,8 +40,22 @@ from ef_optax.compressors.uniform import uniform as uniform
 from ef_optax.feedback.clip21 import clip21 as clip21
 from ef_optax.feedback.compressed_mean import CompressedMeanState as CompressedMeanState
 from ef_optax.feedback.compressed_mean import compressed_mean as compressed_mean
+from ef_optax.feedback.cser import CSERState as CSERState
+from ef_optax.feedback.cser import cser as cser
+from ef_optax.feedback.dgc import DGCState as DGCState
+from ef_optax.feedback.dgc import dgc as dgc
+from ef_optax.feedback.dgc import dgc_warmup_ratio as dgc_warmup_ratio
+from ef_optax.feedback.dist_ef_sgdm import DistEFSGDMState as DistEFSGDMState
+from ef_optax.feedback.dist_ef_sgdm import dist_ef_sgdm as dist_ef_sgdm
+from ef_optax.feedback.double_squeeze import DoubleSqueezeState as DoubleSqueezeState
+from ef_optax.feedback.double_squeeze import double_squeeze as double_squeeze
+from ef_optax.feedback.ec_sgd_diana import ShiftState as ShiftState
+from ef_optax.feedback.ec_sgd_diana import ec_sgd_diana as ec_sgd_diana
+from ef_optax.feedback.ec_sgd_diana import gradient_shift as gradient_shift
 from ef_optax.feedback.econtrol import EControlState as EControlState
 from ef_optax.feedback.econtrol import econtrol as econtrol
+from ef_optax.feedback.ecq_sgd import ECQState as ECQState
+from ef_optax.feedback.ecq_sgd import ecq_sgd as ecq_sgd
 from ef_optax.feedback.ef14 import ErrorFeedbackState as ErrorFeedbackState
 from ef_optax.feedback.ef14 import error_feedback as error_feedback
 from ef_optax.feedback.ef21 import EF21State as EF21State
@@ -48,6 +66,8 @@ from ef_optax.feedback.ef21_heavy_ball import ef21_heavy_ball as ef21_heavy_ball
 from ef_optax.feedback.ef21_momentum import EF21MomentumState as EF21MomentumState
 from ef_optax.feedback.ef21_momentum import ef21_double_momentum as ef21_double_momentum
 from ef_optax.feedback.ef21_momentum import ef21_momentum as ef21_momentum
+from ef_optax.feedback.ef21_p import EF21PState as EF21PState
+from ef_optax.feedback.ef21_p import ef21_p as ef21_p
 from ef_optax.feedback.ef21_partial_participation import (
     EF21PartialParticipationState as EF21PartialParticipationState,
 )
@@ -64,6 +84,25 @@ from ef_optax.feedback.ef21_w import ef21_w as ef21_w
 from ef_optax.feedback.ef_bv import EFBVState as EFBVState
 from ef_optax.feedback.ef_bv import diana as diana
 from ef_optax.feedback.ef_bv import ef_bv as ef_bv
+from ef_optax.feedback.ef_momentum import EFMomentumState as EFMomentumState
+from ef_optax.feedback.ef_momentum import ef_momentum as ef_momentum
+from ef_optax.feedback.fcc import fcc as fcc
+from ef_optax.feedback.gradient_estimators import HessianMomentumState as HessianMomentumState
+from ef_optax.feedback.gradient_estimators import IGTState as IGTState
+from ef_optax.feedback.gradient_estimators import PageState as PageState
+from ef_optax.feedback.gradient_estimators import StormState as StormState
+from ef_optax.feedback.gradient_estimators import hessian_momentum as hessian_momentum
+from ef_optax.feedback.gradient_estimators import igt as igt
+from ef_optax.feedback.gradient_estimators import page as page
+from ef_optax.feedback.gradient_estimators import storm as storm
+from ef_optax.feedback.marina import MarinaState as MarinaState
+from ef_optax.feedback.marina import marina as marina
+from ef_optax.feedback.scalecom import ScaleComState as ScaleComState
+from ef_optax.feedback.scalecom import scalecom as scalecom
+from ef_optax.feedback.three_point_compressor import ThreePointState as ThreePointState
+from ef_optax.feedback.three_point_compressor import (
+    three_point_compressor as three_point_compressor,
+)
 from ef_optax.parallel.arguments import PerWorker as PerWorker
 from ef_optax.parallel.change_workers import change_workers as change_workers
 from ef_optax.parallel.gradients import worker_value_and_grad as worker_value_and_grad

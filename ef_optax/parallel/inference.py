@@ -22,6 +22,7 @@ import optax
 from ef_optax import _context
 from ef_optax._collectives import AxisName, axis_names
 from ef_optax._exchange import ExchangeState
+from ef_optax.parallel.points import query_points
 
 Sizes = tuple[int, ...]
 
@@ -110,6 +111,9 @@ def worker_axes(
     while True:
 
         def one(tap: Any, g: Any, s: Any, p: Any, x: Any) -> Any:
+            points = query_points(s, p)
+            if len(points) > 1 and "grads" not in x:  # gradients at query points vary like g
+                x = {**x, "grads": dict.fromkeys(points, g)}
             return tap(update(g, s, p, **x))
 
         arguments = (params, state, params, extra)

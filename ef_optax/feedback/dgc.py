@@ -1,0 +1,158 @@
+"""Deep Gradient Compression (Lin et al. 2018): momentum correction and factor masking.
+
+heavy ball:  u = m u + g ;  v = v + u            Nesterov:  u = m (u + g) ;  v = v + u + g
+send C(v), what it carries is cleared:  v = v - sent ;  u = u (1 - mask) ;  emit mean sent
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax import _collectives as coll
+from ef_optax import _context
+from ef_optax._base import Codec, like_of
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.compressors.identity import Identity
+from ef_optax.feedback import _rule
+
+
+class DGCState(NamedTuple):
+    """State of :func:`dgc`."""
+
+    momentum: Any  # per worker, like the parameters: u
+    residual: Any  # per worker, like the parameters: v, velocity that was not yet sent
+    exchange: ExchangeState
+
+
+def dgc(
+    compressor: Compressor,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    masking: bool = True,
+    clip_norm: float | None = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""DGC: the *velocity* is accumulated and sparsified, so that delayed entries keep momentum.
+
+    .. math:: u' = m u + g, \quad v' = v + u', \quad c = C(v'), \quad v'' = v' - c, \quad
+              u'' = u' \odot [\text{not sent}], \quad \text{emit mean}_i\,c_i
+
+    Momentum is inside: follow it by plain ``optax.sgd(lr)``. The sum of all c plus v is the sum of
+    all velocity increments. Leaves whose compressor is ``ef.identity()`` (small ones, by
+    ``ef.per_leaf``) follow plain local momentum, as in the official code. For the warm-up of the
+    ratio see :func:`dgc_warmup_ratio`.
+
+    Args:
+      compressor: a sparsifier such as ``ef.top_k(0.001)``, or ``ef.per_leaf`` with dense small
+        leaves.
+      momentum: m in [0, 1); 0 is :func:`error_feedback` in gradient units.
+      nesterov: use ``u = m (u + g)``, ``v = v + u + g``.
+      masking: clear the momentum of sent entries (momentum factor masking).
+      clip_norm: the threshold for the norm of the *mean* gradient; every worker clips its own to
+        ``clip_norm/sqrt(n)`` before anything else. None: no clipping.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation; its state is a :class:`DGCState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for a momentum outside [0, 1) or
+        a threshold that is not positive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.dgc(ef.top_k(k=1), momentum=0.5)
+      >>> _, state = tx.update(jnp.array([3.0, 2.0]), tx.init(jnp.zeros(2)))
+      >>> tx.update(jnp.array([1.0, 1.0]), state)[0].tolist()  # 2 + (0.5 * 2 + 1)
+      [0.0, 4.0]
+
+    References:
+      Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018, Algorithm 4; details as in
+      the official code, synxlin/deep-gradient-compression.
+    """
+    _rule.check_decay("dgc", "momentum", momentum)
+    if clip_norm is not None:
+        _rule.check_positive("dgc", "clip_norm", clip_norm)
+    codec = codec_of(compressor)
+    exchange = Exchange(codec, axis_name)
+
+    def clip(g: Any) -> Any:
+        if clip_norm is None:
+            return g
+        threshold = clip_norm / math.sqrt(coll.axis_size(axis_name))
+        norm = jnp.sqrt(_rule.squared_norm(g))
+        return _rule.scale(jnp.where(norm > threshold, threshold / norm, 1), g)
+
+    def init_fn(params: Any) -> DGCState:
+        v = _rule.zeros(params)
+        return DGCState(momentum=v, residual=v, exchange=exchange.init(v))
+
+    def update_fn(
+        updates: Any, state: DGCState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, DGCState]:
+        del params, extra_args
+        g = clip(_rule.wide(updates))
+        if nesterov:
+            u = _rule.scale(momentum, _rule.add(state.momentum, g))
+            v = _rule.add(_rule.add(state.residual, u), g)
+        else:
+            u = _rule.axpy(momentum, state.momentum, g)
+            v = _rule.add(state.residual, u)
+        out = exchange(v, state.exchange, want=("residual", "support"))
+        if masking:
+            masked = jax.tree.map(lambda x, mask: jnp.where(mask, 0, x), u, out.support)
+            kept = _dense_leaves(codec, u)
+            u = jax.tree.map(lambda x, y, dense: x if dense else y, u, masked, kept)
+        return _rule.emit(out.aggregate, updates), DGCState(u, out.residual, out.state)
+
+    return as_transformation(init_fn, update_fn)
+
+
+def _dense_leaves(codec: Codec, tree: Any) -> Any:
+    """Which leaves are sent dense: their momentum is never masked."""
+
+    def dense(path: Any, x: Any) -> bool:
+        return isinstance(codec.for_leaf(_context.path_string(path), like_of(x)), Identity)
+
+    return jax.tree_util.tree_map_with_path(dense, tree)
+
+
+def dgc_warmup_ratio(epoch: int, ratio: float, warmup_epochs: int) -> float:
+    """The kept ratio during DGC's warm-up: ``max(ratio^((epoch + 1)/(warmup_epochs + 1)), ratio)``.
+
+    Build one transformation for each epoch's ratio; their states are interchangeable.
+
+    Args:
+      epoch: counted from 0.
+      ratio: the final ratio in (0, 1].
+      warmup_epochs: length of the warm-up, at least 0.
+
+    Returns:
+      The ratio of this epoch.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> [round(dgc_warmup_ratio(e, 0.001, 5), 5) for e in range(6)]
+      [0.31623, 0.1, 0.03162, 0.01, 0.00316, 0.001]
+
+    References:
+      synxlin/deep-gradient-compression, dgc/compression.py.
+    """
+    _rule.check_weight("dgc_warmup_ratio", "ratio", ratio)
+    if epoch < 0 or warmup_epochs < 0:
+        raise ValueError(
+            f"dgc_warmup_ratio: epoch={epoch!r} and warmup_epochs={warmup_epochs!r} must be at "
+            "least 0."
+        )
+    return max(ratio ** ((epoch + 1) / (warmup_epochs + 1)), ratio)

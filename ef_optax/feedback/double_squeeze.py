@@ -1,0 +1,82 @@
+"""DoubleSqueeze (Tang et al. 2019): error feedback on the worker and on the server.
+
+v_i = g_i + e_i ;  send Q(v_i) ;  e_i = v_i - Q(v_i)
+server:  v = mean_i Q(v_i) + E ;  broadcast Q(v) ;  E = v - Q(v)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import optax
+
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class DoubleSqueezeState(NamedTuple):
+    """State of :func:`double_squeeze`."""
+
+    residual: Any  # per worker, like the parameters: e_i
+    server_residual: Any  # like the parameters: E
+    uplink: ExchangeState
+    downlink: ExchangeState
+
+
+def double_squeeze(
+    compressor: Compressor, server: Compressor | None = None, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""DoubleSqueeze: both directions compressed, both errors remembered, in gradient units.
+
+    .. math:: c_i = Q(g_i + e_i), \quad e_i' = g_i + e_i - c_i, \quad
+              \text{emit}\ C = Q(\text{mean}_i\,c_i + E), \quad E' = \text{mean}_i\,c_i + E - C
+
+    The virtual iterate ``x - gamma (E + mean_i e_i)`` moves by the exact mean gradient. Without a
+    server process every worker gathers the messages and plays the server with the same E, so the
+    broadcast is computed, not transmitted: this gives the algorithm's iterates, for studying it.
+
+    Args:
+      compressor: Q of the workers.
+      server: Q of the server; default the same. The identity makes it :func:`error_feedback`.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is a
+      :class:`DoubleSqueezeState`.
+
+    Raises:
+      TypeError: if an argument is not a Compressor.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.double_squeeze(ef.top_k(k=2), ef.top_k(k=1))
+      >>> updates, state = tx.update(jnp.array([3.0, 2.0, 1.0]), tx.init(jnp.zeros(3)))
+      >>> updates.tolist(), state.residual.tolist(), state.server_residual.tolist()
+      ([3.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 2.0, 0.0])
+
+    References:
+      Tang, Lian, Yu, Zhang, Liu, "DoubleSqueeze: Parallel Stochastic Gradient Descent with
+      Double-Pass Error-Compensated Compression", ICML 2019, Algorithm 1.
+    """
+    uplink = Exchange(codec_of(compressor), axis_name)
+    downlink = Exchange(codec_of(compressor if server is None else server, "server"))
+
+    def init_fn(params: Any) -> DoubleSqueezeState:
+        e = _rule.zeros(params)
+        return DoubleSqueezeState(e, e, uplink.init(e), downlink.init(e))
+
+    def update_fn(
+        updates: Any, state: DoubleSqueezeState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, DoubleSqueezeState]:
+        del params, extra_args
+        v_i = _rule.add(_rule.wide(updates), state.residual)
+        up = uplink(v_i, state.uplink, want=("residual",))
+        v = _rule.add(up.aggregate, state.server_residual)
+        down = downlink(v, state.downlink, want=("residual",))
+        after = DoubleSqueezeState(up.residual, down.residual, up.state, down.state)
+        return _rule.emit(down.aggregate, updates), after
+
+    return as_transformation(init_fn, update_fn)

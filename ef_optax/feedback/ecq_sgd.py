@@ -1,0 +1,80 @@
+"""ECQ-SGD (Wu et al. 2018): error compensation with two strengths.
+
+q = Q(g + alpha h) ;  h = beta h + (g - q) ;  emit mean_i q_i
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import optax
+
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class ECQState(NamedTuple):
+    """State of :func:`ecq_sgd`."""
+
+    residual: Any  # per worker, like the parameters: h
+    exchange: ExchangeState
+
+
+def ecq_sgd(
+    compressor: Compressor, alpha: float, beta: float, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""ECQ-SGD: a share of the accumulated error is injected, and the old error decays.
+
+    .. math:: q = Q(g + \alpha h), \quad h' = \beta h + (g - q), \quad \text{emit mean}_i\,q_i
+
+    ``beta = 1`` is :func:`error_feedback` with ``injection=alpha``. Below 1 the *old* memory decays
+    (not the fresh error, as ``decay`` does there), so ``1 - beta`` of it is lost at every step.
+
+    Args:
+      compressor: Q, what is sent.
+      alpha: strength of the compensation, at least 0.
+      beta: decay of the old memory in [0, 1].
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is an :class:`ECQState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for alpha or beta out of range.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ecq_sgd(ef.top_k(k=1), alpha=0.5, beta=0.9)
+      >>> _, state = tx.update(jnp.array([3.0, 2.0]), tx.init(jnp.zeros(2)))
+      >>> tx.update(jnp.array([1.0, 1.0]), state)[0].tolist()  # 1 + 0.5 * 2
+      [0.0, 2.0]
+
+    References:
+      Wu, Huang, Huang, Zhang, "Error Compensated Quantized SGD and its Applications to Large-scale
+      Distributed Optimization", ICML 2018.
+    """
+    if not alpha >= 0:
+        raise ValueError(f"ecq_sgd: alpha={alpha!r} must be at least 0.")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"ecq_sgd: beta={beta!r} must be in [0, 1]; 1 keeps the whole memory.")
+    exchange = Exchange(codec_of(compressor), axis_name)
+
+    def init_fn(params: Any) -> ECQState:
+        h = _rule.zeros(params)
+        return ECQState(residual=h, exchange=exchange.init(h))
+
+    def update_fn(
+        updates: Any, state: ECQState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ECQState]:
+        del params, extra_args
+        h = state.residual
+        p = _rule.axpy(alpha, h, _rule.wide(updates))
+        out = exchange(p, state.exchange, want=("residual",))
+        # g - q = (p - q) - alpha h
+        h = _rule.axpy(beta - alpha, h, out.residual)
+        return _rule.emit(out.aggregate, updates), ECQState(h, out.state)
+
+    return as_transformation(init_fn, update_fn)

@@ -1,0 +1,71 @@
+"""EF21-P (Gruntkowska, Tyurin, Richtarik 2023): compressed steps from the server to the workers.
+
+x = x - gamma g(w) ;  w = w + C(x - w) ;  gradients at w
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import optax
+
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class EF21PState(NamedTuple):
+    """State of :func:`ef21_p`."""
+
+    behind: Any  # like the parameters: x - w, by how much the workers' model is behind
+    exchange: ExchangeState
+
+
+def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
+    r"""EF21-P: workers hold the model w, which follows the server's x by compressed differences.
+
+    .. math:: x' = x + u, \quad w' = w + C(x' - w)
+
+    where u is the step of the optimizer before it, so it stands *last* in a chain. The parameters
+    of the training loop are w, where gradients are taken; the server's model is
+    ``params + state.behind`` and is the one to evaluate. With C = I it changes nothing. With exact
+    gradients, w is the iterate of classic error feedback in step units, x its virtual iterate. No
+    axis: the downlink is computed by every worker alike, and its messages are not transmitted.
+
+    Args:
+      compressor: C, contractive, such as ``ef.top_k(0.01)``.
+
+    Returns:
+      The transformation; its state is an :class:`EF21PState`.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp, optax
+      >>> tx = optax.chain(optax.sgd(1.0), ef.ef21_p(ef.top_k(k=1)))
+      >>> params = jnp.zeros(2)
+      >>> updates, state = tx.update(jnp.array([-3.0, -2.0]), tx.init(params), params)
+      >>> updates.tolist(), state[1].behind.tolist()
+      ([3.0, 0.0], [0.0, 2.0])
+
+    References:
+      Gruntkowska, Tyurin, Richtarik, "EF21-P and Friends: Improved Theoretical Communication
+      Complexity for Distributed Optimization with Bidirectional Compression", ICML 2023.
+    """
+    exchange = Exchange(codec_of(compressor))
+
+    def init_fn(params: Any) -> EF21PState:
+        behind = _rule.zeros(params)
+        return EF21PState(behind=behind, exchange=exchange.init(behind))
+
+    def update_fn(
+        updates: Any, state: EF21PState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EF21PState]:
+        del params, extra_args
+        ahead = _rule.add(state.behind, updates)  # x' - w
+        out = exchange(ahead, state.exchange, want=("residual",))
+        return _rule.emit(out.aggregate, updates), EF21PState(out.residual, out.state)
+
+    return as_transformation(init_fn, update_fn)

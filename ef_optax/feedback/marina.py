@@ -1,0 +1,109 @@
+"""MARINA (Gorbunov et al. 2021): compressed gradient differences, restarted by a shared coin.
+
+with probability p:  g = mean_i grad f_i(x)
+else:                g = g + mean_i Q(grad f_i(x) - grad f_i(x_last))    on the same minibatch
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax import _collectives as coll
+from ef_optax._base import Array, as_key
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+
+class MarinaState(NamedTuple):
+    """State of :func:`marina`."""
+
+    mean: Any  # like the parameters: g
+    last: Any  # the parameters of the last step
+    exact: Array  # bool scalar: whether the last round sent full gradients
+    exchange: ExchangeState
+
+    def points(self, params: Any) -> dict[str, Any]:
+        """Where gradients are needed besides the parameters: at the last iterate."""
+        del params
+        return {"marina": self.last}
+
+
+def marina(
+    compressor: Compressor, probability: float, key: Any, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""MARINA: gradients at two points on one minibatch; mostly only their compressed difference.
+
+    .. math:: g' = \begin{cases} \text{mean}_i\,\nabla f_i(x) & \text{with probability } p \\
+              g + \text{mean}_i\,Q(\nabla f_i(x) - \nabla f_i(x^{\text{last}})) & \text{else}
+              \end{cases}
+
+    The coin is shared by all workers; the first round is exact. Gradients at the last iterate come
+    from :func:`query_points`: storing the last step's minibatch gradient would be another method.
+    Step size: :func:`ef_optax.theory.marina_step`.
+
+    Args:
+      compressor: Q, unbiased, such as ``ef.random_k(0.1, key=0, scaled=True)``.
+      probability: p in (0, 1]; k/d balances the two kinds of rounds for rand-k.
+      key: a JAX random key or an int for the coin.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is a :class:`MarinaState`. Call
+      ``update(grads["params"], state, params, grads=grads)`` with gradients at all query points.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor or ``key`` is not a key. ValueError: for a
+        probability outside (0, 1], a compressor that is not additive, and at update if parameters
+        or gradients are missing.
+
+    Example:
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
+      >>> tx = ef.marina(ef.identity(), 0.1, key=0)
+      >>> grad = jax.grad(lambda x: jnp.sum(x**2))
+      >>> params, state = jnp.array([1.0]), tx.init(jnp.array([1.0]))
+      >>> points = ef.query_points(state, params)
+      >>> grads = {name: grad(x) for name, x in points.items()}
+      >>> tx.update(grads["params"], state, params, grads=grads)[0].tolist()
+      [2.0]
+
+    References:
+      Gorbunov, Burlachenko, Li, Richtarik, "MARINA: Faster Non-Convex Distributed Learning with
+      Compression", ICML 2021, Algorithm 1.
+    """
+    _rule.check_weight("marina", "probability", probability)
+    key = as_key(key, "marina")
+    exchange = Exchange(_rule.require_additive("marina", codec_of(compressor)), axis_name)
+
+    def init_fn(params: Any) -> MarinaState:
+        g = _rule.zeros(params)
+        last = jax.tree.map(jnp.array, params)  # a copy: the caller may donate the parameters
+        return MarinaState(mean=g, last=last, exact=jnp.ones((), bool), exchange=exchange.init(g))
+
+    def update_fn(
+        updates: Any, state: MarinaState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, MarinaState]:
+        params = _rule.require_params("marina", params)
+        now = _rule.wide(updates)
+        before = _rule.wide(_rule.gradient_at("marina", "marina", extra_args))
+        count = state.exchange.count
+        coin = jax.random.uniform(_rule.draw(key, count, axis_name, shared=True))
+        exact = (count == 0) | (coin < probability)
+
+        def compressed() -> tuple[Any, ExchangeState]:
+            out = exchange(_rule.sub(now, before), state.exchange)
+            return _rule.add(state.mean, out.aggregate), out.state
+
+        def full() -> tuple[Any, ExchangeState]:
+            return _rule.send_dense(exchange, now, state.exchange)
+
+        g, sent = coll.agreed_cond(exact, full, compressed, axis=axis_name)
+        return _rule.emit(g, updates), MarinaState(g, params, exact, sent)
+
+    return as_transformation(init_fn, update_fn)

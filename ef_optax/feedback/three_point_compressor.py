@@ -1,0 +1,210 @@
+"""3PC (Richtarik et al. 2022): three-point compressors, from EF21 over lazy aggregation to v5.
+
+    g_i = C_{h, y}(grad f_i(x))     with h = g_i and y = grad f_i at the last iterate
+    emit mean_i g_i
+
+Every variant is a few stages; each stage turns h into something nearer to x and sends one message:
+
+    toward:  h + C(x - h)        lazy:  the same if ||x - h||^2 > zeta ||x - y||^2, else h
+    drift:   h + C(x - y)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax import _collectives as coll
+from ef_optax._base import Array, as_key
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
+
+_Kind = Literal["toward", "lazy", "drift"]
+Variant = Literal["ef21", "clag", "v1", "v2", "v3", "v4", "v5"]
+VARIANTS = ("ef21", "clag", "v1", "v2", "v3", "v4", "v5")
+WITH_SECOND = ("v2", "v3", "v4")
+WITH_ZETA = ("clag", "v3")
+
+
+class ThreePointState(NamedTuple):
+    """State of :func:`three_point_compressor`."""
+
+    estimate: Any  # per worker, like the parameters: g_i, the h of the next round
+    last: Any  # per worker, like the parameters: the last gradient, the y of the next round
+    mean: Any  # like the parameters: the mean of the estimates
+    base: Any  # like the parameters: the mean of the last gradients for v1, else ()
+    sent: Array  # per worker, float32 scalar: 0 if the last lazy message was withheld, else 1
+    exchanges: tuple[ExchangeState, ...]  # one for each stage
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    kind: _Kind
+    exchange: Exchange
+
+
+def three_point_compressor(
+    variant: Variant,
+    compressor: Compressor,
+    *,
+    second: Compressor | None = None,
+    zeta: float | None = None,
+    probability: float | None = None,
+    key: Any = None,
+    axis_name: AxisName = None,
+    init: _rule.Init = "compressed",
+) -> optax.GradientTransformationExtraArgs:
+    r"""3PC: workers send what turns the last estimate and the last gradient into the new estimate.
+
+    .. math:: g_i' = C_{g_i, \nabla f_i(x^{t-1})}(\nabla f_i(x^t)), \quad \text{emit mean}_i\,g_i'
+
+    With h the estimate, y the last gradient, x the new one, C the compressor and Q the second one:
+
+    ======== ==================================================================================
+    variant  new estimate
+    ======== ==================================================================================
+    "ef21"   ``h + C(x - h)``
+    "clag"   ``h + C(x - h)`` if ``||x - h||^2 > zeta ||x - y||^2``, else h. With the identity as
+             compressor it is LAG
+    "v1"     ``y + C(x - y)``; the server must know y, which costs a dense exchange every round
+    "v2"     ``b = h + Q(x - y)``; ``b + C(x - b)``, Q unbiased
+    "v3"     ``b`` = CLAG with Q and zeta; ``b + C(x - b)``
+    "v4"     ``b = h + Q(x - h)``; ``b + C(x - b)``
+    "v5"     x (sent dense) with probability p, the same for all workers, else ``h + C(x - y)``
+    ======== ==================================================================================
+
+    A withheld message counts as nothing in the papers' accounting, while in this program it still
+    has its place in the exchange. Step sizes: :func:`ef_optax.theory.three_point_step`. EF21 itself
+    is cheaper as :func:`ef21`, which does not keep the last gradient.
+
+    Args:
+      variant: the row of the table.
+      compressor: C, contractive.
+      second: Q of v2, v3 and v4.
+      zeta: the trigger of clag and v3, at least 0.
+      probability: p of v5, in (0, 1].
+      key: a JAX random key or an int for v5's coin.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates, as in :func:`ef21`. v1 needs ``"full"``.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is a :class:`ThreePointState`.
+
+    Raises:
+      TypeError: if a compressor is not a Compressor. ValueError: for an unknown variant, an option
+        that the variant lacks or does not use, or a compressor that is not additive.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.three_point_compressor("clag", ef.identity(), zeta=2.0)  # LAG
+      >>> params = jnp.zeros(1)
+      >>> _, state = tx.update(jnp.array([4.0]), tx.init(params), params)
+      >>> tx.update(jnp.array([5.0]), state, params)[0].tolist()  # too little news to send
+      [4.0]
+
+    References:
+      Richtarik, Sokolov, Fatkhullin, Gasanov, Li, Gorbunov, "3PC: Three Point Compressors for
+      Communication-Efficient Distributed Training and a Better Theory for Lazy Aggregation", ICML
+      2022, Algorithm 1 and Table 1.
+    """
+    rule = "three_point_compressor"
+    _rule.check_init(rule, init)
+    if variant not in VARIANTS:
+        raise ValueError(f"{rule}: variant={variant!r} must be one of {', '.join(VARIANTS)}.")
+    _needed(variant, "second", second, variant in WITH_SECOND)
+    _needed(variant, "zeta", zeta, variant in WITH_ZETA)
+    _needed(variant, "probability", probability, variant == "v5")
+    _needed(variant, "key", key, variant == "v5")
+    if zeta is not None and not zeta >= 0:
+        raise ValueError(f"{rule}: zeta={zeta!r} must be at least 0.")
+    if probability is not None:
+        _rule.check_weight(rule, "probability", probability)
+        key = as_key(key, rule)
+    if variant == "v1" and init != "full":
+        raise ValueError(f'{rule}: init={init!r}; variant "v1" knows all gradients: init="full".')
+
+    def made(one: Compressor, name: str) -> Exchange:
+        return Exchange(_rule.require_additive(rule, codec_of(one, name)), axis_name)
+
+    first = _Stage(
+        "drift" if variant in ("v1", "v5") else "lazy" if variant == "clag" else "toward",
+        made(compressor, "compressor"),
+    )
+    stages = (first,)
+    if second is not None:
+        kinds: dict[str, _Kind] = {"v2": "drift", "v3": "lazy", "v4": "toward"}
+        stages = (_Stage(kinds[variant], made(second, "second")), first)
+    main = first.exchange
+
+    def apply(stage: _Stage, sent: Any, x: Any, y: Any, h: Any, g: Any) -> tuple[Any, ...]:
+        """One stage: the next h, the next mean, the exchange's state, whether it was sent."""
+        if stage.kind == "drift":
+            out = stage.exchange(_rule.sub(x, y), sent, want=("sent",))
+            return _rule.add(h, out.sent), _rule.add(g, out.aggregate), out.state, None
+        news = None
+        if stage.kind == "lazy":
+            distance, drift = (_rule.squared_norm(_rule.sub(x, z)) for z in (h, y))
+            news = (distance > jnp.asarray(zeta, drift.dtype) * drift).astype(jnp.float32)
+        return *_rule.track(stage.exchange, x, h, g, sent, present=news), news
+
+    def init_fn(params: Any) -> ThreePointState:
+        g = _rule.zeros(params)
+        return ThreePointState(
+            estimate=g,
+            last=g,
+            mean=g,
+            base=g if variant == "v1" else (),
+            sent=jnp.ones((), jnp.float32),
+            exchanges=tuple(stage.exchange.init(g) for stage in stages),
+        )
+
+    def update_fn(
+        updates: Any, state: ThreePointState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ThreePointState]:
+        del params, extra_args
+        x, *others = _rule.wide(updates), *state.exchanges[:-1]
+        last = state.exchanges[-1]
+
+        def begin() -> tuple[Any, ...]:
+            h, g, after = _rule.start(init, main, x, state.estimate, state.mean, last)
+            return h, g, g if variant == "v1" else (), jnp.ones_like(state.sent), (*others, after)
+
+        def go_on() -> tuple[Any, ...]:
+            h, g, sent, after = state.estimate, state.mean, jnp.ones_like(state.sent), []
+            base = state.base
+            if variant == "v1":
+                h, g = state.last, state.base
+                base, _ = _rule.send_dense(main, x, last)
+            for stage, before in zip(stages, state.exchanges, strict=True):
+                h, g, done, news = apply(stage, before, x, state.last, h, g)
+                sent = sent if news is None else news
+                after.append(done)
+            return h, g, base, sent, tuple(after)
+
+        def exact() -> tuple[Any, ...]:
+            g, after = _rule.send_dense(main, x, last)
+            return x, g, (), jnp.ones_like(state.sent), (after,)
+
+        def later() -> tuple[Any, ...]:
+            if probability is None:
+                return go_on()
+            coin = jax.random.uniform(_rule.draw(key, last.count, axis_name, shared=True))
+            return coll.agreed_cond(coin < probability, exact, go_on, axis=axis_name)
+
+        h, g, base, sent, after = _rule.first_step(main, last, begin, later)
+        return _rule.emit(g, updates), ThreePointState(h, x, g, base, sent, after)
+
+    return as_transformation(init_fn, update_fn)
+
+
+def _needed(variant: str, name: str, value: Any, needed: bool) -> None:
+    if needed != (value is not None):
+        what = "needs" if needed else "does not use"
+        raise ValueError(f"three_point_compressor: {name}={value!r}; {variant!r} {what} {name}.")
