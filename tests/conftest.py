@@ -44,3 +44,10 @@ def mesh8() -> jax.sharding.Mesh:
 def mesh2x2() -> jax.sharding.Mesh:
     """Two workers on the axis "data", each split in two over "model"."""
     return make_mesh((2, 2), ("data", "model"))
+
+
+@pytest.fixture
+def standard_promotion():
+    """For chains with Optax's Adam, which mixes dtypes itself; our own code stays strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,66 @@
+"""What a library has to offer to be asked these cases: a few functions on NumPy arrays.
+
+To run the cases against another library, give the fixture ``library`` an object with the same
+methods. Arrays go in and come out as NumPy; a worker's update is a dictionary of leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import ef_optax as ef
+from ef_optax import _packing
+
+
+class EfOptax:
+    """The adapter of this library."""
+
+    def pack_indices(self, indices: Any, bits: int) -> bytes:
+        """Bit fields of ``bits`` bits, low bit first, as ceil(count bits / 8) bytes (strict).
+
+        Raises ``ValueError`` for an index that does not fit and for an odd count.
+        """
+        indices = np.asarray(indices, np.int64)
+        if indices.size % 2 or (indices >= 1 << bits).any() or (indices < 0).any():
+            raise ValueError("indices do not fit, or their count is odd")
+        words = np.asarray(_packing.pack(jnp.asarray(indices, jnp.uint32), bits))
+        return words.astype("<u4").tobytes()[: -(-indices.size * bits // 8)]
+
+    def unpack_indices(self, data: bytes, bits: int, count: int) -> np.ndarray:
+        """The inverse of :meth:`pack_indices`."""
+        words = np.zeros(_packing.packed_words(count, bits), "<u4")
+        words.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+        return np.asarray(_packing.unpack(jnp.asarray(words, jnp.uint32), bits, count))
+
+    def sign_words(self, x: Any) -> np.ndarray:
+        """The packed signs, 32 to a word."""
+        return np.asarray(_packing.pack_signs(jnp.asarray(x, jnp.float32)))
+
+    def compress(self, name: str, x: Any, **options: Any) -> np.ndarray:
+        """What the receiver decodes from the message of one leaf."""
+        compressor = getattr(ef, name)(**options)
+        x = jnp.asarray(x, jnp.float32)
+        return np.asarray(compressor.update(x, compressor.init(x))[0])
+
+    def optimizer(self, name: str, rate: float, *, step_units: bool = False, **options: Any) -> Any:
+        """EF14 around a compressor with plain gradient descent, one worker."""
+        feedback = ef.error_feedback(getattr(ef, name)(**options))
+        parts = (optax.sgd(rate), feedback) if step_units else (feedback, optax.sgd(rate))
+        return optax.chain(*parts)
+
+    def workers(self, tx: Any, n: int) -> Any:
+        """``tx`` with n workers in one process."""
+        return ef.simulate(tx, n, "w")
+
+    def mean_of_workers(self, name: str, rows: Any, **options: Any) -> np.ndarray:
+        """The mean over workers of what each decodes to."""
+        rows = jnp.asarray(rows, jnp.float32)
+        rule = ef.compressed_mean(getattr(ef, name)(**options), axis_name="w")
+        tx = ef.simulate(rule, len(rows), "w")
+        zeros = jax.tree.map(jnp.zeros_like, rows[0])
+        return np.asarray(tx.update(rows, tx.init(zeros), zeros)[0])

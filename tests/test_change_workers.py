@@ -1,0 +1,63 @@
+"""Another number of workers: the mean of what is owed is kept for any n and m."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ef_optax as ef
+from ef_optax.parallel.change_workers import overlap_weights
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def lifted(n: int):
+    chain = optax.chain(
+        optax.trace(0.9), ef.error_feedback(ef.top_k(k=2), axis_name="w"), optax.adam(0.1)
+    )
+    return ef.simulate(chain, n, "w")
+
+
+def state_after(n: int, steps: int = 3):
+    tx, params = lifted(n), jnp.zeros(7)
+    state = tx.init(params)
+    rng = np.random.default_rng(n)
+    for _ in range(steps):
+        _, state = tx.update(jnp.asarray(rng.standard_normal((n, 7)), jnp.float32), state, params)
+    return state
+
+
+@pytest.mark.parametrize(("n", "m"), [(4, 2), (2, 4), (4, 3), (3, 5), (5, 1), (1, 3)])
+def test_mean_is_kept_and_the_run_goes_on(n: int, m: int) -> None:
+    old, tx = state_after(n), lifted(m)
+    new = ef.change_workers(old, tx.init(jnp.zeros(7)))
+    for before, after in ((old[1].residual, new[1].residual), (old[0].trace, new[0].trace)):
+        assert after.shape == (m, 7)
+        np.testing.assert_allclose(after.mean(0), before.mean(0), atol=1e-6)
+    np.testing.assert_array_equal(new[2][0].mu, old[2][0].mu)  # equal on all workers: kept
+    updates, _ = tx.update(jnp.ones((m, 7)), new, jnp.zeros(7))
+    assert np.isfinite(updates).all()
+
+
+def test_same_number_is_bit_exact() -> None:
+    old = state_after(3)
+    new = ef.change_workers(old, lifted(3).init(jnp.zeros(7)))
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 4), (4, 6), (7, 7), (1, 5)])
+def test_weights_mix_rows_fairly(n: int, m: int) -> None:
+    weights = overlap_weights(n, m)
+    np.testing.assert_allclose(weights.sum(1), 1)
+    np.testing.assert_allclose(weights.sum(0), m / n)
+
+
+def test_foreign_states_are_refused() -> None:
+    other = ef.simulate(ef.error_feedback(ef.top_k(k=2), axis_name="w"), 2, "w")
+    with pytest.raises(ValueError, match="different chains"):
+        ef.change_workers(state_after(2), other.init(jnp.zeros(7)))
+    with pytest.raises(ValueError, match="leading worker axis"):
+        ef.change_workers(state_after(2), lifted(2).init(jnp.zeros(8)))
