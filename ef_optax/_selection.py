@@ -89,14 +89,24 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
     drawn = magnitude_order(_draw(x, sample))
     zero = drawn[0] & 0
     guess, _, _ = _search(_at_least(drawn), low_rank, high_rank, sample, zero, jnp.max(drawn) + 1)
-    threshold, words, count = _search(everything, k, capacity, x.size, zero, zero + top, guess)
-    # More than the capacity are kept only if that many are equal: then they are cut by index.
-    words = lax.cond(count > capacity, lambda: _cut(everything, k, threshold), lambda: words)
+    words = everything(guess)
+    count = count_ones(words)
+
+    def search_on() -> jax.Array:
+        threshold, found, kept = _search(
+            everything, k, capacity, x.size, zero, zero + top, tried=(guess, words, count)
+        )
+        # More than the capacity are kept only if that many are equal: these are cut by index.
+        return lax.cond(kept > capacity, lambda: _cut(everything, k, threshold), lambda: found)
+
+    # No loop over the leaf unless it is needed: the caller may want to update the leaf in place,
+    # and a loop would make the compiler copy it first.
+    words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)
     kept = positions(words, capacity)
     real = jnp.arange(capacity, dtype=jnp.uint32) < count_ones(words)
     order = magnitude_order(x.at[kept].get(mode="promise_in_bounds"))
     order = jnp.where(real, order, jnp.asarray(-1, order.dtype))
-    chosen = _largest(_at_least(order), k, capacity, threshold, jnp.max(order) + 1)
+    chosen = _largest(_at_least(order), k, capacity, zero, jnp.max(order) + 1)
     return kept.at[chosen].get(mode="promise_in_bounds").astype(dtype)
 
 
@@ -168,13 +178,13 @@ def _search(
     size: int,
     low: jax.Array,
     high: jax.Array,
-    guess: jax.Array | None = None,
+    tried: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finds a threshold that keeps between ``fewest`` and ``most`` of ``size`` entries.
 
     Interpolation and bisection in turn, on the integers: about twelve probes on smooth data, twice
-    the bits at worst. From a guess the steps grow by sixteen, so that a near miss stays cheap and
-    the first step, of one, settles a tie.
+    the bits at worst. After a first try the steps grow by sixteen, so that a near miss stays cheap
+    and the first step, of one, settles a tie.
 
     Args:
       at_least: maps a threshold to the packed mask of the entries at or above it.
@@ -183,7 +193,7 @@ def _search(
       size: entries in all.
       low: a threshold that keeps enough.
       high: a threshold that keeps too few.
-      guess: the first threshold to try.
+      tried: a threshold between them, its mask and how many it keeps.
 
     Returns:
       The threshold, its mask and how many it keeps. More than ``most`` are kept only where the
@@ -197,25 +207,41 @@ def _search(
 
     def probe(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, kept, missed, threshold, step, halve, _ = state
+        part = (kept - fewest).astype(jnp.float32) / (kept - missed).astype(jnp.float32)
+        part = ((high - low).astype(jnp.float32) * jnp.where(halve, 0.5, part)).astype(low.dtype)
+        part = jnp.clip(part, 1, high - low - 1)
+        threshold = jnp.where(
+            threshold == low,
+            low + jnp.minimum(part, step),
+            high - jnp.minimum(high - low - part, step),
+        )
+        step = jnp.where(step > top // 16, top, step * 16)
         words = at_least(threshold)
-        found = count_ones(words)
+        bounds = narrowed(low, high, kept, missed, threshold, count_ones(words))
+        return *bounds, threshold, step, ~halve, words
+
+    def narrowed(
+        low: jax.Array,
+        high: jax.Array,
+        kept: jax.Array,
+        missed: jax.Array,
+        threshold: jax.Array,
+        found: jax.Array,
+    ) -> tuple[jax.Array, ...]:
         enough = found >= fewest
         low, kept = jnp.where(enough, threshold, low), jnp.where(enough, found, kept)
         high, missed = jnp.where(enough, high, threshold), jnp.where(enough, missed, found)
-        part = (kept - fewest).astype(jnp.float32) / (kept - missed).astype(jnp.float32)
-        part = ((high - low).astype(jnp.float32) * jnp.where(halve, 0.5, part)).astype(low.dtype)
-        part = jnp.clip(part, 1, jnp.maximum(high - low - 1, 1))
-        threshold = jnp.where(
-            enough, low + jnp.minimum(part, step), high - jnp.minimum(high - low - part, step)
-        )
-        step = jnp.where(step > top // 16, top, step * 16)
-        return low, high, kept, missed, threshold, step, ~halve, words
+        return low, high, kept, missed
 
     # The carry is made from the bounds, so that it varies over the mesh as the entries do.
     zero = low & 0
     none = zero.astype(jnp.uint32)
-    first, step = (low + (high - low) // 2, zero + top) if guess is None else (guess, zero + 1)
+    bounds = (low, high, none + np.uint32(size), none)
+    threshold, step = low, zero + top
     words = jnp.broadcast_to(none, (packed_words(size, 1),))
-    state = (low, high, none + np.uint32(size), none, first, step, zero == 0, words)
+    if tried is not None:
+        threshold, words, found = tried
+        bounds, step = narrowed(*bounds, threshold, found), zero + 1
+    state = (*bounds, threshold, step, zero == 0, words)
     low, _, kept, _, _, _, _, words = lax.while_loop(undecided, probe, state)
     return low, words, kept

@@ -105,9 +105,10 @@ class SparseCodec(Codec):
     def residual(self, x: Array, message: Message) -> Array:
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
         indices, values = self.parts(message, like)
-        flat = x.reshape(-1)
-        left = flat[indices] - values.astype(x.dtype)
-        return flat.at[indices].set(left, unique_indices=True, mode="drop").reshape(x.shape)
+        # By subtraction of the values, even where the result is known to be zero: it follows the
+        # reading of x that made the message, so the compiler may write over x without a copy.
+        flat = x.reshape(-1).at[indices].add(-values.astype(x.dtype), mode="drop")
+        return flat.reshape(x.shape)
 
     def support(self, x: Array, message: Message) -> Array:
         indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -138,12 +139,6 @@ class TopK(SparseCodec):
         size = size_of(like.shape)
         indices = _packing.unpack(message["indices"], _packing.bits_for(size), self.count(size))
         return indices, message["values"]
-
-    def residual(self, x: Array, message: Message) -> Array:
-        """The sent entries set to zero, in place where x is no longer needed."""
-        indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        flat = x.reshape(-1).at[indices].set(0, unique_indices=True, indices_are_sorted=True)
-        return flat.reshape(x.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         size = size_of(shape)
