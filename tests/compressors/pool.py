@@ -8,17 +8,28 @@ from collections.abc import Callable
 import numpy as np
 
 from ef_optax._compressor import Compressor
+from ef_optax.compressors.adaq import adaq
+from ef_optax.compressors.bernoulli import bernoulli
+from ef_optax.compressors.block_top_k import block_top_k
 from ef_optax.compressors.cast import cast
 from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_bins
+from ef_optax.compressors.comp_mix import comp_k, mix_k
 from ef_optax.compressors.compose import compose
 from ef_optax.compressors.dithering import dorefa, linear_dithering, natural_dithering, qsgd
+from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
 from ef_optax.compressors.identity import identity
+from ef_optax.compressors.majority import majority_vote
 from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
 from ef_optax.compressors.natural import natural
+from ef_optax.compressors.random_block import random_block
+from ef_optax.compressors.rms_sign import rms_sign
 from ef_optax.compressors.sign import scaled_sign, sign
 from ef_optax.compressors.sparsify import random_k, top_k
 from ef_optax.compressors.ternary import ternary, three_lc
+from ef_optax.compressors.threshold import redsync, sampled_top_k, threshold
+from ef_optax.compressors.two_mean import two_mean_sign
 from ef_optax.compressors.uniform import block_quantize, uniform
+from ef_optax.compressors.wangni import wangni
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +74,24 @@ CASES = {
     "fp8": Case(lambda: fp8("e4m3")),
     "fp8-e5m2-leaf": Case(lambda: fp8("e5m2", rows=False)),
     "log_quantize": Case(lambda: log_quantize(3)),
+    "rms_sign": Case(rms_sign),
+    "two_mean_sign": Case(two_mean_sign),
+    "two_mean_sign-columns": Case(lambda: two_mean_sign(columns=True)),
+    "threshold_sign": Case(lambda: threshold_sign(0.3), keeps_zero=False),
+    "two_bit": Case(lambda: two_bit(0.5)),
+    "majority_vote": Case(majority_vote),
+    "adaq": Case(lambda: adaq(0.3)),
+    "block_top_k": Case(lambda: block_top_k(0.2, block=16)),
+    "threshold": Case(lambda: threshold(1.0, capacity=0.25)),
+    "sampled_top_k": Case(lambda: sampled_top_k(0.1, sample=0.3)),
+    "redsync": Case(lambda: redsync(0.1)),
+    "random_block": Case(lambda: random_block(0.2, 20)),
+    "random_block-scaled": Case(lambda: random_block(0.3, 21, scaled=True)),
+    "bernoulli": Case(lambda: bernoulli(0.4, 22)),
+    "bernoulli-plain": Case(lambda: bernoulli(0.4, 23, scaled=False)),
+    "wangni": Case(lambda: wangni(0.3, 24)),
+    "comp_k": Case(lambda: comp_k(8, 10, 25)),
+    "mix_k": Case(lambda: mix_k(3, 4, 26)),
 }
 
 SHAPES = [(0,), (), (6, 11)]

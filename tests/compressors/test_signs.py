@@ -1,0 +1,125 @@
+"""One-bit compressors by hand, and the exchanges that are not a mean of messages."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
+from ef_optax.compressors.majority import majority_vote
+from ef_optax.compressors.perm_k import perm_k
+from ef_optax.compressors.rms_sign import rms_sign
+from ef_optax.compressors.two_mean import two_mean_sign
+from ef_optax.feedback.compressed_mean import compressed_mean
+from ef_optax.feedback.ef14 import error_feedback
+from ef_optax.parallel.simulation import simulate
+
+
+def once(compressor, x) -> list:
+    x = jnp.asarray(x, jnp.float32)
+    codec = compressor.codec
+    return codec.decode(codec.encode(x), jax.ShapeDtypeStruct(x.shape, x.dtype)).tolist()
+
+
+def test_rms_sign_error() -> None:
+    """error^2 = 2 norm2^2 (1 - norm1/(sqrt d norm2)) at (3, -1, 2, 1)."""
+    x = np.asarray([3.0, -1.0, 2.0, 1.0])
+    error = np.asarray(once(rms_sign(), x)) - x
+    assert np.sum(error**2) == pytest.approx(2.8891165765480817, rel=1e-6)
+
+
+def test_two_means() -> None:
+    assert once(two_mean_sign(), [3, -1, 2, 1]) == [2, -1, 2, 2]
+    assert once(two_mean_sign(), [-1, -3, 2, 4]) == [-2, -2, 3, 3]
+    assert two_mean_sign().bits(3) == 3 + 64
+
+
+def test_two_means_of_columns() -> None:
+    """A convolution's last axis is its columns; a vector is one column."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 2, 4)).astype(np.float32)
+    matrix = x.reshape(12, 4)
+    expected = np.empty_like(matrix)
+    for j in range(4):
+        column = matrix[:, j]
+        expected[:, j] = np.where(
+            column >= 0, column[column >= 0].mean(), column[column < 0].mean()
+        )
+    y = np.asarray(once(two_mean_sign(columns=True), x)).reshape(12, 4)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    assert two_mean_sign(columns=True).bits((2, 3, 2, 4)) == 48 + 4 * 64
+    assert two_mean_sign(columns=True).bits(7) == 7 + 64
+
+
+def steps(compressor, gradients) -> tuple[list, list]:
+    """What is sent and what is owed after each step of error feedback."""
+    tx = error_feedback(compressor)
+    state = tx.init(jnp.zeros(1))
+    sent, owed = [], []
+    for g in gradients:
+        out, state = tx.update(jnp.asarray([g], jnp.float32), state)
+        sent.append(float(out[0]))
+        owed.append(float(jax.tree.leaves(state.residual)[0].reshape(-1)[0]))
+    return sent, owed
+
+
+def test_two_bit_saves_up() -> None:
+    """Threshold .5: .1 sends nothing; with .4 more it is reached, .5 is sent and 0 is kept."""
+    assert steps(two_bit(0.5), [0.1, 0.4])[0] == [0.0, 0.5]
+    assert steps(two_bit(0.5), [0.1, 0.4])[1][1] == 0.0
+    assert steps(two_bit(0.5), [-0.1, -0.4])[0] == [0.0, -0.5]
+
+
+def test_threshold_sign_keeps_the_rest() -> None:
+    """Above the threshold +1 is sent and r - 1 kept, else -1 is sent and r + 1 kept."""
+    sent, owed = steps(threshold_sign(0.5), [0.75, 0.25])
+    assert sent == [1.0, -1.0] and owed == [-0.25, 1.0]
+
+
+def vote(gradients) -> list:
+    tx = compressed_mean(majority_vote(), axis_name="data")
+    tx = simulate(tx, num_workers=len(gradients), axis_name="data")
+    gradients = jnp.asarray(gradients, jnp.float32)
+    params = jnp.zeros(gradients.shape[1:])
+    return tx.update(gradients, tx.init(params), params)[0].tolist()
+
+
+def test_majority_vote_and_its_ties() -> None:
+    """The majority of the signs; 0 for a tie; sign(0) = +1; a zero leaf does not vote."""
+    assert vote([[5, -1, 0], [-0.1, -1, -3], [0.2, 3, -3]]) == [1, -1, -1]
+    assert vote([[5, -1], [-1, -2]]) == [0, -1]
+    assert vote([[0, 0], [-1, 2]]) == [-1, 1]
+
+
+def shared_out(gradients) -> jax.Array:
+    tx = compressed_mean(perm_k(3), axis_name="data")
+    tx = simulate(tx, num_workers=len(gradients), axis_name="data")
+    gradients = jnp.asarray(gradients, jnp.float32)
+    params = jnp.zeros(gradients.shape[1:])
+    return tx.update(gradients, tx.init(params), params)[0]
+
+
+@pytest.mark.parametrize("size", [8, 7, 2])
+def test_perm_k_is_exact_for_equal_inputs(size: int) -> None:
+    x = np.arange(1.0, size + 1)
+    np.testing.assert_allclose(shared_out([x] * 4), x, rtol=1e-6)
+
+
+def test_perm_k_takes_each_coordinate_from_one_worker() -> None:
+    """Of four workers with constant inputs 1..4, each gives two of eight coordinates."""
+    y = np.asarray(shared_out([[float(i)] * 8 for i in (1, 2, 3, 4)]))
+    assert np.bincount(np.round(y).astype(int), minlength=5).tolist() == [0, 2, 2, 2, 2]
+    codec = perm_k(3).codec
+    assert codec.traffic((9,), "float32", 4) == (96,) and codec.omega((9,), 4) == 3
+
+
+def test_perm_k_conserves_under_feedback() -> None:
+    """sent + residual = input on each worker, and the aggregate is the mean of what was sent."""
+    tx = optax.chain(error_feedback(perm_k(3), axis_name="data"))
+    tx = simulate(tx, num_workers=2, axis_name="data")
+    g = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5)), jnp.float32)
+    out, state = tx.update(g, tx.init(jnp.zeros(5)), jnp.zeros(5))
+    owed = [a for a in jax.tree.leaves(state) if a.shape == (2, 5)]
+    np.testing.assert_allclose(out, np.mean(g - owed[0], axis=0), atol=1e-6)
