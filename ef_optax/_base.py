@@ -116,7 +116,8 @@ class Workers:
         The step, the leaf's path and its slice are folded in, and the worker's index unless
         ``shared``, in which case every worker draws the same numbers.
         """
-        place = jnp.asarray(self.path, jnp.uint32) ^ mix32(jnp.asarray(self.slice_index, jnp.uint32))
+        own_slice = mix32(jnp.asarray(self.slice_index, jnp.uint32))
+        place = jnp.asarray(self.path, jnp.uint32) ^ own_slice
         if not shared:  # one word for all three: every fold_in is a long program to compile
             place = place ^ mix32(jnp.asarray(self.index, jnp.uint32) + jnp.uint32(_GOLDEN))
         return jax.random.fold_in(jax.random.fold_in(key, self.step), place)

@@ -20,26 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ef_optax import _collectives as coll
-from ef_optax import _context, _slices, _transfer
-from ef_optax._base import (
-    AllToAll,
-    Array,
-    Codec,
-    Gather,
-    Gathered,
-    Max,
-    Mean,
-    Outcome,
-    Protocol,
-    Request,
-    Sum,
-    Workers,
-    like_of,
-)
-from ef_optax._stack import Stacked, stackable
-
-HEADER_WORDS = 2
-"""Words that every worker adds to the first round of a step: finite flag and weight."""
+from ef_optax import _context, _slices
+from ef_optax._base import Array, Codec, Workers
+from ef_optax._rounds import Rounds
+from ef_optax._units import Unit, units_of
 
 
 class ExchangeState(NamedTuple):
@@ -178,65 +162,6 @@ def all_finite(leaves: Sequence[Array]) -> Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.ones((), bool)
 
 
-# ---------------------------------------------------------------------------- units
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unit:
-    """Leaves that one protocol handles: one leaf, equal leaves stacked, or a codec's group."""
-
-    codec: Codec
-    members: tuple[int, ...]
-    kind: str  # "leaf", "stack" or "group"
-
-    def take(self, values: Sequence[Any]) -> Any:
-        own = [values[i] for i in self.members]
-        if self.kind == "leaf":
-            return own[0]
-        return own if self.kind == "group" else jax.tree.map(lambda *xs: jnp.stack(xs), *own)
-
-    def give(self, value: Any) -> list[Any]:
-        if self.kind == "leaf":
-            return [value]
-        return list(value) if self.kind == "group" else [value[i] for i in range(len(self.members))]
-
-
-def _units(
-    codec: Codec, paths: Sequence[str], leaves: Sequence[Array], specs: Sequence[Any]
-) -> list[_Unit]:
-    """Groups the leaves; equal small leaves are stacked to keep the program short to compile."""
-    groups: dict[Any, list[int]] = {}
-    codecs = [codec.for_leaf(p, like_of(x)) for p, x in zip(paths, leaves, strict=True)]
-    for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
-        if one.granularity == "group":
-            key: Any = ("group", _identity(one))
-        elif stackable(one, x):
-            key = ("stack", _identity(one), x.shape, x.dtype, specs[i])
-        else:
-            key = ("leaf", i)
-        groups.setdefault(key, []).append(i)
-    units = []
-    for (kind, *_), members in groups.items():
-        one = codecs[members[0]]
-        if kind == "stack" and len(members) > 1:
-            units.append(_Unit(Stacked(one), tuple(members), "stack"))
-        else:
-            units.append(_Unit(one, tuple(members), "group" if kind == "group" else "leaf"))
-    return units
-
-
-def _identity(codec: Codec) -> Any:
-    """Equal for codecs that do the same: by value, but by object for fields that are arrays."""
-    fields = [getattr(codec, f.name) for f in dataclasses.fields(codec)]
-    return type(codec), *(_field_identity(v) for v in fields)
-
-
-def _field_identity(value: Any) -> Any:
-    if isinstance(value, Codec):
-        return _identity(value)
-    return value if isinstance(value, int | float | str | bool | tuple | None) else id(value)
-
-
 # ---------------------------------------------------------------------------- one step
 
 
@@ -258,11 +183,11 @@ class _Run:
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
-        units = _units(self.exchange.codec, self.paths, leaves, self.specs)
+        units = units_of(self.exchange.codec, self.paths, leaves, self.specs)
         protocols = [
             u.codec.protocol(u.take(leaves), u.take(states), self._workers(u)) for u in units
         ]
-        rounds = _Rounds(self.exchange, finite, weight)
+        rounds = Rounds(self.exchange.axis_name, self.exchange.normalize, finite, weight)
         outcomes = rounds.drive(protocols)
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
@@ -274,7 +199,7 @@ class _Run:
                 self._put(after, unit, outcome.state)
         return results, (after, rounds.ok)
 
-    def _workers(self, unit: _Unit) -> Workers:
+    def _workers(self, unit: Unit) -> Workers:
         axis = self.exchange.axis_name
         hashes = [np.uint32(zlib.crc32(self.paths[i].encode())) for i in unit.members]
         return Workers(
@@ -286,125 +211,6 @@ class _Run:
         )
 
     @staticmethod
-    def _put(target: list[Any], unit: _Unit, value: Any) -> None:
+    def _put(target: list[Any], unit: Unit, value: Any) -> None:
         for i, part in zip(unit.members, unit.give(value), strict=True):
             target[i] = part
-
-
-@dataclasses.dataclass
-class _Rounds:
-    """Advances the protocols of one step together; trace-time object of one call."""
-
-    exchange: Exchange
-    finite: Array
-    weight: Array | None
-    ok: Array = dataclasses.field(init=False)
-    weights: Array | None = dataclasses.field(init=False, default=None)
-    total: Array | int = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ok = self.finite
-        self.total = coll.axis_size(self.exchange.axis_name)
-
-    def drive(self, protocols: Sequence[Protocol]) -> list[Outcome]:
-        """Runs all protocols to their end and returns their outcomes."""
-        outcomes: dict[int, Outcome] = {}
-        pending: dict[int, Request] = {}
-        for i, protocol in enumerate(protocols):
-            self._advance(i, protocol, None, pending, outcomes)
-        first = True
-        while pending or (first and protocols):
-            order = list(pending)
-            answers = self._serve([pending[i] for i in order], first)
-            pending = {}
-            for i, answer in zip(order, answers, strict=True):
-                self._advance(i, protocols[i], answer, pending, outcomes)
-            first = False
-        return [outcomes[i] for i in range(len(protocols))]
-
-    @staticmethod
-    def _advance(
-        i: int, protocol: Protocol, answer: Any, pending: dict[int, Request], outcomes: Any
-    ) -> None:
-        try:
-            pending[i] = protocol.send(answer)
-        except StopIteration as stop:
-            outcomes[i] = stop.value
-
-    def _serve(self, requests: list[Request], first: bool) -> list[Any]:
-        """One round: fuse by kind, transfer, answer."""
-        axis, size = self.exchange.axis_name, coll.axis_size(self.exchange.axis_name)
-        kinds: dict[type, list[int]] = {}
-        for i, request in enumerate(requests):
-            kind = Sum if isinstance(request, Mean) else type(request)
-            kinds.setdefault(kind, []).append(i)
-        raw: dict[int, Any] = {}
-        carrier = self._carrier(kinds) if first else None
-        transfers = {
-            AllToAll: (_transfer.exchange_trees, self._rows),
-            Gather: (_transfer.gather_trees, self._words),
-            Sum: (_transfer.sum_trees, self._flag),
-            Max: (_transfer.max_trees, None),
-        }
-        for kind, (transfer, header) in transfers.items():
-            members = kinds.get(kind, [])
-            trees = [self._outgoing(requests[i]) for i in members]
-            if carrier is kind and header is not None:
-                *received, head = transfer([*trees, header(size, trees)], axis)
-                self._read_header(head)
-            elif members:
-                received = transfer(trees, axis)
-            else:
-                received = []
-            raw.update(zip(members, received, strict=True))
-        return [self._incoming(requests[i], raw[i]) for i in range(len(requests))]
-
-    def _carrier(self, kinds: dict[type, list[int]]) -> type:
-        """Which transfer of the first round takes the header along."""
-        if AllToAll in kinds:
-            return AllToAll
-        return Gather if Gather in kinds or self.weight is not None else Sum
-
-    # The header in the form of each carrier. Sums cannot tell weights apart, hence _carrier.
-
-    def _words(self, size: int, trees: Any) -> Array:
-        del size, trees
-        weight = jnp.asarray(1.0 if self.weight is None else self.weight, jnp.float32)
-        word = jax.lax.bitcast_convert_type(weight, jnp.uint32)
-        return jnp.stack([self.finite.astype(jnp.uint32), word])
-
-    def _rows(self, size: int, trees: Any) -> Array:
-        words = self._words(size, trees)
-        return jnp.broadcast_to(words, (size, HEADER_WORDS))
-
-    def _flag(self, size: int, trees: Any) -> Array:
-        del size
-        dtypes = [x.dtype for x in jax.tree.leaves(trees)]
-        dtype = jnp.float32 if jnp.float32 in dtypes or not dtypes else dtypes[0]
-        return jnp.where(self.finite, 0, 1).astype(dtype)
-
-    def _read_header(self, head: Array) -> None:
-        if head.ndim == 0:  # a sum of "not finite" flags
-            self.ok = head == 0
-            return
-        self.ok = jnp.all(head[:, 0] == 1)
-        if self.weight is not None:
-            self.weights = jax.lax.bitcast_convert_type(head[:, 1], jnp.float32)
-            if self.exchange.normalize == "present":
-                self.total = jnp.maximum(jnp.sum(self.weights), jnp.finfo(jnp.float32).tiny)
-
-    def _outgoing(self, request: Request) -> Any:
-        if isinstance(request, Mean):
-            if self.weight is None:
-                return request.value
-            return jax.tree.map(
-                lambda x: x * jnp.asarray(self.weight).astype(x.dtype), request.value
-            )
-        return request.value if isinstance(request, Sum | Max) else request.message
-
-    def _incoming(self, request: Request, received: Any) -> Any:
-        if isinstance(request, Gather):
-            return Gathered(received, self.weights, self.total)
-        if isinstance(request, Mean):
-            return jax.tree.map(lambda x: x / jnp.asarray(self.total, x.dtype), received)
-        return received

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
 from ef_optax._base import Codec
-from ef_optax._exchange import HEADER_WORDS, Exchange
+from ef_optax._exchange import Exchange
+from ef_optax._rounds import HEADER_WORDS
 from tests.compressors.pool import CASES
 
 HEADER_BITS = 32 * HEADER_WORDS

@@ -1,0 +1,152 @@
+"""The rounds of one step: protocols advance in lockstep, each round is one transfer of each kind.
+
+Two header words ride in the first round: whether this worker's numbers are finite, and its weight.
+So every worker knows whether *all* messages of the step are good, at no collective of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax import _collectives as coll
+from ef_optax import _transfer
+from ef_optax._base import (
+    AllToAll,
+    Array,
+    Gather,
+    Gathered,
+    Max,
+    Mean,
+    Outcome,
+    Protocol,
+    Request,
+    Sum,
+)
+
+HEADER_WORDS = 2
+"""Words that every worker adds to the first round of a step: finite flag and weight."""
+
+
+@dataclasses.dataclass
+class Rounds:
+    """Advances the protocols of one step together; trace-time object of one call."""
+
+    axis: coll.AxisName
+    normalize: str
+    finite: Array
+    weight: Array | None
+    ok: Array = dataclasses.field(init=False)
+    weights: Array | None = dataclasses.field(init=False, default=None)
+    total: Array | int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ok = self.finite
+        self.total = coll.axis_size(self.axis)
+
+    def drive(self, protocols: Sequence[Protocol]) -> list[Outcome]:
+        """Runs all protocols to their end and returns their outcomes."""
+        outcomes: dict[int, Outcome] = {}
+        pending: dict[int, Request] = {}
+        for i, protocol in enumerate(protocols):
+            self._advance(i, protocol, None, pending, outcomes)
+        first = True
+        while pending or (first and protocols):
+            order = list(pending)
+            answers = self._serve([pending[i] for i in order], first)
+            pending = {}
+            for i, answer in zip(order, answers, strict=True):
+                self._advance(i, protocols[i], answer, pending, outcomes)
+            first = False
+        return [outcomes[i] for i in range(len(protocols))]
+
+    @staticmethod
+    def _advance(
+        i: int, protocol: Protocol, answer: Any, pending: dict[int, Request], outcomes: Any
+    ) -> None:
+        try:
+            pending[i] = protocol.send(answer)
+        except StopIteration as stop:
+            outcomes[i] = stop.value
+
+    def _serve(self, requests: list[Request], first: bool) -> list[Any]:
+        """One round: fuse by kind, transfer, answer."""
+        axis, size = self.axis, coll.axis_size(self.axis)
+        kinds: dict[type, list[int]] = {}
+        for i, request in enumerate(requests):
+            kind = Sum if isinstance(request, Mean) else type(request)
+            kinds.setdefault(kind, []).append(i)
+        raw: dict[int, Any] = {}
+        carrier = self._carrier(kinds) if first else None
+        transfers = {
+            AllToAll: (_transfer.exchange_trees, self._rows),
+            Gather: (_transfer.gather_trees, self._words),
+            Sum: (_transfer.sum_trees, self._flag),
+            Max: (_transfer.max_trees, None),
+        }
+        for kind, (transfer, header) in transfers.items():
+            members = kinds.get(kind, [])
+            trees = [self._outgoing(requests[i]) for i in members]
+            if carrier is kind and header is not None:
+                *received, head = transfer([*trees, header(size, trees)], axis)
+                self._read_header(head)
+            elif members:
+                received = transfer(trees, axis)
+            else:
+                received = []
+            raw.update(zip(members, received, strict=True))
+        return [self._incoming(requests[i], raw[i]) for i in range(len(requests))]
+
+    def _carrier(self, kinds: dict[type, list[int]]) -> type:
+        """Which transfer of the first round takes the header along."""
+        if AllToAll in kinds:
+            return AllToAll
+        return Gather if Gather in kinds or self.weight is not None else Sum
+
+    # The header in the form of each carrier. Sums cannot tell weights apart, hence _carrier.
+
+    def _words(self, size: int, trees: Any) -> Array:
+        del size, trees
+        weight = jnp.asarray(1.0 if self.weight is None else self.weight, jnp.float32)
+        word = jax.lax.bitcast_convert_type(weight, jnp.uint32)
+        return jnp.stack([self.finite.astype(jnp.uint32), word])
+
+    def _rows(self, size: int, trees: Any) -> Array:
+        words = self._words(size, trees)
+        return jnp.broadcast_to(words, (size, HEADER_WORDS))
+
+    def _flag(self, size: int, trees: Any) -> Array:
+        del size
+        dtypes = [x.dtype for x in jax.tree.leaves(trees)]
+        dtype = jnp.float32 if jnp.float32 in dtypes or not dtypes else dtypes[0]
+        return jnp.where(self.finite, 0, 1).astype(dtype)
+
+    def _read_header(self, head: Array) -> None:
+        if head.ndim == 0:  # a sum of "not finite" flags
+            self.ok = head == 0
+            return
+        self.ok = jnp.all(head[:, 0] == 1)
+        if self.weight is not None:
+            self.weights = jax.lax.bitcast_convert_type(head[:, 1], jnp.float32)
+            if self.normalize == "present":
+                self.total = jnp.maximum(jnp.sum(self.weights), jnp.finfo(jnp.float32).tiny)
+
+    def _outgoing(self, request: Request) -> Any:
+        if isinstance(request, Mean):
+            if self.weight is None:
+                return request.value
+            return jax.tree.map(
+                lambda x: x * jnp.asarray(self.weight).astype(x.dtype), request.value
+            )
+        return request.value if isinstance(request, Sum | Max) else request.message
+
+    def _incoming(self, request: Request, received: Any) -> Any:
+        if isinstance(request, Gather):
+            return Gathered(received, self.weights, self.total)
+        if isinstance(request, Mean):
+            return jax.tree.map(lambda x: x / jnp.asarray(self.total, x.dtype), received)
+        return received

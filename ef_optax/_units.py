@@ -1,0 +1,69 @@
+"""Units: which leaves one protocol handles, so that a program stays short to compile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._base import Array, Codec, like_of
+from ef_optax._stack import Stacked, stackable
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Leaves that one protocol handles: one leaf, equal leaves stacked, or a codec's group."""
+
+    codec: Codec
+    members: tuple[int, ...]
+    kind: str  # "leaf", "stack" or "group"
+
+    def take(self, values: Sequence[Any]) -> Any:
+        own = [values[i] for i in self.members]
+        if self.kind == "leaf":
+            return own[0]
+        return own if self.kind == "group" else jax.tree.map(lambda *xs: jnp.stack(xs), *own)
+
+    def give(self, value: Any) -> list[Any]:
+        if self.kind == "leaf":
+            return [value]
+        return list(value) if self.kind == "group" else [value[i] for i in range(len(self.members))]
+
+
+def units_of(
+    codec: Codec, paths: Sequence[str], leaves: Sequence[Array], specs: Sequence[Any]
+) -> list[Unit]:
+    """Groups the leaves; equal small leaves are stacked to keep the program short to compile."""
+    groups: dict[Any, list[int]] = {}
+    codecs = [codec.for_leaf(p, like_of(x)) for p, x in zip(paths, leaves, strict=True)]
+    for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
+        if one.granularity == "group":
+            key: Any = ("group", _identity(one))
+        elif stackable(one, x):
+            key = ("stack", _identity(one), x.shape, x.dtype, specs[i])
+        else:
+            key = ("leaf", i)
+        groups.setdefault(key, []).append(i)
+    units = []
+    for (kind, *_), members in groups.items():
+        one = codecs[members[0]]
+        if kind == "stack" and len(members) > 1:
+            units.append(Unit(Stacked(one), tuple(members), "stack"))
+        else:
+            units.append(Unit(one, tuple(members), "group" if kind == "group" else "leaf"))
+    return units
+
+
+def _identity(codec: Codec) -> Any:
+    """Equal for codecs that do the same: by value, but by object for fields that are arrays."""
+    fields = [getattr(codec, f.name) for f in dataclasses.fields(codec)]
+    return type(codec), *(_field_identity(v) for v in fields)
+
+
+def _field_identity(value: Any) -> Any:
+    if isinstance(value, Codec):
+        return _identity(value)
+    return value if isinstance(value, int | float | str | bool | tuple | None) else id(value)
