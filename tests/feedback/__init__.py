@@ -1,0 +1,1 @@
+"""The feedback rules against the NumPy references."""

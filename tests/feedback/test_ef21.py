@@ -1,0 +1,255 @@
+"""EF21 and its extensions against the references, and against one another."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ef_optax as ef
+from tests.feedback.problem import (
+    AXIS,
+    GAMMA,
+    GRADS,
+    START,
+    WORKERS,
+    check,
+    close,
+    flat,
+    optimizer,
+    per_leaf,
+    run,
+    tree,
+)
+from tests.oracles import compress, ef21, iterates
+
+TOP1 = per_leaf(compress.top_k(1))
+TOP2 = per_leaf(compress.top_k(2))
+SIGN = per_leaf(compress.scaled_sign)
+WEIGHTS = (0.25, 0.25, 0.5)  # n w_i is exact in float32
+
+
+@pytest.mark.parametrize("init", ["compressed", "full", "zero"])
+def test_ef21(init):
+    rule = ef.ef21(ef.top_k(k=1), axis_name=AXIS, init=init)
+    oracle = ef21.ef21(GRADS, TOP1, START, GAMMA, init=init)
+    check(optimizer(rule), oracle, estimate="g_i", mean="g")
+
+
+def test_ef21_with_scaled_sign():
+    rule = ef.ef21(ef.scaled_sign(), axis_name=AXIS)
+    check(optimizer(rule), ef21.ef21(GRADS, SIGN, START, GAMMA), estimate="g_i", mean="g")
+
+
+@pytest.mark.parametrize("init", ["compressed", "full"])
+def test_ef21_plus(init):
+    rule = ef.ef21_plus(ef.top_k(k=1), axis_name=AXIS, init=init)
+    got = check(
+        optimizer(rule), ef21.ef21_plus(GRADS, TOP1, START, GAMMA, init=init), estimate="g_i"
+    )
+    # The mean is kept through the rounds in which some worker forgot its estimate.
+    close(flat(got.state[0].mean, 1), np.mean(flat(got.state[0].estimate, 2), axis=1))
+
+
+def test_ef21_plus_forgets_and_still_agrees():
+    """From a far start every worker forgets at least once: the reference says when."""
+    steps = ef21.ef21_plus(GRADS, TOP2, 50 * START, 0.2, init="full")
+    rule = ef.ef21_plus(ef.top_k(k=2), axis_name=AXIS, init="full")
+    got = run(optimizer(rule, 0.2), 12, 50 * START)
+    expected = [next(steps) for _ in range(12)]
+    np.testing.assert_allclose(got.x, [s.x for s in expected], rtol=1e-11, atol=1e-11)
+    plain = iterates(ef21.ef21(GRADS, TOP2, 50 * START, 0.2, init="full"), 12)
+    assert np.max(np.abs(got.x - plain)) > 1e-3
+
+
+def test_ef21_heavy_ball():
+    rule = ef.ef21_heavy_ball(ef.top_k(k=1), 0.5, axis_name=AXIS)
+    check(optimizer(rule), ef21.heavy_ball(GRADS, TOP1, START, GAMMA, 0.5))
+
+
+def test_ef21_bidirectional():
+    rule = ef.ef21_bidirectional(ef.top_k(k=1), ef.top_k(k=2), axis_name=AXIS)
+    oracle = ef21.bidirectional(GRADS, TOP1, TOP2, START, GAMMA)
+    check(optimizer(rule), oracle, estimate="gw", broadcast="g")
+
+
+@pytest.mark.parametrize("probability", [0.5, (0.2, 0.9, 0.5)])
+def test_ef21_partial_participation(probability):
+    rule = ef.ef21_partial_participation(ef.top_k(k=1), probability, 7, axis_name=AXIS)
+    lifted = optimizer(rule)
+    present = np.asarray(run(lifted).state[0].present) == 1
+    assert present[0].all() and 0 < present.mean() < 1 and len(np.unique(present, axis=0)) > 2
+    oracle = ef21.partial_participation(GRADS, TOP1, START, GAMMA, lambda t: present[t])
+    check(lifted, oracle, estimate="g_i")
+
+
+def test_ef21_w_with_a_compressor_that_is_not_homogeneous():
+    class PowerOfTwo(ef.Codec):
+        homogeneous = False
+
+        def encode(self, x, key=None):
+            with jax.numpy_dtype_promotion("standard"):
+                two = jnp.exp2(jnp.floor(jnp.log2(jnp.abs(x))))
+            return jnp.where(x == 0, 0, jnp.sign(x) * two)
+
+        def decode(self, message, like):
+            return message
+
+        def bits(self, shape, dtype=jnp.float32):
+            return 32 * int(np.prod(shape))
+
+    C = compress.power_of_two
+    rule = ef.ef21_w(ef.Compressor(PowerOfTwo()), WEIGHTS, axis_name=AXIS)
+    check(optimizer(rule), ef21.weighted(GRADS, C, START, GAMMA, WEIGHTS), estimate="g_i", mean="g")
+    plain = iterates(ef21.ef21(GRADS, C, START, GAMMA), 20)
+    assert np.max(np.abs(run(optimizer(rule)).x - plain)) > 1e-3
+
+
+@pytest.mark.parametrize("init", ["compressed", "full"])
+def test_ef21_w_is_ef21_for_top_k(init):
+    rule = ef.ef21_w(ef.top_k(k=1), WEIGHTS, axis_name=AXIS, init=init)
+    check(optimizer(rule), ef21.ef21(GRADS, TOP1, START, GAMMA, init=init), mean="g")
+
+
+def test_weighted_partial_participation_with_everybody_is_ef21_w():
+    rule = ef.ef21_partial_participation(ef.top_k(k=1), 1.0, 0, weights=WEIGHTS, axis_name=AXIS)
+    check(optimizer(rule), ef21.weighted(GRADS, TOP1, START, GAMMA, WEIGHTS), estimate="g_i")
+
+
+def test_ef21_prox():
+    tx = ef.ef21_prox(ef.top_k(k=1), ef.l1_prox(0.5), GAMMA, axis_name=AXIS)
+    prox = compress.soft_threshold(0.5 * GAMMA)
+    check(ef.simulate(tx, WORKERS, AXIS), ef21.proximal(GRADS, TOP1, prox, START, GAMMA))
+
+
+def test_ef21_momentum():
+    rule = ef.ef21_momentum(ef.top_k(k=1), 0.3, axis_name=AXIS)
+    check(optimizer(rule), ef21.momentum(GRADS, TOP1, START, GAMMA, 0.3), estimate="g_i")
+    rule = ef.ef21_momentum(ef.top_k(k=1), 0.3, axis_name=AXIS, init="full")
+    check(optimizer(rule), ef21.momentum(GRADS, TOP1, START, GAMMA, 0.3, start="full"))
+
+
+def test_ef21_double_momentum():
+    rule = ef.ef21_double_momentum(ef.top_k(k=1), 0.3, axis_name=AXIS)
+    check(optimizer(rule), ef21.double_momentum(GRADS, TOP1, START, GAMMA, 0.3), estimate="g_i")
+
+
+def test_normalised_ef21_momentum_with_schedules():
+    """The parameter-agnostic form is a composition: fresh weight and step fall with the round."""
+
+    def falling(scale, power):
+        return lambda t: scale * (jnp.asarray(t, jnp.float64) + 1) ** -power
+
+    def reference(scale, power):
+        return lambda t: scale * (t + 1.0) ** -power
+
+    tx = optax.chain(
+        ef.ef21_momentum(ef.top_k(k=1), falling(1.0, 0.5), axis_name=AXIS),
+        optax.normalize_by_update_norm(eps=0.0),
+        optax.scale_by_learning_rate(falling(0.1, 0.7)),
+    )
+    oracle = ef21.normalised(GRADS, TOP1, START, reference(0.1, 0.7), reference(1.0, 0.5))
+    check(ef.simulate(tx, WORKERS, AXIS), oracle)
+
+
+def test_clip21():
+    rule = ef.clip21(0.8, axis_name=AXIS)
+    check(optimizer(rule), ef21.clip21(GRADS, compress.clip(0.8), START, GAMMA), estimate="g_i")
+
+
+# ---------------------------------------------------------------------------- edges of the graph
+
+GRADIENT_DESCENT = {
+    "ef21": lambda: ef.ef21(ef.identity(), axis_name=AXIS),
+    "ef21 full": lambda: ef.ef21(ef.identity(), axis_name=AXIS, init="full"),
+    "ef21 plus": lambda: ef.ef21_plus(ef.identity(), axis_name=AXIS, init="full"),
+    "econtrol": lambda: ef.econtrol(ef.identity(), 0.3, axis_name=AXIS, init="full"),
+    "ef-bv": lambda: ef.ef_bv(ef.identity(), 0.3, axis_name=AXIS),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENT_DESCENT)
+def test_the_identity_takes_exactly_the_gradient_step(name):
+    """-lr g, once: with one worker in float32, bit for bit."""
+    rule = GRADIENT_DESCENT[name]()
+    lifted = ef.simulate(optax.chain(rule, optax.sgd(0.1)), 1, AXIS)
+    params, g = tree(jnp.asarray(START, jnp.float32)), tree(jnp.asarray(START[::-1], jnp.float32))
+    state = lifted.init(params)
+    updates, _ = lifted.update(jax.tree.map(lambda x: x[None], g), state, params)
+    for u, expected in zip(jax.tree.leaves(updates), jax.tree.leaves(g), strict=True):
+        np.testing.assert_array_equal(u, np.float32(-0.1) * expected)
+
+
+EQUAL_TO_EF21 = {
+    "hb(0)": lambda: ef.ef21_heavy_ball(ef.top_k(k=1), 0.0, axis_name=AXIS),
+    "bc(server I)": lambda: ef.ef21_bidirectional(ef.top_k(k=1), ef.identity(), axis_name=AXIS),
+    "pp(all)": lambda: ef.ef21_partial_participation(ef.top_k(k=1), 1.0, 0, axis_name=AXIS),
+    "sgdm(1)": lambda: ef.ef21_momentum(ef.top_k(k=1), 1.0, axis_name=AXIS),
+    "sgd2m(1)": lambda: ef.ef21_double_momentum(ef.top_k(k=1), 1.0, axis_name=AXIS),
+    "w(1/n)": lambda: ef.ef21_w(ef.top_k(k=1), (1 / 3, 1 / 3, 1 / 3), axis_name=AXIS),
+    "ef-bv(1, 1)": lambda: ef.ef_bv(ef.top_k(k=1), 1.0, 1.0, axis_name=AXIS),
+    "econtrol(0)": lambda: ef.econtrol(ef.top_k(k=1), 0.0, axis_name=AXIS),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL_TO_EF21)
+def test_special_cases_of_ef21(name):
+    check(optimizer(EQUAL_TO_EF21[name]()), ef21.ef21(GRADS, TOP1, START, GAMMA))
+
+
+def test_a_bad_step_changes_nothing():
+    """NaN on one worker: zero update, all memories as they were, the start still to come."""
+    rule = ef.ef21(ef.top_k(k=1), axis_name=AXIS, init="full")
+    lifted = optimizer(rule)
+    params = tree(jnp.asarray(START, jnp.float32))
+    grads = jax.tree.map(lambda x: jnp.stack([x] * WORKERS), params)
+    bad = jax.tree.map(lambda x: x.at[1].set(jnp.nan), grads)
+    fresh = lifted.init(params)
+    updates, state = lifted.update(bad, fresh, params)
+    assert all(not np.any(u) for u in jax.tree.leaves(updates))
+    assert int(state[0].exchange.skipped) == 1 and int(state[0].exchange.count) == 0
+    memories = (jax.tree.leaves(x[0].estimate) for x in (fresh, state))
+    for before, after in zip(*memories, strict=True):
+        np.testing.assert_array_equal(before, after)
+    updates, _ = lifted.update(grads, state, params)
+    np.testing.assert_allclose(flat(updates), -GAMMA * flat(params), rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: ef.ef21(ef.top_k(0.1), init="dense"), ValueError, "init='dense'"),
+        (lambda: ef.ef21(optax.sgd(0.1)), TypeError, "not a Compressor"),
+        (lambda: ef.ef21_plus(ef.random_k(0.1, 0)), ValueError, "RandomK is randomised"),
+        (lambda: ef.ef21_momentum(ef.top_k(0.1), 0.0), ValueError, "fresh_weight=0.0"),
+        (lambda: ef.ef21_heavy_ball(ef.top_k(0.1), 1.0), ValueError, "decay=1.0"),
+        (lambda: ef.ef21_w(ef.top_k(0.1), (0.5, 0.6)), ValueError, "sum to 1"),
+        (lambda: ef.ef21_partial_participation(ef.top_k(0.1), 0.0, 0), ValueError, "probability"),
+        (lambda: ef.ef21_partial_participation(ef.top_k(0.1), 0.5, None), TypeError, "key"),
+        (lambda: ef.l1_prox(-1.0), ValueError, "strength"),
+        (lambda: ef.clip21(0.0), ValueError, "threshold"),
+        (lambda: ef.econtrol(ef.top_k(0.1), -0.1), ValueError, "strength"),
+        (lambda: ef.ef_bv(ef.top_k(0.1), 2.0), ValueError, "lam"),
+        (lambda: ef.diana(ef.top_k(0.1), 0.0), ValueError, "rate"),
+        (
+            lambda: ef.ef21_w(ef.top_k(0.1), (0.5, 0.5)).update(
+                jnp.ones(2), ef.ef21(ef.top_k(0.1)).init(jnp.ones(2))
+            ),
+            ValueError,
+            "weights has 2 numbers",
+        ),
+        (
+            lambda: ef.proximal(ef.l1_prox(0.1), 0.1).update(jnp.ones(1), optax.EmptyState()),
+            ValueError,
+            "params=None",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
