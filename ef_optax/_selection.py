@@ -81,23 +81,23 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
     sample = min(_SAMPLE, x.size // 16)
     low_rank, high_rank, capacity = _plan(x.size, k, sample)
     top = jnp.asarray(jnp.iinfo(magnitude_order(x[:0]).dtype).max)
-    everything = _at_least(x)
+    everything = at_least(x)
     if 2 * capacity > x.size:
         zero = magnitude_order(x[0]) & 0
-        return _largest(everything, k, x.size, zero, zero + top).astype(dtype)
+        return largest(everything, k, x.size, zero, zero + top).astype(dtype)
 
     drawn = magnitude_order(_draw(x, sample))
     zero = drawn[0] & 0
-    guess, _, _ = _search(_at_least(drawn), low_rank, high_rank, sample, zero, jnp.max(drawn) + 1)
+    guess, _, _ = search(at_least(drawn), low_rank, high_rank, sample, zero, jnp.max(drawn) + 1)
     words = everything(guess)
     count = count_ones(words)
 
     def search_on() -> jax.Array:
-        threshold, found, kept = _search(
+        threshold, found, kept = search(
             everything, k, capacity, x.size, zero, zero + top, tried=(guess, words, count)
         )
         # More than the capacity are kept only if that many are equal: these are cut by index.
-        return lax.cond(kept > capacity, lambda: _cut(everything, k, threshold), lambda: found)
+        return lax.cond(kept > capacity, lambda: cut(everything, k, threshold), lambda: found)
 
     # No loop over the leaf unless it is needed: the caller may want to update the leaf in place,
     # and a loop would make the compiler copy it first.
@@ -106,7 +106,7 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
     real = jnp.arange(capacity, dtype=jnp.uint32) < count_ones(words)
     order = magnitude_order(x.at[kept].get(mode="promise_in_bounds"))
     order = jnp.where(real, order, jnp.asarray(-1, order.dtype))
-    chosen = _largest(_at_least(order), k, capacity, zero, jnp.max(order) + 1)
+    chosen = largest(at_least(order), k, capacity, zero, jnp.max(order) + 1)
     return kept.at[chosen].get(mode="promise_in_bounds").astype(dtype)
 
 
@@ -125,7 +125,7 @@ def _as_normal_floats(order: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(jnp.where(order >= half, above, below), jnp.float32)
 
 
-def _at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The packed mask of the entries at or above a threshold, as a function of the threshold."""
 
     def mask(threshold: jax.Array) -> jax.Array:
@@ -139,15 +139,15 @@ def _at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
     return mask
 
 
-def _largest(
+def largest(
     at_least: Callable[[jax.Array], jax.Array], k: int, size: int, low: jax.Array, high: jax.Array
 ) -> jax.Array:
     """Positions of the ``k`` largest entries, ascending; ties go to the lowest position."""
-    threshold, _, _ = _search(at_least, k, k, size, low, high)
-    return positions(_cut(at_least, k, threshold), k)
+    threshold, _, _ = search(at_least, k, k, size, low, high)
+    return positions(cut(at_least, k, threshold), k)
 
 
-def _cut(at_least: Callable[[jax.Array], jax.Array], k: int, threshold: jax.Array) -> jax.Array:
+def cut(at_least: Callable[[jax.Array], jax.Array], k: int, threshold: jax.Array) -> jax.Array:
     """Mask of the entries above a threshold and of its first ties, ``k`` in all."""
     above = at_least(threshold + 1)
     ties = at_least(threshold) ^ above
@@ -171,7 +171,7 @@ def _draw(x: jax.Array, count: int) -> jax.Array:
     return x.at[index * np.uint32(stride) + place].get(mode="promise_in_bounds")
 
 
-def _search(
+def search(
     at_least: Callable[[jax.Array], jax.Array],
     fewest: int,
     most: int,

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ef_optax import _bitmask, _selection
+from ef_optax import _bitmask, _block_selection, _selection
 
 # (entries, kept, dtype): sampled (small and smallest k, 16-bit), nearly everything kept, sorted.
 POOL = (
@@ -105,7 +105,7 @@ def test_same_set_as_a_stable_sort(size, k, dtype, data):
 def test_a_bad_guess_costs_passes_not_the_result(monkeypatch):
     """The first search's answer moved: far too high, far too low, and by one."""
     size, k, dtype = POOL[0]
-    search, calls = _selection._search, []
+    search, calls = _selection.search, []
 
     @jax.jit
     def select(x, off):
@@ -114,7 +114,7 @@ def test_a_bad_guess_costs_passes_not_the_result(monkeypatch):
             calls.append(threshold)
             return (threshold + off if len(calls) == 1 else threshold), words, kept
 
-        monkeypatch.setattr(_selection, "_search", misled)
+        monkeypatch.setattr(_selection, "search", misled)
         return _selection.top_k_indices(x, k)
 
     x = adversaries(size)["normal"].astype(dtype)
@@ -212,3 +212,25 @@ def test_running_sums_are_exact_up_to_the_bound_and_beyond_it_after(counts):
     sums = np.asarray(sums_up_to(most)(counts))
     np.testing.assert_array_equal(sums[exact <= most], exact[exact <= most])
     assert (sums[exact > most] > most).all()
+
+
+@functools.cache
+def in_blocks(k: int):
+    return jax.jit(lambda blocks: _block_selection.block_top_k_indices(blocks, k))
+
+
+# Groups of 16 and of 2 entries, blocks that cannot be cut into words, every entry kept.
+@pytest.mark.parametrize("length,k", [(1024, 10), (512, 60), (300, 3), (64, 64)], ids=str)
+def test_each_block_gets_the_set_of_a_stable_sort(length, k):
+    for name, x in adversaries(6 * length).items():
+        with np.errstate(all="ignore"):
+            blocks = x.astype(np.float32).reshape(6, length)
+        indices = in_blocks(k)(blocks)
+        assert indices.dtype == jnp.int32
+        expected = np.stack([oracle(block, k) for block in blocks])
+        np.testing.assert_array_equal(indices, expected, err_msg=name)
+
+
+def test_bad_blocks_say_what_to_do():
+    with pytest.raises(ValueError, match=r"\(3,\): reshape"):
+        _block_selection.block_top_k_indices(jnp.zeros(3), 1)
