@@ -212,6 +212,8 @@ def leading_flags(local: Any, state: Any) -> Any:
 
 def path_specs(params: Any, specs: Any) -> dict[str, jax.sharding.PartitionSpec]:
     """Leaf path -> spec, from a tree (or prefix tree) of partition specs."""
+    if not jax.tree.leaves(params):  # such as the placeholder of optax.tree.map_params
+        return {}
     is_spec = lambda x: x is None or isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
     spread = jax.tree.map(
         lambda spec, part: jax.tree.map(lambda _: spec or jax.sharding.PartitionSpec(), part),

@@ -64,18 +64,19 @@ def data_parallel(
     sizes = mesh_sizes(mesh, axis_name)
     n = inference.worker_count(sizes)
     infer = functools.partial(infer_flags, tx, axis_name, sizes, extra_args)
-    known: dict[str, Any] = {"specs": param_specs}
+    noted: dict[Any, Any] = {}  # structure of params -> their specs
     over = functools.partial(over_mesh, mesh, axis_name)
 
     def lift_of(params: Any) -> _context.Lift:
-        given = specs.of_params(params, known["specs"], mesh)
+        known = noted.get(jax.tree.structure(params)) if param_specs is None else param_specs
+        given = specs.of_params(params, known, mesh)
         others = {a: s for a, s in mesh.shape.items() if a not in axis_names(axis_name)}
         return _context.Lift(inference.path_specs(params, given), others)
 
     def remember(params: Any) -> None:
         """Inside jit on an Auto mesh shardings cannot be read, so they are noted when they can."""
-        if known["specs"] is None and not specs.is_traced(params):
-            known["specs"] = specs.concrete(params, mesh)
+        if not specs.is_traced(params):
+            noted[jax.tree.structure(params)] = specs.concrete(params, mesh)
 
     def specs_of(params: Any) -> Any:
         lift = lift_of(params)
