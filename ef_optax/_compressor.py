@@ -48,7 +48,8 @@ class Compressor(optax.GradientTransformationExtraArgs):
             out = exchange(updates, state)
             return out.aggregate, out.state
 
-        self = super().__new__(cls, init_fn, update_fn)
+        update: Any = update_fn  # Optax's type of a state is too narrow for a State class
+        self = super().__new__(cls, init_fn, update)
         self.codec = codec
         return self
 

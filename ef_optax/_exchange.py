@@ -29,7 +29,8 @@ from ef_optax._units import Unit, units_of
 class ExchangeState(NamedTuple):
     """State of one exchange."""
 
-    count: Array  # int32 scalar: exchanges made, folded into the keys
+    # int32 scalar: exchanges made, folded into the keys
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     skipped: Array  # int32 scalar: steps skipped because some worker's numbers were not finite
     ok: Array  # bool scalar: whether the last exchange was finite on every worker
     codec: Any  # per leaf: the codec's own state; () when no codec has any

@@ -211,7 +211,8 @@ def _on_mesh(
 
     own = jax.tree.map(lambda p: NamedSharding(mesh, P(axis_name, *_spec_of(p))), points["params"])
     shardings = (NamedSharding(mesh, worker), {name: own for name in points})
-    return jax.sharding.auto_axes(body, out_sharding=shardings)(points, batch, args)
+    automatic: Callable[..., Any] = jax.sharding.auto_axes(body, out_sharding=shardings)
+    return automatic(points, batch, args)
 
 
 def _in_simulation(
