@@ -80,7 +80,8 @@ def table(config: dict[str, Any], rows: Rows, wire: dict[str, Any]) -> str:
         mean, std = final[method]
         gap = f"{mean - final['sgdm'][0]:+.2f}" if "sgdm" in final and method != "sgdm" else ""
         sent = wire[method]
-        line = [f"`{method}`", f"{chosen['lr'][method]:g}", f"{mean:.2f} ± {std:.2f}"]
+        spread = f" ± {std:.2f}" if chosen["seeds"] > 1 else ""
+        line = [f"`{method}`", f"{chosen['lr'][method]:g}", f"{mean:.2f}{spread}"]
         line += [f"{best[method]:.2f}", gap]
         line += [f"{sent['message_bytes']:,}", _factor(dense, sent["message_bytes"])]
         if workers > 1:
@@ -105,10 +106,11 @@ def _notes(config: dict[str, Any]) -> list[str]:
     chosen, about = config["flags"], config["about"]
     seeds = chosen["seeds"]
     drops = ", ".join(f"{drop:.0%}" for drop in chosen["lr_drops"]) or "never"
+    of_what = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     notes = [
-        f"Test accuracy after the last of {chosen['epochs']} epochs, mean ± standard deviation of "
-        f"{seeds} seed{'s' if seeds > 1 else ''}; *best epoch*: the highest mean over the seeds "
-        "at any epoch, which peeks at the test set and is given because published tables do.",
+        f"Test accuracy after the last of {chosen['epochs']} epochs, {of_what}; *best epoch*: the "
+        "highest mean over the seeds at any epoch, which peeks at the test set and is given "
+        "because published tables do.",
         f"Learning rate divided by 10 at: {drops}. Weight decay {chosen['weight_decay']:g} is "
         f"added to the gradient before it is compressed. Top-k keeps {chosen['ratio']:.3g} of "
         "each tensor's values.",

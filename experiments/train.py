@@ -563,11 +563,9 @@ def tuning_table(
     """Mean validation accuracy of every rate and method, and the flag that uses the best."""
     rows = [["method", *(f"{rate:g}" for rate in grid)], ["---"] + ["--:"] * len(grid)]
     for method, scores in lines:
-        cells = [
-            f"**{100 * scores[rate][0]:.1f}**" if rate == chosen[method] else
-            f"{100 * scores[rate][0]:.1f}"
-            for rate in grid
-        ]  # fmt: skip
+        cells = [f"{100 * accuracy:.1f}" if accuracy else "lost" for accuracy, _ in scores.values()]
+        best = grid.index(chosen[method])
+        cells[best] = f"**{cells[best]}**"
         rows.append([f"`{method}`", *cells])
     flag = ",".join(f"{method}={rate:g}" for method, rate in chosen.items())
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -205,20 +206,29 @@ app.run(train.main)
 """
 
 
-def run(
-    *program: str, out_dir: Path, extra: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
+def start(*program: str, out_dir: Path, extra: tuple[str, ...] = (), **env: str) -> Any:
     arguments = ["--methods=ef_top_k", "--lr=ef_top_k=0.3", "--seeds=2", "--epochs=3"]
     arguments += ["--workers=2", "--batch_size=16", f"--out_dir={out_dir}"]
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *program, *arguments, *extra],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=200,
-        check=False,
     )
+
+
+def finish(process: Any) -> subprocess.CompletedProcess[str]:
+    try:
+        output, errors = process.communicate(timeout=280)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def run(*program: str, out_dir: Path, extra: tuple[str, ...] = ()) -> Any:
+    return finish(start(*program, out_dir=out_dir, extra=extra))
 
 
 def results(out_dir: Path) -> list[dict[str, Any]]:
@@ -252,8 +262,35 @@ def test_a_run_killed_inside_a_checkpoint_resumes_to_the_same_bits(tmp_path: Pat
         folders = [storage.run_dir(out, "ef_top_k", seed) / "3" for out in (straight, killed)]
         for a, b in zip(*map(arrays, folders), strict=True):
             np.testing.assert_array_equal(a, b)
-    # The numbers of the table are those of the program: 9,610 values as top-1%.
-    assert "9,610 parameters" in (straight / "table.md").read_text(encoding="utf-8")
+    # Top-1% of 8192, 128, 1280 and 10 values: 82, 2, 13 and 1 values of 32 bits, with indices of
+    # 13, 7, 11 and 4 bits padded to a word a tensor, and two words of the exchange's own.
+    words = sum(k + -(-k * bits // 32) for k, bits in ((82, 13), (2, 7), (13, 11), (1, 4))) + 2
+    assert storage.read_json(straight / "wire.json")["ef_top_k"]["message_bytes"] == 4 * words
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    one, two = tmp_path / "one", tmp_path / "two"
+    program = ("-m", "experiments.train")
+    shared = ("--multihost", f"--coordinator={address}", "--num_processes=2")
+    device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    processes = [
+        start(*program, out_dir=two, extra=(*shared, f"--process_id={index}"), **device)
+        for index in range(2)
+    ]
+    done = [finish(process) for process in processes]
+    assert [process.returncode for process in done] == [0, 0], done
+    assert "| `ef_top_k` |" in done[0].stdout and "ef_top_k" not in done[1].stdout
+    alone = run(*program, out_dir=one)
+    assert alone.returncode == 0, alone.stderr
+    assert storage.read_json(one / "wire.json") == storage.read_json(two / "wire.json")
+    for a, b in zip(results(one), results(two), strict=True):
+        assert a["test_accuracy"] == b["test_accuracy"]
+        # The reported mean over workers is summed in another order.
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5)
 
 
 @pytest.mark.slow
