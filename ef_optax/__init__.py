@@ -32,12 +32,15 @@ from ef_optax.compressors.fixed_levels import threshold_sign as threshold_sign
 from ef_optax.compressors.fixed_levels import two_bit as two_bit
 from ef_optax.compressors.identity import identity as identity
 from ef_optax.compressors.leader_top_k import leader_top_k as leader_top_k
+from ef_optax.compressors.low_rank import atomo as atomo
+from ef_optax.compressors.low_rank import svd as svd
 from ef_optax.compressors.majority import majority_vote as majority_vote
 from ef_optax.compressors.narrow import fp8 as fp8
 from ef_optax.compressors.narrow import log_quantize as log_quantize
 from ef_optax.compressors.narrow import scaled_half as scaled_half
 from ef_optax.compressors.natural import natural as natural
 from ef_optax.compressors.perm_k import perm_k as perm_k
+from ef_optax.compressors.power_sgd import power_sgd as power_sgd
 from ef_optax.compressors.random_block import random_block as random_block
 from ef_optax.compressors.rms_sign import rms_sign as rms_sign
 from ef_optax.compressors.sign import scaled_sign as scaled_sign
@@ -124,6 +127,8 @@ from ef_optax.parallel.change_workers import change_workers as change_workers
 from ef_optax.parallel.gradients import worker_value_and_grad as worker_value_and_grad
 from ef_optax.parallel.inference import worker_axes as worker_axes
 from ef_optax.parallel.lift import Lifted as Lifted
+from ef_optax.parallel.lift import abstract_state as abstract_state
+from ef_optax.parallel.lift import state_specs as state_specs
 from ef_optax.parallel.mesh import data_parallel as data_parallel
 from ef_optax.parallel.points import HessianVector as HessianVector
 from ef_optax.parallel.points import Points as Points

@@ -91,3 +91,56 @@ def flags_of(
     with _context.lifting(lift.virtual()):
         local = inference.local_state(tx, params, axis_name, sizes)
     return inference.leading_flags(local, state)
+
+
+def state_specs(tx: Any, params: Any) -> Any:
+    """Partition spec of every state leaf of a lifted transformation, worker axis first.
+
+    Args:
+      tx: what :func:`data_parallel` or :func:`simulate` returned.
+      params: parameters, or their shapes and dtypes.
+
+    Returns:
+      A tree of ``PartitionSpec`` shaped like the state, for ``in_specs``, donation and restore.
+
+    Raises:
+      TypeError: if ``tx`` is not lifted.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.simulate(ef.error_feedback(ef.top_k(0.1), axis_name="w"), 4, "w")
+      >>> ef.state_specs(tx, jnp.zeros(3)).residual
+      PartitionSpec('w',)
+    """
+    return _lifted(tx).state_specs(params)
+
+
+def abstract_state(tx: Any, params: Any) -> Any:
+    """Shape, dtype and (on a mesh) sharding of every state leaf: the target of a restore.
+
+    Args:
+      tx: what :func:`data_parallel` or :func:`simulate` returned.
+      params: parameters, or their shapes and dtypes.
+
+    Returns:
+      A tree of ``jax.ShapeDtypeStruct`` shaped like the state; nothing is allocated.
+
+    Raises:
+      TypeError: if ``tx`` is not lifted.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.simulate(ef.error_feedback(ef.top_k(0.1), axis_name="w"), 4, "w")
+      >>> ef.abstract_state(tx, jnp.zeros(3)).residual.shape
+      (4, 3)
+    """
+    return _lifted(tx).abstract_state(params)
+
+
+def _lifted(tx: Any) -> Lifted:
+    if not isinstance(tx, Lifted):
+        raise TypeError(
+            f"tx={type(tx).__name__} is not lifted; pass what data_parallel or simulate returned "
+            "(for a hand-written map use ef_optax.worker_axes)."
+        )
+    return tx
