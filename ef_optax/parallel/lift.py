@@ -109,8 +109,8 @@ def state_specs(tx: Any, params: Any) -> Any:
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> tx = ef.simulate(ef.error_feedback(ef.top_k(0.1), axis_name="w"), 4, "w")
-      >>> ef.state_specs(tx, jnp.zeros(3)).residual
-      PartitionSpec('w',)
+      >>> tuple(ef.state_specs(tx, jnp.zeros(3)).residual)
+      ('w',)
     """
     return _lifted(tx).state_specs(params)
 

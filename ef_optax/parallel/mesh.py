@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ef_optax import _context
@@ -55,7 +55,7 @@ def data_parallel(
     Example:
       >>> import ef_optax as ef, jax, jax.numpy as jnp, optax
       >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
-      >>> tx = optax.chain(ef.error_feedback(ef.top_k(0.01), axis_name="data"), optax.adam(1e-3))
+      >>> tx = optax.chain(ef.error_feedback(ef.top_k(0.01), axis_name="data"), optax.sgd(0.1))
       >>> tx = ef.data_parallel(tx, mesh, "data")
       >>> state = tx.init({"w": jnp.zeros((8, 4))})
       >>> state[0].residual["w"].shape == (jax.device_count(), 8, 4)
