@@ -113,9 +113,7 @@ def test_virtual_iterate_moves_by_the_mean_gradient() -> None:
     """In step units x - mean e moves by exactly lr times the mean gradient (float64)."""
     with jax.enable_x64(True):
         n, d, rate = 3, 6, 0.1
-        chain = optax.chain(
-            optax.sgd(rate), ef.error_feedback(ef.scaled_sign(), axis_name="w")
-        )
+        chain = optax.chain(optax.sgd(rate), ef.error_feedback(ef.scaled_sign(), axis_name="w"))
         tx = ef.simulate(chain, n, "w")
         x = jnp.linspace(-1.0, 1.0, d, dtype=jnp.float64)
         state = tx.init(x)

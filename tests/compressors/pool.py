@@ -18,6 +18,7 @@ from ef_optax.compressors.compose import compose
 from ef_optax.compressors.dithering import dorefa, linear_dithering, natural_dithering, qsgd
 from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
 from ef_optax.compressors.identity import identity
+from ef_optax.compressors.low_rank import atomo, svd
 from ef_optax.compressors.majority import majority_vote
 from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
 from ef_optax.compressors.natural import natural
@@ -74,6 +75,8 @@ CASES = {
     "fp8": Case(lambda: fp8("e4m3")),
     "fp8-e5m2-leaf": Case(lambda: fp8("e5m2", rows=False)),
     "log_quantize": Case(lambda: log_quantize(3)),
+    "svd": Case(lambda: svd(2), shape=(6, 9)),
+    "atomo": Case(lambda: atomo(1, 30), shape=(12, 11)),
     "rms_sign": Case(rms_sign),
     "two_mean_sign": Case(two_mean_sign),
     "two_mean_sign-columns": Case(lambda: two_mean_sign(columns=True)),
