@@ -95,9 +95,9 @@ def worker_axes(
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp, optax
       >>> tx = optax.chain(optax.trace(0.9), ef.error_feedback(ef.top_k(k=1), axis_name="data"),
-      ...                  optax.ema(0.9))
-      >>> trace, feedback, ema = ef.worker_axes(tx, jnp.zeros(4), "data", 8)
-      >>> trace.trace, feedback.residual, ema.ema
+      ...                  optax.trace(0.5))
+      >>> before, feedback, after = ef.worker_axes(tx, jnp.zeros(4), "data", 8)
+      >>> before.trace, feedback.residual, after.trace
       (True, True, False)
     """
     sizes = sizes_of(axis_name, num_workers)
