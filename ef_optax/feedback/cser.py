@@ -31,7 +31,7 @@ class CSERState(NamedTuple):
 
     def points(self, params: Any) -> dict[str, Any]:
         """Each worker's own model, where its gradient is taken."""
-        return {"cser": jax.tree.map(lambda e, p: (e + p).astype(p.dtype), self.ahead, params)}
+        return {"cser": _rule.emit(_rule.add(self.ahead, params), params)}
 
 
 def cser(
