@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 WORD_BITS = 32
 
@@ -141,6 +142,45 @@ def pack_signs(x: jax.Array) -> jax.Array:
       [13]
     """
     return pack((x >= 0).astype(jnp.uint32), 1)
+
+
+def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Packs signs and sums magnitudes in one reading of the vector.
+
+    Args:
+      x: floating array of shape (count,).
+
+    Returns:
+      The words of `pack_signs`, and the 1-norm ``sum |x_i|``, a scalar, float32 or as wide as x.
+
+    Example:
+      >>> words, norm = pack_signs_and_norm(jnp.array([1.0, -2.0, 0.5]))
+      >>> words.tolist(), norm.item()
+      ([5], 3.5)
+    """
+    wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    if x.size == 0:
+        return jnp.zeros((0,), jnp.uint32), jnp.zeros((), wide)
+    whole = x.size - x.size % WORD_BITS
+    parts = []
+    if whole:
+        parts.append(_signs_and_norms(x[:whole].reshape(-1, WORD_BITS), wide))
+    if whole < x.size:
+        words, norms = _signs_and_norms(x[whole:].reshape(1, -1), wide)
+        parts.append((words, norms))
+    words = jnp.concatenate([words for words, _ in parts])
+    return words, sum((jnp.sum(norms) for _, norms in parts), jnp.zeros((), wide))
+
+
+def _signs_and_norms(rows: jax.Array, wide: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """One word and one 1-norm for each row of at most 32: a single reduction of two operands."""
+    bits = (rows >= 0).astype(jnp.uint32) << np.arange(rows.shape[1], dtype=np.uint32)
+
+    def add(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return left[0] | right[0], left[1] + right[1]
+
+    start = (np.zeros((), np.uint32), np.zeros((), wide))
+    return lax.reduce((bits, jnp.abs(rows.astype(wide))), start, add, (1,))
 
 
 def unpack_signs(words: jax.Array, count: int, dtype: jax.typing.DTypeLike) -> jax.Array:

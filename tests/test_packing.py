@@ -102,3 +102,13 @@ def test_bad_arguments_say_what_to_do():
         _packing.pack(jnp.zeros((2, 2), jnp.uint32), 3)
     with pytest.raises(ValueError, match=r"40 fields of 1 bits take \(2,\)"):
         _packing.unpack(jnp.zeros((3,), jnp.uint32), 1, 40)
+
+
+@pytest.mark.parametrize("count", [0, 5, 64, 100])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_signs_and_norm_in_one_reading(count, dtype):
+    x = jnp.asarray(np.random.default_rng(count).standard_normal(count), dtype)
+    words, norm = jax.jit(_packing.pack_signs_and_norm)(x)
+    assert words.tolist() == _packing.pack_signs(x).tolist()
+    assert norm.dtype == jnp.float32
+    np.testing.assert_allclose(norm, np.abs(np.asarray(x, np.float64)).sum(), rtol=1e-6)

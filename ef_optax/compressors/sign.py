@@ -65,6 +65,12 @@ class ScaledSign(SignCodec):
     def scale(self, x: Array) -> Array:
         return jnp.sum(jnp.abs(x), dtype=scale_dtype(x.dtype)) / max(1, x.size)
 
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        """Signs and scale from one reading of x."""
+        del key
+        signs, norm = _packing.pack_signs_and_norm(x.reshape(-1))
+        return {"signs": signs, "scale": (norm / max(1, x.size))[None]}
+
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
         """1/d, the worst case over x; at x it is ``||x||_1^2 / (d ||x||_2^2)``, exactly."""
         del num_workers
