@@ -76,7 +76,7 @@ def dgc(
       [0.0, 4.0]
 
     References:
-      Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018, Algorithm 4; details as in
+      Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018; details as in
       the official code, synxlin/deep-gradient-compression.
     """
     _rule.check_decay("dgc", "momentum", momentum)

@@ -76,7 +76,7 @@ def dist_ef_sgdm(
 
     References:
       Zheng, Huang, Kwok, "Communication-Efficient Distributed Blockwise Momentum SGD with
-      Error-Feedback", NeurIPS 2019, Algorithm 3; the ratio as in bytedance/byteps.
+      Error-Feedback", NeurIPS 2019; the ratio as in bytedance/byteps.
     """
     _rule.check_decay("dist_ef_sgdm", "momentum", momentum)
     uplink = Exchange(codec_of(compressor), axis_name)

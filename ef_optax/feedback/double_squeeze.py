@@ -59,7 +59,7 @@ def double_squeeze(
 
     References:
       Tang, Lian, Yu, Zhang, Liu, "DoubleSqueeze: Parallel Stochastic Gradient Descent with
-      Double-Pass Error-Compensated Compression", ICML 2019, Algorithm 1.
+      Double-Pass Error-Compensated Compression", ICML 2019.
     """
     uplink = Exchange(codec_of(compressor), axis_name)
     downlink = Exchange(codec_of(compressor if server is None else server, "server"))

@@ -64,7 +64,7 @@ def econtrol(
 
     References:
       Gao, Islamov, Stich, "EControl: Fast Distributed Optimization with Compression and Error
-      Control", ICLR 2024, Algorithm 2.
+      Control", ICLR 2024.
     """
     _rule.check_init("econtrol", init)
     if not strength >= 0:

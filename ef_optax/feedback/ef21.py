@@ -64,7 +64,7 @@ def ef21(
 
     References:
       Richtarik, Sokolov, Fatkhullin, "EF21: A new, simpler, theoretically better, and practically
-      faster error feedback", NeurIPS 2021, Algorithm 2.
+      faster error feedback", NeurIPS 2021.
     """
     _rule.check_init("ef21", init)
     codec = _rule.require_additive("ef21", codec_of(compressor))

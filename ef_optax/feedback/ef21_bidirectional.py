@@ -61,7 +61,7 @@ def ef21_bidirectional(
       ([3.0, 2.0, 0.0], [3.0, 0.0, 0.0])
 
     References:
-      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021, Algorithm 5.
+      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
     up = _rule.require_additive("ef21_bidirectional", codec_of(compressor))
     uplink, downlink = Exchange(up, axis_name), Exchange(codec_of(server, "server"))

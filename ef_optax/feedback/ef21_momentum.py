@@ -69,8 +69,7 @@ def ef21_momentum(
       [5.0]
 
     References:
-      Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023,
-      Algorithm 1.
+      Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023.
     """
     return _with_averages("ef21_momentum", 1, compressor, fresh_weight, axis_name, init)
 
@@ -110,8 +109,7 @@ def ef21_double_momentum(
       [5.0]
 
     References:
-      Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023,
-      Algorithm 2.
+      Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023.
     """
     return _with_averages("ef21_double_momentum", 2, compressor, fresh_weight, axis_name, init)
 

@@ -78,7 +78,7 @@ def ef21_partial_participation(
       True
 
     References:
-      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021, Algorithm 4.
+      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
     rule = "ef21_partial_participation"
     _rule.check_init(rule, init)

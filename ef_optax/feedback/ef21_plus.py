@@ -64,7 +64,7 @@ def ef21_plus(
       [0.0, 5.0]
 
     References:
-      Richtarik, Sokolov, Fatkhullin, "EF21", NeurIPS 2021, Algorithm 3; ties as in the authors'
+      Richtarik, Sokolov, Fatkhullin, "EF21", NeurIPS 2021; ties as in the authors'
       code, IgorSokoloff/ef21_experiments_source_code.
     """
     _rule.check_init("ef21_plus", init)

@@ -150,7 +150,7 @@ def ef21_prox(
       [0.25, 0.75]
 
     References:
-      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021, Algorithm 7.
+      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
     return optax.with_extra_args_support(
         optax.chain(

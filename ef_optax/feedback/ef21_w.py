@@ -64,7 +64,7 @@ def ef21_w(
 
     References:
       Richtarik, Gasanov, Burlachenko, "Error Feedback Reloaded: From Quadratic to Arithmetic Mean
-      of Smoothness Constants", ICLR 2024, Algorithm 2.
+      of Smoothness Constants", ICLR 2024.
     """
     _rule.check_init("ef21_w", init)
     _rule.check_shares("ef21_w", weights)

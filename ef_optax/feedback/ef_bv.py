@@ -61,7 +61,7 @@ def ef_bv(
 
     References:
       Condat, Yi, Richtarik, "EF-BV: A Unified Theory of Error Feedback and Variance Reduction
-      Mechanisms for Biased and Unbiased Compression", NeurIPS 2022, Algorithm 1.
+      Mechanisms for Biased and Unbiased Compression", NeurIPS 2022.
     """
     _rule.check_weight("ef_bv", "lam", lam)
     _rule.check_weight("ef_bv", "nu", nu)
@@ -98,7 +98,7 @@ def diana(
 
     References:
       Mishchenko, Gorbunov, Takac, Richtarik, "Distributed Learning with Compressed Gradient
-      Differences", 2019, Algorithm 1.
+      Differences", 2019.
     """
     if rate is not None:
         _rule.check_weight("diana", "rate", rate)

@@ -75,7 +75,7 @@ def marina(
 
     References:
       Gorbunov, Burlachenko, Li, Richtarik, "MARINA: Faster Non-Convex Distributed Learning with
-      Compression", ICML 2021, Algorithm 1.
+      Compression", ICML 2021.
     """
     _rule.check_weight("marina", "probability", probability)
     key = as_key(key, "marina")

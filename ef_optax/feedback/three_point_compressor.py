@@ -112,7 +112,7 @@ def three_point_compressor(
     References:
       Richtarik, Sokolov, Fatkhullin, Gasanov, Li, Gorbunov, "3PC: Three Point Compressors for
       Communication-Efficient Distributed Training and a Better Theory for Lazy Aggregation", ICML
-      2022, Algorithm 1 and Table 1.
+      2022.
     """
     rule = "three_point_compressor"
     _rule.check_init(rule, init)

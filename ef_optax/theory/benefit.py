@@ -39,7 +39,7 @@ def communication_gain(
       '9.15'
 
     References:
-      Derived from Richtarik, Sokolov, Fatkhullin, "EF21", 2021, Theorem 1.
+      Derived from Richtarik, Sokolov, Fatkhullin, "EF21", 2021.
     """
     gamma = _check.positive("learning_rate", learning_rate)
     return _check.positive("compression_factor", compression_factor) * constants.L * gamma

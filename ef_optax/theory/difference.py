@@ -202,7 +202,7 @@ def three_point_constants(
       ThreePoint(A=0.5, B=0.5)
 
     References:
-      Richtarik, Sokolov, Fatkhullin, Gasanov, Li, Gorbunov, "3PC", ICML 2022, Table 1.
+      Richtarik, Sokolov, Fatkhullin, Gasanov, Li, Gorbunov, "3PC", ICML 2022.
     """
     a = _check.contraction("alpha", alpha)
     zeta = _check.non_negative("zeta", zeta)
@@ -252,7 +252,7 @@ def three_point_step(constants: Smoothness, three_point: ThreePoint) -> float:
       0.5
 
     References:
-      Richtarik, Sokolov, Fatkhullin, Gasanov, Li, Gorbunov, "3PC", ICML 2022, Theorem 1.
+      Richtarik, Sokolov, Fatkhullin, Gasanov, Li, Gorbunov, "3PC", ICML 2022.
     """
     A = _check.contraction("three_point.A", three_point.A)
     B = _check.non_negative("three_point.B", three_point.B)

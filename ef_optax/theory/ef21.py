@@ -32,7 +32,7 @@ def ef21_step(constants: Smoothness, alpha: float, *, mean: Literal["AM", "QM"] 
       (0.25, 0.5)
 
     References:
-      QM: Richtarik, Sokolov, Fatkhullin, "EF21", 2021, Theorem 1.
+      QM: Richtarik, Sokolov, Fatkhullin, "EF21", 2021.
       AM: Richtarik, Gasanov, Burlachenko, "Error Feedback Reloaded", ICLR 2024, Theorem 3.
     """
     if mean not in ("AM", "QM"):
@@ -62,7 +62,7 @@ def ef21_pl_step(constants: Smoothness, alpha: float, mu: float) -> float:
       1.0
 
     References:
-      Richtarik, Sokolov, Fatkhullin, "EF21", 2021, Theorem 2.
+      Richtarik, Sokolov, Fatkhullin, "EF21", 2021.
     """
     _check.positive("mu", mu)
     smooth = 1 / (constants.L + math.sqrt(2) * constants.L_QM * xi(alpha))
@@ -95,7 +95,7 @@ def ef21_bound(
       0.5
 
     References:
-      Richtarik, Sokolov, Fatkhullin, "EF21", 2021, Theorem 1.
+      Richtarik, Sokolov, Fatkhullin, "EF21", 2021.
     """
     gamma = _check.positive("learning_rate", learning_rate)
     gap = _check.non_negative("initial_gap", initial_gap)
