@@ -4,7 +4,15 @@ A compressor says what is sent, a feedback rule says what is remembered, an exch
 travels; everything else is built from those three.
 """
 
+from ef_optax._base import AllToAll as AllToAll
 from ef_optax._base import Codec as Codec
+from ef_optax._base import Gather as Gather
+from ef_optax._base import Gathered as Gathered
+from ef_optax._base import Max as Max
+from ef_optax._base import Mean as Mean
+from ef_optax._base import Outcome as Outcome
+from ef_optax._base import Sum as Sum
+from ef_optax._base import Workers as Workers
 from ef_optax._compressor import Compressor as Compressor
 from ef_optax._exchange import Exchange as Exchange
 from ef_optax._exchange import ExchangeState as ExchangeState
@@ -24,10 +32,13 @@ from ef_optax.compressors.compose import compose as compose
 from ef_optax.compressors.compose import dense as dense
 from ef_optax.compressors.compose import message_bits as message_bits
 from ef_optax.compressors.compose import per_leaf as per_leaf
+from ef_optax.compressors.dct import dct_top_k as dct_top_k
 from ef_optax.compressors.dithering import dorefa as dorefa
 from ef_optax.compressors.dithering import linear_dithering as linear_dithering
 from ef_optax.compressors.dithering import natural_dithering as natural_dithering
 from ef_optax.compressors.dithering import qsgd as qsgd
+from ef_optax.compressors.drive import drive as drive
+from ef_optax.compressors.drive import eden as eden
 from ef_optax.compressors.fixed_levels import threshold_sign as threshold_sign
 from ef_optax.compressors.fixed_levels import two_bit as two_bit
 from ef_optax.compressors.identity import identity as identity
@@ -43,6 +54,7 @@ from ef_optax.compressors.perm_k import perm_k as perm_k
 from ef_optax.compressors.power_sgd import power_sgd as power_sgd
 from ef_optax.compressors.random_block import random_block as random_block
 from ef_optax.compressors.rms_sign import rms_sign as rms_sign
+from ef_optax.compressors.rotate import rotate as rotate
 from ef_optax.compressors.sign import scaled_sign as scaled_sign
 from ef_optax.compressors.sign import sign as sign
 from ef_optax.compressors.sparsify import random_k as random_k
@@ -53,6 +65,7 @@ from ef_optax.compressors.threshold import redsync as redsync
 from ef_optax.compressors.threshold import sampled_top_k as sampled_top_k
 from ef_optax.compressors.threshold import threshold as threshold
 from ef_optax.compressors.two_mean import two_mean_sign as two_mean_sign
+from ef_optax.compressors.two_shot import two_shot as two_shot
 from ef_optax.compressors.uniform import block_quantize as block_quantize
 from ef_optax.compressors.uniform import uniform as uniform
 from ef_optax.compressors.wangni import wangni as wangni

@@ -1,7 +1,8 @@
 """The rounds of one step: protocols advance in lockstep, each round is one transfer of each kind.
 
-Two header words ride in the first round: whether this worker's numbers are finite, and its weight.
-So every worker knows whether *all* messages of the step are good, at no collective of its own.
+Two header words ride in the first round that reaches everybody: whether this worker's numbers are
+finite, and its weight. So every worker knows whether *all* messages of the step are good, at no
+collective of its own.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ from ef_optax._base import (
     Sum,
 )
 
-HEADER_WORDS = 2
-"""Words that every worker adds to the first round of a step: finite flag and weight."""
-
 
 @dataclasses.dataclass
 class Rounds:
@@ -43,6 +41,7 @@ class Rounds:
     ok: Array = dataclasses.field(init=False)
     weights: Array | None = dataclasses.field(init=False, default=None)
     total: Array | int = dataclasses.field(init=False)
+    header_due: bool = dataclasses.field(init=False, default=True)
 
     def __post_init__(self) -> None:
         self.ok = self.finite
@@ -54,14 +53,12 @@ class Rounds:
         pending: dict[int, Request] = {}
         for i, protocol in enumerate(protocols):
             self._advance(i, protocol, None, pending, outcomes)
-        first = True
-        while pending or (first and protocols):
+        while pending or (self.header_due and protocols):
             order = list(pending)
-            answers = self._serve([pending[i] for i in order], first)
+            answers = self._serve([pending[i] for i in order])
             pending = {}
             for i, answer in zip(order, answers, strict=True):
                 self._advance(i, protocols[i], answer, pending, outcomes)
-            first = False
         return [outcomes[i] for i in range(len(protocols))]
 
     @staticmethod
@@ -73,7 +70,7 @@ class Rounds:
         except StopIteration as stop:
             outcomes[i] = stop.value
 
-    def _serve(self, requests: list[Request], first: bool) -> list[Any]:
+    def _serve(self, requests: list[Request]) -> list[Any]:
         """One round: fuse by kind, transfer, answer."""
         axis, size = self.axis, coll.axis_size(self.axis)
         kinds: dict[type, list[int]] = {}
@@ -81,9 +78,9 @@ class Rounds:
             kind = Sum if isinstance(request, Mean) else type(request)
             kinds.setdefault(kind, []).append(i)
         raw: dict[int, Any] = {}
-        carrier = self._carrier(kinds) if first else None
+        carrier = self._carrier(kinds) if self.header_due else None
         transfers = {
-            AllToAll: (_transfer.exchange_trees, self._rows),
+            AllToAll: (_transfer.exchange_trees, None),
             Gather: (_transfer.gather_trees, self._words),
             Sum: (_transfer.sum_trees, self._flag),
             Max: (_transfer.max_trees, None),
@@ -101,10 +98,14 @@ class Rounds:
             raw.update(zip(members, received, strict=True))
         return [self._incoming(requests[i], raw[i]) for i in range(len(requests))]
 
-    def _carrier(self, kinds: dict[type, list[int]]) -> type:
-        """Which transfer of the first round takes the header along."""
-        if AllToAll in kinds:
-            return AllToAll
+    def _carrier(self, kinds: dict[type, list[int]]) -> type | None:
+        """Which transfer of this round takes the header along; None to wait for a later round.
+
+        What arrives by an all_to_all differs between the workers by type, even where the values are
+        equal, so the header waits for the gather or sum that follows.
+        """
+        if set(kinds) == {AllToAll}:
+            return None
         return Gather if Gather in kinds or self.weight is not None else Sum
 
     # The header in the form of each carrier. Sums cannot tell weights apart, hence _carrier.
@@ -115,10 +116,6 @@ class Rounds:
         word = jax.lax.bitcast_convert_type(weight, jnp.uint32)
         return jnp.stack([self.finite.astype(jnp.uint32), word])
 
-    def _rows(self, size: int, trees: Any) -> Array:
-        words = self._words(size, trees)
-        return jnp.broadcast_to(words, (size, HEADER_WORDS))
-
     def _flag(self, size: int, trees: Any) -> Array:
         del size
         dtypes = [x.dtype for x in jax.tree.leaves(trees)]
@@ -126,6 +123,7 @@ class Rounds:
         return jnp.where(self.finite, 0, 1).astype(dtype)
 
     def _read_header(self, head: Array) -> None:
+        self.header_due = False
         if head.ndim == 0:  # a sum of "not finite" flags
             self.ok = head == 0
             return

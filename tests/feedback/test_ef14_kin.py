@@ -124,6 +124,32 @@ def test_double_squeeze():
     check(optimizer(rule), oracle, residual="e", server_residual="E")
 
 
+@pytest.mark.parametrize("server", ["sign", "identity"])
+def test_two_shot_is_double_squeeze_shard_by_shard(server):
+    """Leaves of 3 and 4 entries on 3 workers: shards of 1, and of 2 with the last one padded."""
+    edges = [1, 2, 3, 5]
+
+    def by_shard(C):
+        return lambda x: np.concatenate(
+            [C(part) if part.size else part for part in np.split(x, edges)]
+        )
+
+    made, C = {
+        "sign": (ef.scaled_sign(), by_shard(compress.scaled_sign)),
+        "identity": (ef.identity(), compress.identity),
+    }[server]
+    shot = ef.two_shot(ef.top_k(k=1), made, axis_name=AXIS)
+    rule = ef.error_feedback(shot, axis_name=AXIS)
+    oracle = two_sided.double_squeeze(GRADS, by_shard(compress.top_k(1)), C, START, GAMMA)
+    got = check(optimizer(rule), oracle, residual="e")
+    shards = got.state[0].exchange.codec["b"]  # (rounds, workers, 2): worker 2 serves only padding
+    if server == "sign":
+        assert shards[:, :2].any() and not shards[:, 2].any()
+    else:
+        assert not shards.any()
+    assert shot.codec.traffic((2, 2), jnp.float32, 3) == (3 * 33, made.codec.bits((2,)))
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_dist_ef_sgdm(nesterov):
     rule = ef.dist_ef_sgdm(
@@ -231,6 +257,7 @@ def test_cser_without_gradients_skips_a_bad_step():
         (lambda: ef.dgc_warmup_ratio(-1, 0.1, 5), ValueError, "epoch=-1"),
         (lambda: ef.double_squeeze(ef.top_k(0.1), optax.sgd(0.1)), TypeError, "server="),
         (lambda: ef.dist_ef_sgdm(ef.top_k(0.1), 0.1, momentum=1.0), ValueError, "momentum=1.0"),
+        (lambda: ef.two_shot(ef.majority_vote(), axis_name="w"), TypeError, "additive"),
         (lambda: ef.scalecom(0.1, beta=0.0), ValueError, "beta=0.0"),
         (lambda: ef.scalecom(), ValueError, "exactly one"),
         (lambda: ef.fcc(ef.top_k(0.1), 0), ValueError, "rounds=0"),

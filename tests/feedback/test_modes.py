@@ -40,6 +40,7 @@ RULES = {
     "ef_bv": lambda: ef.ef_bv(UNBIASED, 0.3, 0.8, axis_name=AXIS),
     "ef_momentum": lambda: ef.ef_momentum(TOP, 0.5, axis_name=AXIS),
     "fcc": lambda: ef.error_feedback(ef.fcc(SIGN, 2), axis_name=AXIS),
+    "two_shot": lambda: ef.error_feedback(ef.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS),
     "scalecom": lambda: ef.scalecom(k=2, beta=0.5, axis_name=AXIS),
     "three_point clag": lambda: ef.three_point_compressor("clag", TOP, zeta=2.0, axis_name=AXIS),
     "three_point v1": lambda: ef.three_point_compressor("v1", TOP, axis_name=AXIS, init="full"),
@@ -97,8 +98,13 @@ def test_types_in_a_checked_map(name):
     params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(3, jnp.bfloat16)}
     tx = optax.with_extra_args_support(EVERY[name]())
     update, flags = checked(tx, params)
-    lead = lambda x, own=True: jax.ShapeDtypeStruct((N, *x.shape) if own else x.shape, x.dtype)  # noqa: E731
-    state = jax.tree.map(lead, jax.eval_shape(tx.init, params), flags)
+    lead = lambda x: jax.ShapeDtypeStruct((N, *x.shape), x.dtype)  # noqa: E731
+    init = jax.vmap(lambda _: tx.init(params), axis_name=AXIS, axis_size=N)
+    state = jax.tree.map(
+        lambda x, own: x if own else jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+        jax.eval_shape(init, jnp.zeros(N)),
+        flags,
+    )
     updates, after = jax.eval_shape(update, jax.tree.map(lead, params), state, params)
     same = lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype)  # noqa: E731
     assert jax.tree.all(jax.tree.map(same, updates, params))
