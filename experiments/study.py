@@ -1,0 +1,161 @@
+"""What the small studies share: flags, the output folder, a descent by `lax.scan`, table and picture.
+
+A study is one script that computes in a minute on a CPU, in float64, and writes
+
+```
+OUT_DIR/config.json    flags and versions        OUT_DIR/table.md     the numbers to quote
+        metrics.jsonl  one line per measurement          curves.png   the picture
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+
+import ef_optax as ef
+from experiments import storage
+
+# Okabe and Ito's colours, which stay apart for every common kind of colour blindness.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+
+########################################################################################
+# The frame of a script
+########################################################################################
+
+
+class Study:
+    """A script's flags and output folder.
+
+    The flags belong to the study and not to the process, so one process can run several studies.
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        self.name, self.description = name, description or ""
+        self.flags = flags.FlagValues()
+        self._command, self._start = "", 0.0
+        given = {"flag_values": self.flags}
+        flags.DEFINE_string("out_dir", f"runs/{name}", "Where the results go.", **given)
+        flags.DEFINE_bool("overwrite", False, "Replace what --out_dir holds.", **given)
+
+    def main(self, run: Callable[[], None], argv: Sequence[str]) -> None:
+        """Parses the flags and runs; what the user can mend becomes one line and a bad exit."""
+        if {"--help", "-help", "-h"} & set(argv[1:]):
+            print(self.description + "\nFlags:\n" + self.flags.get_help())
+            return
+        self.flags.unparse_flags()
+        self._command = shlex.join(["python", "-m", f"experiments.{self.name}", *argv[1:]])
+        self._start = time.perf_counter()
+        try:
+            surplus = self.flags(list(argv))[1:]
+            if surplus:
+                sys.exit(f"error: unexpected argument {surplus[0]!r}; every option starts with --")
+            # Hundreds of scalars a step: an accelerator would wait for its own launches.
+            with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+                run()
+        except (flags.Error, storage.OutputError, OSError) as error:
+            sys.exit(f"error: {error}")
+
+    def open(self) -> Path:
+        """The output folder, empty of results and with config.json in it."""
+        folder = Path(self.flags.out_dir)
+        names = set(self.flags) - {"out_dir", "overwrite"}
+        config = {
+            "flags": {name: self.flags[name].value for name in sorted(names)},
+            "versions": {name: version(name) for name in ("jax", "optax")}
+            | {"ef_optax": ef.__version__},
+            "about": {"command": self._command, "hardware": f"{os.cpu_count()} CPU cores"},
+        }
+        storage.check_free(folder, config, resume=False, overwrite=self.flags.overwrite)
+        storage.start(folder, config, self.flags.overwrite)
+        return folder
+
+    def close(self, folder: Path, rows: list[dict[str, Any]], text: str, figure: Any) -> None:
+        """Writes the measurements, the table and the picture, and shows the table."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.write_text(folder / "metrics.jsonl", lines)
+        save(figure, folder / "curves.png")
+        seconds = time.perf_counter() - self._start
+        note = f"\n- Made by `{self._command}` in {seconds:.0f} s on {os.cpu_count()} CPU cores.\n"
+        storage.write_text(folder / "table.md", text + note)
+        print(text + note + f"\nWritten: {folder / 'table.md'}, {folder / 'curves.png'}")
+
+
+########################################################################################
+# Computing
+########################################################################################
+
+
+def descend(
+    tx: optax.GradientTransformation,
+    gradient: Callable[[Any, jax.Array], Any],
+    start: Any,
+    steps: int,
+    key: jax.Array,
+    watch: Callable[[Any, Any], Any],
+    project: Callable[[Any], Any] = lambda x: x,
+) -> Any:
+    """What `watch(x, state)` sees before the first step and after each of `steps` steps.
+
+    One step is `x <- project(x + tx(gradient(x, key_t)))`; `jax.vmap` over keys makes it many runs.
+    """
+    state = tx.init(start)
+
+    def step(carry: Any, key: jax.Array) -> tuple[Any, Any]:
+        x, state = carry
+        updates, state = tx.update(gradient(x, key), state, x)
+        x = project(optax.apply_updates(x, updates))
+        return (x, state), watch(x, state)
+
+    _, seen = jax.lax.scan(step, (start, state), jax.random.split(key, steps))
+    first = watch(start, state)
+    return jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, seen)
+
+
+########################################################################################
+# Reporting
+########################################################################################
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and its (rows, columns) axes with a light grid."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.grid(True, color="#dddddd", lw=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes the whole picture or nothing."""
+    import matplotlib.pyplot as plt
+
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    temporary.replace(path)
