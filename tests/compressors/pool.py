@@ -15,7 +15,9 @@ from ef_optax.compressors.cast import cast
 from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_bins
 from ef_optax.compressors.comp_mix import comp_k, mix_k
 from ef_optax.compressors.compose import compose
+from ef_optax.compressors.dct import dct_top_k
 from ef_optax.compressors.dithering import dorefa, linear_dithering, natural_dithering, qsgd
+from ef_optax.compressors.drive import drive, eden
 from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
 from ef_optax.compressors.identity import identity
 from ef_optax.compressors.low_rank import atomo, svd
@@ -24,6 +26,7 @@ from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
 from ef_optax.compressors.natural import natural
 from ef_optax.compressors.random_block import random_block
 from ef_optax.compressors.rms_sign import rms_sign
+from ef_optax.compressors.rotate import rotate
 from ef_optax.compressors.sign import scaled_sign, sign
 from ef_optax.compressors.sparsify import random_k, top_k
 from ef_optax.compressors.ternary import ternary, three_lc
@@ -77,6 +80,13 @@ CASES = {
     "log_quantize": Case(lambda: log_quantize(3)),
     "svd": Case(lambda: svd(2), shape=(6, 9)),
     "atomo": Case(lambda: atomo(1, 30), shape=(12, 11)),
+    "dct_top_k": Case(lambda: dct_top_k(8, 3), shape=(6, 10)),
+    "rotate-hadamard": Case(lambda: rotate(scaled_sign(), 31)),
+    "rotate-dft": Case(lambda: rotate(qsgd(2, 32, norm="linf"), 33, kind="dft")),
+    "rotate-kashin": Case(lambda: rotate(uniform(4, key=34), 35, kind="kashin")),
+    "drive": Case(lambda: drive(36)),
+    "drive-mse": Case(lambda: drive(37, scale="mse")),
+    "eden": Case(lambda: eden(3, 38)),
     "rms_sign": Case(rms_sign),
     "two_mean_sign": Case(two_mean_sign),
     "two_mean_sign-columns": Case(lambda: two_mean_sign(columns=True)),
