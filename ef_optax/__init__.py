@@ -69,6 +69,8 @@ from ef_optax.compressors.two_shot import two_shot as two_shot
 from ef_optax.compressors.uniform import block_quantize as block_quantize
 from ef_optax.compressors.uniform import uniform as uniform
 from ef_optax.compressors.wangni import wangni as wangni
+from ef_optax.feedback.adacomp import AdaCompState as AdaCompState
+from ef_optax.feedback.adacomp import adacomp as adacomp
 from ef_optax.feedback.clip21 import clip21 as clip21
 from ef_optax.feedback.compressed_mean import CompressedMeanState as CompressedMeanState
 from ef_optax.feedback.compressed_mean import compressed_mean as compressed_mean
@@ -129,6 +131,8 @@ from ef_optax.feedback.gradient_estimators import page as page
 from ef_optax.feedback.gradient_estimators import storm as storm
 from ef_optax.feedback.marina import MarinaState as MarinaState
 from ef_optax.feedback.marina import marina as marina
+from ef_optax.feedback.safe_ef import SafeEFState as SafeEFState
+from ef_optax.feedback.safe_ef import safe_ef as safe_ef
 from ef_optax.feedback.scalecom import ScaleComState as ScaleComState
 from ef_optax.feedback.scalecom import scalecom as scalecom
 from ef_optax.feedback.three_point_compressor import ThreePointState as ThreePointState

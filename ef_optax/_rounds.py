@@ -30,6 +30,10 @@ from ef_optax._base import (
 )
 
 
+HEADER_WORDS = 2
+"""Words that every worker adds to one round of a step: finite flag and weight."""
+
+
 @dataclasses.dataclass
 class Rounds:
     """Advances the protocols of one step together; trace-time object of one call."""

@@ -22,6 +22,7 @@ from tests.feedback.problem import (
     optimizer,
     per_leaf,
     run,
+    tree,
 )
 from tests.oracles import compress, ef14, iterates, repeated, two_sided
 
@@ -209,6 +210,67 @@ def test_fcc_draws_anew_in_every_round():
     assert int((out != 0).sum()) > 4
 
 
+def test_adacomp():
+    """One leaf of 3 in bins of 2 and 1, one of 4 in two bins."""
+    got = run(optimizer(ef.adacomp(2, axis_name=AXIS)))
+    x, r = START, np.zeros((3, 7))
+    bins = [[0, 1], [2], [3, 4], [5, 6]]
+    for t in range(20):
+        sent = np.zeros((3, 7))
+        for i, grad in enumerate(GRADS):
+            dW = grad(x)
+            G, H = r[i] + dW, r[i] + 2 * dW
+            gmax = [np.max(np.abs(G[b])) for b in bins]
+            for leaf in (0, 2):
+                for b, top in zip(bins[leaf : leaf + 2], gmax[leaf : leaf + 2], strict=True):
+                    keep = np.abs(H[b]) >= top
+                    sent[i, b] = np.where(keep, np.sign(G[b]) * np.mean(gmax[leaf : leaf + 2]), 0)
+            r[i] = G - sent[i]
+        x = x - GAMMA * sent.mean(0)
+        close(got.x[t], x)
+    close(flat(jax.tree.map(lambda s: s[-1], got.state[0].residual), 1), r)
+
+
+def test_safe_ef():
+    """Stays at the boundary of ``sum(x) >= 1``, which all workers know a different share of."""
+    shares = np.array([0.5, 1.0, 1.5])
+
+    def constraint(x):
+        return 1.0 - np.sum(x)
+
+    tx = optax.chain(
+        ef.safe_ef(ef.top_k(k=1), axis_name=AXIS), optax.sgd(GAMMA), ef.ef21_p(ef.top_k(k=2))
+    )
+    with jax.enable_x64(True):
+        params = tree(jnp.asarray(START))
+        examples = {"constraint": 0.0, "constraint_grads": params}
+        lifted = ef.simulate(tx, WORKERS, AXIS, extra_args=examples)
+        state, update = lifted.init(params), jax.jit(lifted.update)
+        oracle = repeated.safe_ef(
+            GRADS,
+            constraint,
+            [lambda x, s=s: -s * np.ones(7) for s in shares],
+            TOP1,
+            TOP2,
+            START,
+            GAMMA,
+        )
+        held = []
+        for _ in range(20):
+            x = np.asarray(flat(params))
+            updates, state = update(
+                tree(jnp.asarray([g(x) for g in GRADS])),
+                state,
+                params,
+                constraint=ef.PerWorker(jnp.asarray(shares * constraint(x))),
+                constraint_grads=ef.PerWorker(tree(jnp.asarray(-shares[:, None] * np.ones(7)))),
+            )
+            params = optax.apply_updates(params, updates)
+            close(flat(params), next(oracle).x)
+            held.append(bool(state[0].safe))
+    assert any(held) and not all(held)
+
+
 # ---------------------------------------------------------------------------- CSER
 
 
@@ -258,6 +320,14 @@ def test_cser_without_gradients_skips_a_bad_step():
         (lambda: ef.double_squeeze(ef.top_k(0.1), optax.sgd(0.1)), TypeError, "server="),
         (lambda: ef.dist_ef_sgdm(ef.top_k(0.1), 0.1, momentum=1.0), ValueError, "momentum=1.0"),
         (lambda: ef.two_shot(ef.majority_vote(), axis_name="w"), TypeError, "additive"),
+        (lambda: ef.adacomp(0), ValueError, "bin_size=0"),
+        (
+            lambda: ef.safe_ef(ef.top_k(0.1)).update(
+                jnp.ones(1), ef.safe_ef(ef.top_k(0.1)).init(jnp.ones(1))
+            ),
+            ValueError,
+            "constraint",
+        ),
         (lambda: ef.scalecom(0.1, beta=0.0), ValueError, "beta=0.0"),
         (lambda: ef.scalecom(), ValueError, "exactly one"),
         (lambda: ef.fcc(ef.top_k(0.1), 0), ValueError, "rounds=0"),

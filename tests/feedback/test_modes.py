@@ -19,6 +19,7 @@ UNBIASED = ef.random_k(key=5, k=2, scaled=True)
 WEIGHTS = (0.125, 0.125, 0.25, 0.5)
 
 RULES = {
+    "adacomp": lambda: ef.adacomp(2, axis_name=AXIS),
     "clip21": lambda: ef.clip21(0.5, axis_name=AXIS),
     "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
     "diana": lambda: ef.diana(UNBIASED, axis_name=AXIS),

@@ -1,0 +1,104 @@
+"""Safe-EF (Islamov et al. 2025): error feedback under a constraint on the mean of the workers.
+
+h_i = grad f_i(x) if mean_j c_j(x) <= 0, else grad c_i(x)
+v_i = C(e_i + h_i) ;  e_i = e_i + h_i - v_i ;  w = w - gamma mean_i v_i ;  x = x + C_0(w - x)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax._base import Array
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor, codec_of
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.compressors.identity import Identity
+from ef_optax.feedback import _rule
+
+
+class SafeEFState(NamedTuple):
+    """State of :func:`safe_ef`."""
+
+    residual: Any  # per worker, like the parameters: e_i
+    safe: Array  # bool scalar: whether the constraint held at the last point
+    exchange: ExchangeState
+    constraint: ExchangeState
+
+
+def safe_ef(
+    compressor: Compressor, *, tolerance: float = 0.0, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Safe-EF: follows the objective while the constraint holds, else the constraint.
+
+    .. math:: h_i = \begin{cases}\nabla f_i(x) & \text{mean}_j\,c_j(x) \le \tau \\ \nabla c_i(x)
+              & \text{else}\end{cases}, \quad v_i = C(e_i + h_i), \quad e_i' = e_i + h_i - v_i,
+              \quad \text{emit mean}_i\,v_i
+
+    The value of every worker's constraint and its gradient come as extra arguments. The compressed
+    downlink ``x + C_0(w - x)`` is :func:`ef21_p`: the whole method is
+    ``chain(safe_ef(C, axis_name=a), optax.sgd(gamma), ef21_p(C_0))``.
+
+    Args:
+      compressor: C, what is sent.
+      tolerance: tau, up to which the mean constraint counts as satisfied.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation; its state is a :class:`SafeEFState`. Call ``update(grads, state, params,
+      constraint=..., constraint_grads=...)``; under :func:`data_parallel` and :func:`simulate` both
+      are :class:`PerWorker`, and the lift needs one worker's examples of them:
+      ``extra_args={"constraint": 0.0, "constraint_grads": params}``.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: at update, if the constraint or
+        its gradient is missing.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.safe_ef(ef.identity())
+      >>> state, g, c = tx.init(jnp.zeros(1)), jnp.array([1.0]), jnp.array([-5.0])
+      >>> inside, _ = tx.update(g, state, constraint=-0.1, constraint_grads=c)
+      >>> outside, _ = tx.update(g, state, constraint=0.1, constraint_grads=c)
+      >>> inside.tolist(), outside.tolist()
+      ([1.0], [-5.0])
+
+    References:
+      Islamov, As, Fatkhullin, "Safe-EF: Error Feedback for Nonsmooth Constrained Optimization",
+      ICML 2025; update as in the authors' code, yardenas/safe-ef.
+    """
+    exchange, dense = Exchange(codec_of(compressor), axis_name), Exchange(Identity(), axis_name)
+
+    def init_fn(params: Any) -> SafeEFState:
+        e = _rule.zeros(params)
+        return SafeEFState(e, jnp.ones((), bool), exchange.init(e), dense.init(e))
+
+    def update_fn(
+        updates: Any,
+        state: SafeEFState,
+        params: Any = None,
+        *,
+        constraint: Any = None,
+        constraint_grads: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, SafeEFState]:
+        del params, extra_args
+        if constraint is None or constraint_grads is None:
+            raise ValueError(
+                "safe_ef: pass each worker's constraint and its gradient: update(grads, state, "
+                "params, constraint=PerWorker(values), constraint_grads=PerWorker(gradients))."
+            )
+        # The sum with a zero of the gradient makes a replicated value this worker's own by type.
+        own = jnp.sum(jax.tree.leaves(updates)[0] * 0).astype(jnp.float32)
+        value = dense([own + jnp.asarray(constraint, jnp.float32)], state.constraint)
+        safe = value.aggregate[0] <= tolerance
+        h = _rule.where(safe, _rule.wide(updates), constraint_grads)
+        out = exchange(_rule.add(h, state.residual), state.exchange, want=("residual",))
+        after = SafeEFState(out.residual, safe, out.state, value.state)
+        return _rule.emit(out.aggregate, updates), after
+
+    return as_transformation(init_fn, update_fn)
