@@ -2,7 +2,7 @@
 
 The search of `ef_optax._selection`, in all blocks at once. The first threshold comes from a proof,
 not from a sample: a block is cut into groups, and at least k entries reach the k-th largest of the
-groups' maxima. With three times more groups than k few entries more do.
+groups' maxima. With six times more groups than k few entries more do.
 """
 
 from __future__ import annotations
@@ -12,60 +12,66 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ef_optax import _selection
 from ef_optax._bitmask import count_ones, positions
 from ef_optax._packing import WORD_BITS
-from ef_optax._selection import at_least, cut, largest, magnitude_order, search, top_k_indices
+from ef_optax._selection import (
+    at_least,
+    cut,
+    largest_of_first,
+    magnitude_order,
+    search,
+    top_k_indices,
+)
 
 # Groups per kept entry, at least: more make the bound tighter and the maxima more.
-_GROUPS = 3
+_GROUPS = 6
 # Standard deviations of the number of entries above the bound for which there is room. A block
 # without room costs more passes over all, never a wrong result.
 _MARGIN = 6.0
 
 
-def block_top_k_indices(blocks: jax.Array, k: int) -> jax.Array:
+def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
     """Indices in each block of its ``k`` largest magnitudes, ascending; ties to the lowest index.
 
     Args:
-      blocks: floating array of shape (blocks, length).
+      x: floating array of shape (d,). What is left after the last whole block is not looked at.
+      length: static length of a block.
       k: static number of entries of each block, ``0 <= k <= length``.
 
     Returns:
-      int32 of shape (blocks, k).
+      int32 of shape (d // length, k).
 
     Raises:
-      ValueError: if ``k`` is not in ``0 ... length`` or ``blocks`` is not two-dimensional.
+      ValueError: if ``k`` is not in ``0 ... length`` or ``x`` is not one-dimensional.
 
     Example:
-      >>> block_top_k_indices(jnp.array([[1.0, -3.0, 2.0], [0.0, 0.0, -1.0]]), 2).tolist()
+      >>> block_top_k_indices(jnp.array([1.0, -3.0, 2.0, 0.0, 0.0, -1.0]), 3, 2).tolist()
       [[1, 2], [0, 2]]
     """
-    if blocks.ndim != 2:
-        raise ValueError(f"blocks must be (blocks, length), got shape {blocks.shape}: reshape them")
-    length = blocks.shape[1]
+    if x.ndim != 1:
+        raise ValueError(f"x must be one-dimensional, got shape {x.shape}: flatten it first")
+    count = x.size // length
     group = _group(length, k)
-    small = blocks.size <= _selection.SORT_SIZE
-    if small or k == 0 or group == 1:
-        return jax.vmap(lambda block: top_k_indices(block, k))(blocks)
+    if count * length <= _selection.SORT_SIZE or k == 0 or group == 1:
+        return jax.vmap(lambda block: top_k_indices(block, k))(_blocks(x, length))
     groups = length // group
     capacity = _capacity(groups, k)
 
     # A group is strided, so that whole registers are compared, and its maximum is written out, so
     # that the compiler makes one loop of it.
-    maxima = functools.reduce(
-        jnp.maximum,
-        (magnitude_order(blocks[:, i : i + groups]) for i in range(0, length, groups)),
-    )
-    above = jnp.max(maxima, axis=1) + 1
+    parts = (_blocks(x, length)[:, i : i + groups] for i in range(0, length, groups))
+    maxima = functools.reduce(jnp.maximum, map(magnitude_order, parts))
 
-    def bound(row: jax.Array, high: jax.Array) -> jax.Array:
-        return search(at_least(row), k, k + k // 16 + 1, groups, high & 0, high)[0]
+    def bound(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        high = jnp.max(row) + 1
+        return search(at_least(row), k, k + 1, groups, jnp.min(row), high)[0], high
 
-    low = jax.vmap(bound)(maxima, above)
-    words = jax.vmap(lambda block, threshold: at_least(block)(threshold))(blocks, low)
+    low, high = jax.vmap(bound)(maxima)
+    words = jax.vmap(lambda block, threshold: at_least(block)(threshold))(_blocks(x, length), low)
     counts = jax.vmap(count_ones)(words)
 
     def search_on() -> jax.Array:
@@ -73,25 +79,27 @@ def block_top_k_indices(blocks: jax.Array, k: int) -> jax.Array:
             block: jax.Array, threshold: jax.Array, high: jax.Array, *tried: jax.Array
         ) -> jax.Array:
             mask = at_least(block)
-            threshold, found, kept = search(
-                mask, k, capacity, length, high & 0, high, tried=(threshold, *tried)
-            )
+            tried = (threshold, *tried)
+            threshold, found, kept = search(mask, k, capacity, length, high & 0, high, tried=tried)
             return jnp.where(kept > capacity, cut(mask, k, threshold), found)
 
-        return jax.vmap(one)(blocks, low, above, words, counts)
+        return jax.vmap(one)(_blocks(x, length), low, high, words, counts)
 
     words = lax.cond(jnp.all(counts <= capacity), lambda: words, search_on)
+    kept = jax.vmap(lambda row: positions(row, capacity))(words)
+    starts = jnp.arange(count, dtype=jnp.uint32)[:, None] * np.uint32(length)
+    order = magnitude_order(x.at[kept + starts].get(mode="promise_in_bounds"))
 
-    def finish(block: jax.Array, words: jax.Array, low: jax.Array) -> jax.Array:
-        kept = positions(words, capacity)
-        real = jnp.arange(capacity, dtype=jnp.uint32) < count_ones(words)
-        order = magnitude_order(block.at[kept].get(mode="promise_in_bounds"))
-        order = jnp.where(real, order, jnp.asarray(-1, order.dtype))
-        high = jnp.max(order) + 1
-        chosen = largest(at_least(order), k, capacity, low, high)
+    def finish(kept: jax.Array, order: jax.Array, words: jax.Array) -> jax.Array:
+        chosen = largest_of_first(order, count_ones(words), k)
         return kept.at[chosen].get(mode="promise_in_bounds")
 
-    return jax.vmap(finish)(blocks, words, low).astype(jnp.int32)
+    return jax.vmap(finish)(kept, order, words).astype(jnp.int32)
+
+
+def _blocks(x: jax.Array, length: int) -> jax.Array:
+    """The whole blocks. Cut anew wherever they are read: kept, they would be a copy of x."""
+    return x[: x.size // length * length].reshape(-1, length)
 
 
 def _group(length: int, k: int) -> int:
@@ -108,6 +116,6 @@ def _capacity(groups: int, k: int) -> int:
     Of a random block the share k / groups of the groups reach the bound, as if each had a Poisson
     number of entries above it.
     """
-    mean = -groups * math.log1p(-(k + k // 16 + 1) / groups)
+    mean = -groups * math.log1p(-(k + 1) / groups)
     room = mean + _MARGIN * math.sqrt(mean - k) + 1
     return math.ceil(room / WORD_BITS) * WORD_BITS

@@ -84,11 +84,13 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
     everything = at_least(x)
     if 2 * capacity > x.size:
         zero = magnitude_order(x[0]) & 0
-        return largest(everything, k, x.size, zero, zero + top).astype(dtype)
+        threshold, _, _ = search(everything, k, k, x.size, zero, zero + top)
+        return positions(cut(everything, k, threshold), k).astype(dtype)
 
     drawn = magnitude_order(_draw(x, sample))
-    zero = drawn[0] & 0
-    guess, _, _ = search(at_least(drawn), low_rank, high_rank, sample, zero, jnp.max(drawn) + 1)
+    low, high = jnp.min(drawn), jnp.max(drawn) + 1
+    guess, _, _ = search(at_least(drawn), low_rank, high_rank, sample, low, high)
+    zero = guess & 0
     words = everything(guess)
     count = count_ones(words)
 
@@ -103,10 +105,8 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
     # and a loop would make the compiler copy it first.
     words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)
     kept = positions(words, capacity)
-    real = jnp.arange(capacity, dtype=jnp.uint32) < count_ones(words)
     order = magnitude_order(x.at[kept].get(mode="promise_in_bounds"))
-    order = jnp.where(real, order, jnp.asarray(-1, order.dtype))
-    chosen = largest(at_least(order), k, capacity, zero, jnp.max(order) + 1)
+    chosen = largest_of_first(order, count_ones(words), k)
     return kept.at[chosen].get(mode="promise_in_bounds").astype(dtype)
 
 
@@ -139,12 +139,20 @@ def at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
     return mask
 
 
-def largest(
-    at_least: Callable[[jax.Array], jax.Array], k: int, size: int, low: jax.Array, high: jax.Array
-) -> jax.Array:
-    """Positions of the ``k`` largest entries, ascending; ties go to the lowest position."""
-    threshold, _, _ = search(at_least, k, k, size, low, high)
-    return positions(cut(at_least, k, threshold), k)
+def largest_of_first(order: jax.Array, count: jax.Array, k: int) -> jax.Array:
+    """Positions of the ``k`` largest of the first ``count`` integers; ties to the lowest.
+
+    Args:
+      order: integers, none negative, of shape (capacity,).
+      count: uint32 scalar, ``k`` at least.
+      k: static.
+    """
+    real = jnp.arange(order.size, dtype=jnp.uint32) < count
+    low = jnp.min(jnp.where(real, order, jnp.iinfo(order.dtype).max))
+    order = jnp.where(real, order, jnp.asarray(-1, order.dtype))
+    mask = at_least(order)
+    threshold, _, _ = search(mask, k, k, order.size, low, jnp.max(order) + 1, kept=count)
+    return positions(cut(mask, k, threshold), k)
 
 
 def cut(at_least: Callable[[jax.Array], jax.Array], k: int, threshold: jax.Array) -> jax.Array:
@@ -178,6 +186,7 @@ def search(
     size: int,
     low: jax.Array,
     high: jax.Array,
+    kept: jax.Array | None = None,
     tried: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finds a threshold that keeps between ``fewest`` and ``most`` of ``size`` entries.
@@ -193,6 +202,7 @@ def search(
       size: entries in all.
       low: a threshold that keeps enough.
       high: a threshold that keeps too few.
+      kept: how many the threshold ``low`` keeps; all unless given.
       tried: a threshold between them, its mask and how many it keeps.
 
     Returns:
@@ -236,12 +246,12 @@ def search(
     # The carry is made from the bounds, so that it varies over the mesh as the entries do.
     zero = low & 0
     none = zero.astype(jnp.uint32)
-    bounds = (low, high, none + np.uint32(size), none)
+    bounds = (low, high, none + np.uint32(size) if kept is None else kept, none)
     threshold, step = low, zero + top
     words = jnp.broadcast_to(none, (packed_words(size, 1),))
     if tried is not None:
         threshold, words, found = tried
         bounds, step = narrowed(*bounds, threshold, found), zero + 1
-    state = (*bounds, threshold, step, zero == 0, words)
+    state = (*bounds, threshold, step, zero != 0, words)
     low, _, kept, _, _, _, _, words = lax.while_loop(undecided, probe, state)
     return low, words, kept

@@ -47,8 +47,7 @@ class BlockTopK(SparseCodec):
         length, full, k, rest, last = self._plan(flat.size)
         local = []
         if full:
-            blocks = flat[: full * length].reshape(full, length)
-            local.append(block_top_k_indices(blocks, k).reshape(-1))
+            local.append(block_top_k_indices(flat, length, k).reshape(-1))
         if rest:
             local.append(top_k_indices(flat[full * length :], last))
         indices = jnp.concatenate(local) if local else jnp.zeros(0, jnp.int32)

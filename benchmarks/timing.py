@@ -1,0 +1,101 @@
+"""Interleaved timing: every contender once a round, so that a slow minute slows them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way of doing a step.
+
+    Attributes:
+      name: what the table calls it.
+      prepare: makes fresh arguments; not timed.
+      run: does the step on them and waits for the result; timed.
+    """
+
+    name: str
+    prepare: Callable[[], Any]
+    run: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of each round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def best(self) -> float:
+        """Fastest round: what the step costs when nothing else runs on the machine."""
+        return min(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile: the spread."""
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+
+def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str, Timing]:
+    """Times all contenders, one run each a round.
+
+    Args:
+      contenders: what to time; each runs once before, untimed.
+      rounds: most rounds.
+      budget: seconds after which a contender sits out, once it has three rounds.
+
+    Returns:
+      The timing of each contender by name.
+    """
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for contender in contenders:
+        contender.run(contender.prepare())
+    for _ in range(rounds):
+        for contender in contenders:
+            taken = seconds[contender.name]
+            if len(taken) >= 3 and sum(taken) > budget:
+                continue
+            arguments = contender.prepare()
+            start = time.perf_counter()
+            contender.run(arguments)
+            taken.append(time.perf_counter() - start)
+    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+
+
+def one_device() -> None:
+    """Undoes the virtual devices that tests use: one worker is timed, with all cores.
+
+    Call it before anything is computed.
+    """
+    os.environ.pop("PJRT_NPROC", None)
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in flags if "host_platform_device_count" not in flag]
+    os.environ["XLA_FLAGS"] = " ".join(kept)
+
+
+def hardware() -> str:
+    """The processor's name, the number of cores and how busy they are."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+        model = names[0] if names else model
+    except OSError:
+        pass
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    return f"{model}, {os.cpu_count()} cores, load average {load:.1f} at the start"
