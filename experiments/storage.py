@@ -4,7 +4,7 @@
 OUT_DIR/config.json           the flags that decide the numbers, and the versions used
         metrics.jsonl         one line per method, seed and epoch, appended and synced
         wire.json             bytes per step of each compiled program
-        checkpoints/METHOD_seedS/EPOCH/    orbax: parameters, BatchNorm averages, optimizer state
+        checkpoints/METHOD_seedS/EPOCH/    ef.save: parameters, BatchNorm averages, optimizer state
         tensorboard/METHOD_seedS/          event files
         table.md, curves.png  written last, from the files above
 ```
@@ -25,6 +25,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+import ef_optax as ef
 
 _OURS = (
     "config.json",
@@ -169,29 +171,37 @@ def last_epoch(folder: Path) -> int:
     return next((e for e in epochs if ocp.utils.is_checkpoint_finalized(folder / str(e))), 0)
 
 
-def save(folder: Path, epoch: int, state: Any) -> None:
+def save(folder: Path, epoch: int, tx: Any, state: Any) -> None:
     """Saves `state` as the checkpoint of `epoch`, then removes the ones before it."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / str(epoch), state, force=True)
+    ef.save(
+        folder / str(epoch),
+        tx,
+        params=state.params,
+        opt_state=state.opt_state,
+        extra=state.batch_stats,
+        step=epoch,
+    )
     if jax.process_index() == 0:
         for path in folder.iterdir():
             if path.name != str(epoch):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def restore(folder: Path, epoch: int, like: Any) -> Any:
+def restore(folder: Path, epoch: int, tx: Any, like: Any) -> Any:
     """The state saved at `epoch`, with the types and shardings of `like`.
 
     Raises:
-      OutputError: the checkpoint cannot be read.
+      OutputError: the checkpoint cannot be read, or belongs to another model or method.
     """
-
-    def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder / str(epoch), jax.tree.map(abstract, like))
+        found = ef.restore(
+            folder / str(epoch),
+            tx,
+            params=like.params,
+            opt_state=like.opt_state,
+            extra=like.batch_stats,
+        )
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise OutputError(f"checkpoint {folder / str(epoch)} cannot be read: {reason}") from None
+    return like._replace(params=found.params, batch_stats=found.extra, opt_state=found.opt_state)

@@ -68,7 +68,13 @@ flags.DEFINE_string("out_dir", "runs/demo", "Where the results go.")
 flags.DEFINE_bool("resume", False, "Continue what --out_dir holds, bit-exactly.")
 flags.DEFINE_bool("overwrite", False, "Replace what --out_dir holds, even with --resume.")
 flags.DEFINE_integer("checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1)
-flags.DEFINE_integer("block_steps", 1000, "Steps per call of the compiled program.", lower_bound=1)
+flags.DEFINE_integer(
+    "block_steps",
+    0,
+    "Steps per call of the compiled program; 0: 1000, or 1 for convolutions on a "
+    "CPU, where XLA computes them five times slower inside a loop.",
+    lower_bound=0,
+)
 flags.DEFINE_bool("tune", False, "Find learning rates on a validation split instead of training.")
 flags.DEFINE_list(
     "tune_grid", [f"{rate:.3g}" for rate in np.logspace(-5, 1, 9)], "Rates that --tune tries."
@@ -131,6 +137,7 @@ class State(NamedTuple):
 class Programs(NamedTuple):
     """The compiled programs of one method; learning rate and seed are inputs."""
 
+    tx: ef.Lifted
     create: Callable[[int], State]
     run_block: Callable[..., tuple[State, jax.Array]]
     wire: dict[str, int]
@@ -210,7 +217,8 @@ def run() -> None:
             f"--batch_size={FLAGS.batch_size} x {workers} workers is more than the "
             f"{len(dataset.train_labels)} training examples; take a smaller batch"
         )
-    blocks = math.ceil(batches / FLAGS.block_steps)
+    slow_loop = devices[0].platform == "cpu" and FLAGS.model != "mlp"
+    blocks = math.ceil(batches / (FLAGS.block_steps or (1 if slow_loop else 1000)))
     block = batches // blocks  # up to blocks - 1 batches of a shuffled epoch are left out
     pixel_mean = dataset.train_images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
     pixel_std = dataset.train_images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
@@ -266,13 +274,10 @@ def run() -> None:
         total, _ = jax.lax.scan(add, jnp.zeros(2), (images, labels))
         return total / len(dataset.test_labels)
 
-    @jax.jit
-    def summarise(losses: jax.Array) -> jax.Array:
-        """(steps, workers) -> sum of the finite losses, their number, any among the last."""
-        finite = jnp.isfinite(losses).all(1)
-        total = jnp.where(finite, losses.mean(1), 0).sum()
-        counts = jnp.stack([finite.sum(), finite[-100:].any().astype(jnp.int32)])
-        return jnp.concatenate([total[None], counts.astype(jnp.float32)])
+    @functools.partial(jax.jit, out_shardings=replicated)
+    def over_workers(losses: jax.Array) -> jax.Array:
+        """(steps, workers) -> (steps,): not in the training program, whose bytes are counted."""
+        return losses.mean(1)
 
     ####################################################################################
     # Programs of a method: create a state, run a block of steps
@@ -303,14 +308,18 @@ def run() -> None:
             state: State, rate: jax.Array, images: jax.Array, labels: jax.Array
         ) -> tuple[State, jax.Array]:
             opt_state = optax.tree.set(state.opt_state, learning_rate=rate)
-            return jax.lax.scan(step, state._replace(opt_state=opt_state), (images, labels))
+            state = state._replace(opt_state=opt_state)
+            if block == 1:  # not even a loop of one round, see --block_steps
+                state, losses = step(state, (images[0], labels[0]))
+                return state, losses[None]
+            return jax.lax.scan(step, state, (images, labels))
 
         state = create(0)
         keep = jax.tree.map(lambda x: x.sharding, state)
         jitted = jax.jit(run_block, donate_argnums=0, out_shardings=(keep, None))
         example = next(epoch_blocks(0, 0))
         compiled = jitted.lower(state, np.float32(0), *example).compile()
-        return Programs(create, compiled, measure(method, compiled, state.params))
+        return Programs(tx, create, compiled, measure(method, compiled, state.params))
 
     def measure(method: str, compiled: Any, params: Any) -> dict[str, int]:
         """Bytes that one worker sends in one step, read from the compiled program."""
@@ -318,11 +327,13 @@ def run() -> None:
             codec = compressor(method).codec
             bits = [codec.bits(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
             return {"message_bytes": math.ceil(sum(bits) / 8), "link_bytes": 0}
-        wire = ef.wire_report(compiled)  # of a whole block
-        return {
-            "message_bytes": round(wire.message_bytes / block),
-            "link_bytes": round(wire.link_bytes / block),
-        }
+        totals = {"message_bytes": 0.0, "link_bytes": 0.0}
+        for item in ef.wire_report(compiled).collectives:
+            # What stands in the loop is listed once, with the number of its executions.
+            share = 1 if item.times is None else item.times / block
+            totals["message_bytes"] += share * item.message_bytes
+            totals["link_bytes"] += share * item.link_bytes
+        return {name: round(total) for name, total in totals.items()}
 
     ####################################################################################
     # One epoch
@@ -333,21 +344,22 @@ def run() -> None:
         """Trains the epoch with this 0-based number; returns the new state and what to log."""
         start = time.perf_counter()
         rate /= 10 ** sum(epoch >= drop * FLAGS.epochs for drop in drops)
-        sums = np.zeros(3)
+        parts = []
         for images, labels in epoch_blocks(seed, epoch):
             state, losses = programs.run_block(state, np.float32(rate), images, labels)
-            part = np.asarray(summarise(losses))
-            sums = np.array([*(sums[:2] + part[:2]), part[2]])
+            parts.append(np.asarray(over_workers(losses)))
             bar.update()
+        means = np.concatenate(parts)
+        finite = np.isfinite(means)
         accuracy, test_loss = np.asarray(evaluate(state.params, state.batch_stats, *test_set))
         row = {
             "epoch": epoch + 1,
             "learning_rate": rate,
-            "train_loss": float(sums[0] / sums[1]) if sums[1] else math.nan,
+            "train_loss": float(means[finite].mean()) if finite.any() else math.nan,
             "test_loss": float(np.nan_to_num(test_loss, nan=1e30, posinf=1e30)),  # JSON's limits
             "test_accuracy": float(accuracy),
-            "skipped_steps": blocks * block - int(sums[1]),
-            "lost": not sums[2],
+            "skipped_steps": int(np.sum(~finite)),
+            "lost": not finite[-100:].any(),
             "seconds": round(time.perf_counter() - start, 3),
         }
         return state, row
@@ -454,7 +466,7 @@ def run() -> None:
                 continue
             state = programs.create(seed)
             if first:
-                state = storage.restore(folders[method, seed], first, state)
+                state = storage.restore(folders[method, seed], first, programs.tx, state)
             events = out_dir / "tensorboard" / f"{method}_seed{seed}"
             board = SummaryWriter(str(events), purge_step=first + 1) if writer else None
             for epoch in range(first, FLAGS.epochs):
@@ -474,7 +486,7 @@ def run() -> None:
                         board.add_scalar(name, row[name], epoch + 1)
                 last = epoch + 1 == FLAGS.epochs
                 if last or stopping or (epoch + 1) % FLAGS.checkpoint_every == 0:
-                    storage.save(folders[method, seed], epoch + 1, state)
+                    storage.save(folders[method, seed], epoch + 1, programs.tx, state)
                 if stopping:
                     raise KeyboardInterrupt
                 if last and writer and bar.disable:
