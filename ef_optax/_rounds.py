@@ -29,7 +29,6 @@ from ef_optax._base import (
     Sum,
 )
 
-
 HEADER_WORDS = 2
 """Words that every worker adds to one round of a step: finite flag and weight."""
 
