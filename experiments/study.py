@@ -1,4 +1,4 @@
-"""What the small studies share: flags, the output folder, a descent by `lax.scan`, table and picture.
+"""What the small studies share: flags, the output folder, a descent by scan, table and picture.
 
 A study is one script that computes in a minute on a CPU, in float64, and writes
 
