@@ -20,6 +20,9 @@ from ef_optax.checkpoint import Checkpoint as Checkpoint
 from ef_optax.checkpoint import restore as restore
 from ef_optax.checkpoint import save as save
 from ef_optax.compressors.adaq import adaq as adaq
+from ef_optax.compressors.algebra import induced as induced
+from ef_optax.compressors.algebra import probabilistic_mix as probabilistic_mix
+from ef_optax.compressors.algebra import scale_to_contractive as scale_to_contractive
 from ef_optax.compressors.bernoulli import bernoulli as bernoulli
 from ef_optax.compressors.block_top_k import block_top_k as block_top_k
 from ef_optax.compressors.cast import cast as cast
@@ -41,6 +44,8 @@ from ef_optax.compressors.drive import drive as drive
 from ef_optax.compressors.drive import eden as eden
 from ef_optax.compressors.fixed_levels import threshold_sign as threshold_sign
 from ef_optax.compressors.fixed_levels import two_bit as two_bit
+from ef_optax.compressors.global_top_k import global_top_k as global_top_k
+from ef_optax.compressors.global_top_k import global_top_k_of_sum as global_top_k_of_sum
 from ef_optax.compressors.identity import identity as identity
 from ef_optax.compressors.leader_top_k import leader_top_k as leader_top_k
 from ef_optax.compressors.low_rank import atomo as atomo
@@ -57,6 +62,7 @@ from ef_optax.compressors.rms_sign import rms_sign as rms_sign
 from ef_optax.compressors.rotate import rotate as rotate
 from ef_optax.compressors.sign import scaled_sign as scaled_sign
 from ef_optax.compressors.sign import sign as sign
+from ef_optax.compressors.sketch import count_sketch as count_sketch
 from ef_optax.compressors.sparsify import random_k as random_k
 from ef_optax.compressors.sparsify import top_k as top_k
 from ef_optax.compressors.ternary import ternary as ternary

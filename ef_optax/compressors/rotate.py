@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax._base import Array, Codec, Message, Shape, as_key, size_of, wide_dtype
-from ef_optax._compressor import Compressor, codec_of
+from ef_optax._compressor import Compressor
 from ef_optax.compressors._transforms import TRANSFORMS
+from ef_optax.compressors.algebra import single_codec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +106,7 @@ def rotate(compressor: Compressor, key: Any = None, *, kind: str = "hadamard") -
       Suresh, Yu, Kumar, McMahan, Distributed mean estimation, 2017, section 3 (Hadamard);
       Lyubarskii, Vershynin, Uncertainty principles and vector quantization, 2010 (Kashin).
     """
-    inner = codec_of(compressor)
-    if inner.granularity != "leaf" or inner.stateful:
-        raise TypeError(f"rotate: {inner!r} must be a stateless compressor of single leaves.")
+    inner = single_codec(compressor, "rotate", "compressor")
     if kind not in TRANSFORMS:
         raise ValueError(f"rotate: kind={kind!r} is not known; use one of {tuple(TRANSFORMS)}.")
     return Compressor(Rotated(inner, as_key(key, "rotate"), kind))

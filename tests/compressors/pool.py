@@ -9,6 +9,7 @@ import numpy as np
 
 from ef_optax._compressor import Compressor
 from ef_optax.compressors.adaq import adaq
+from ef_optax.compressors.algebra import induced, probabilistic_mix, scale_to_contractive
 from ef_optax.compressors.bernoulli import bernoulli
 from ef_optax.compressors.block_top_k import block_top_k
 from ef_optax.compressors.cast import cast
@@ -19,6 +20,7 @@ from ef_optax.compressors.dct import dct_top_k
 from ef_optax.compressors.dithering import dorefa, linear_dithering, natural_dithering, qsgd
 from ef_optax.compressors.drive import drive, eden
 from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
+from ef_optax.compressors.global_top_k import global_top_k_of_sum
 from ef_optax.compressors.identity import identity
 from ef_optax.compressors.low_rank import atomo, svd
 from ef_optax.compressors.majority import majority_vote
@@ -87,6 +89,15 @@ CASES = {
     "drive": Case(lambda: drive(36)),
     "drive-mse": Case(lambda: drive(37, scale="mse")),
     "eden": Case(lambda: eden(3, 38)),
+    "global_top_k_of_sum": Case(lambda: global_top_k_of_sum(0.2)),
+    "induced": Case(lambda: induced(top_k(0.3), random_k(0.3, 40, scaled=True))),
+    "scale_to_contractive": Case(lambda: scale_to_contractive(qsgd(2, 41))),
+    "probabilistic_mix": Case(
+        lambda: probabilistic_mix([natural(42), ternary(43)], [0.3, 0.7], 44)
+    ),
+    "probabilistic_mix-biased": Case(
+        lambda: probabilistic_mix([top_k(0.2), sign()], [0.6, 0.4], 45)
+    ),
     "rms_sign": Case(rms_sign),
     "two_mean_sign": Case(two_mean_sign),
     "two_mean_sign-columns": Case(lambda: two_mean_sign(columns=True)),

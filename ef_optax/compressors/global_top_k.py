@@ -1,0 +1,178 @@
+"""Top-k over more than one leaf, and over more than one worker."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._base import (
+    Array,
+    Codec,
+    Gather,
+    Gathered,
+    Message,
+    Outcome,
+    Protocol,
+    Shape,
+    Workers,
+    like_of,
+)
+from ef_optax._compressor import Compressor
+from ef_optax._selection import top_k_indices
+from ef_optax.compressors.sparsify import TopK, check_ratio_or_k
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalTopK(Codec):
+    """Top-k of all leaves as one vector, in the order of the tree."""
+
+    inner: TopK
+    granularity: ClassVar[str] = "group"
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        return self.inner.encode(x, key)
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        return self.inner.decode(message, like)
+
+    def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
+        del workers
+        dtype = jnp.result_type(*(leaf.dtype for leaf in x)) if _alike(x) else jnp.float32
+        flat = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in x])
+        message, like = self.inner.encode(flat), like_of(flat)
+        got: Gathered = yield Gather(message)
+        mean = self.inner.decode_mean(got.messages, like, got.weights, got.total)
+
+        def split(vector: Array) -> list[Array]:
+            parts, start = [], 0
+            for leaf in x:
+                part = vector[start : start + leaf.size]
+                parts.append(part.astype(leaf.dtype if vector.dtype != bool else bool))
+                start += leaf.size
+            return [p.reshape(leaf.shape) for p, leaf in zip(parts, x, strict=True)]
+
+        return Outcome(
+            aggregate=split(mean),
+            state=state,
+            sent=lambda: split(self.inner.decode(message, like)),
+            residual=lambda: split(self.inner.residual(flat, message)),
+            support=lambda: split(self.inner.support(flat, message)),
+        )
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        """Of all leaves together: ask with their total size."""
+        return self.inner.bits(shape, dtype)
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """k/d of all leaves together."""
+        return self.inner.alpha(shape, num_workers)
+
+
+def _alike(leaves: list[Array]) -> bool:
+    return len({leaf.dtype for leaf in leaves}) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalTopKOfSum(TopK):
+    """Of the sum of the workers' top-k messages the k largest are applied; the rest is kept."""
+
+    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
+        del workers
+        message, like = self.encode(x), like_of(x)
+        got: Gathered = yield Gather(message)
+        mean = self.decode_mean(got.messages, like, got.weights, got.total).reshape(-1)
+        chosen = top_k_indices(mean, self.count(mean.size))
+        applied = jnp.zeros(mean.size, bool).at[chosen].set(True).reshape(x.shape)
+
+        def sent() -> Array:
+            return jnp.where(applied, self.decode(message, like), jnp.zeros((), x.dtype))
+
+        return Outcome(
+            aggregate=jnp.where(applied, mean.reshape(x.shape), jnp.zeros((), x.dtype)),
+            state=state,
+            sent=sent,
+            residual=lambda: x - sent(),
+            support=lambda: applied & self.support(x, message),
+        )
+
+    def alpha(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, shape: Shape, num_workers: int = 1
+    ) -> float | None:
+        """k/d for one worker; none for several, whose values may all be kept back."""
+        return super().alpha(shape) if num_workers == 1 else None
+
+
+def global_top_k(ratio: float | None = None, *, k: int | None = None) -> Compressor:
+    """Top-k over the whole tree: one budget, and leaves with small gradients may send nothing.
+
+    The k largest magnitudes of all leaves together, k from their total size; ties go to the
+    earlier leaf and index. alpha = k/d for the whole (exact). Leaves of different dtypes are
+    compared in float32. On parameters split over model axes, the leaves of each slice.
+
+    Args:
+      ratio: kept / total in (0, 1] of all leaves together.
+      k: number of values kept in all; give either this or ``ratio``.
+
+    Returns:
+      The compressor. Bits: k (32 + ceil(log2 d)), d the size of all leaves; ``bits`` is asked
+      with that size.
+
+    Raises:
+      ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.global_top_k(k=2)
+      >>> tree = {"a": jnp.array([1.0, -5.0]), "b": jnp.array([[4.0], [3.0]])}
+      >>> out, _ = compressor.update(tree, compressor.init(tree))
+      >>> out["a"].tolist(), out["b"].tolist()
+      ([0.0, -5.0], [[4.0], [0.0]])
+
+    References:
+      Aji, Heafield, Sparse communication for distributed gradient descent, 2017.
+    """
+    check_ratio_or_k("global_top_k", ratio, k)
+    return Compressor(GlobalTopK(TopK(ratio, k)))
+
+
+def global_top_k_of_sum(ratio: float | None = None, *, k: int | None = None) -> Compressor:
+    """gTop-k: of the sum of all workers' top-k messages, only the k largest are applied.
+
+    Each worker sends its top-k; everybody adds them up and keeps the k largest magnitudes of the
+    sum. A worker has *sent* those of its values whose coordinate was kept; error feedback gets the
+    others back. The aggregate is the mean of what was sent in this sense (additive). For one worker
+    it is top-k (alpha = k/d); for several no constant is known.
+
+    This is the all-gather form. The published tree of pairwise merges saves traffic and may lose
+    values that were merged away on one branch and kept on another; it is not offered.
+
+    Args:
+      ratio: kept / total in (0, 1].
+      k: number of values kept of each leaf; give either this or ``ratio``.
+
+    Returns:
+      The compressor. Bits: k (32 + ceil(log2 d)) for each worker.
+
+    Raises:
+      ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range.
+
+    Example:
+      Two workers send 3 and 2 at the same place, 4 elsewhere: 5 is the largest of the sum.
+
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.compressed_mean(ef.global_top_k_of_sum(k=1), axis_name="data")
+      >>> tx = ef.simulate(tx, num_workers=3, axis_name="data")
+      >>> params = jnp.zeros(2)
+      >>> grads = jnp.array([[3.0, 0.0], [2.5, 0.0], [0.0, 4.5]])
+      >>> (3 * tx.update(grads, tx.init(params), params)[0]).tolist()
+      [5.5, 0.0]
+
+    References:
+      Shi et al., A distributed synchronous SGD algorithm with global top-k sparsification for low
+      bandwidth networks, 2019, section III.
+    """
+    check_ratio_or_k("global_top_k_of_sum", ratio, k)
+    return Compressor(GlobalTopKOfSum(ratio, k))

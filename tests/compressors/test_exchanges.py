@@ -1,0 +1,147 @@
+"""Compressors whose message depends on the other workers or on the other leaves."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ef_optax.compressors.algebra import induced, probabilistic_mix, scale_to_contractive
+from ef_optax.compressors.cast import cast
+from ef_optax.compressors.dithering import qsgd
+from ef_optax.compressors.global_top_k import global_top_k, global_top_k_of_sum
+from ef_optax.compressors.majority import majority_vote
+from ef_optax.compressors.perm_k import perm_k
+from ef_optax.compressors.power_sgd import power_sgd
+from ef_optax.compressors.sketch import count_sketch, estimates, sketch
+from ef_optax.compressors.sparsify import random_k, top_k
+from ef_optax.feedback.ef14 import error_feedback
+from ef_optax.parallel.simulation import simulate
+
+
+def feedback(compressor, gradients):
+    """One step of error feedback between simulated workers: aggregate, memories."""
+    gradients = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), gradients)
+    n = len(jax.tree.leaves(gradients)[0])
+    params = jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), gradients)
+    tx = simulate(error_feedback(compressor, axis_name="data"), n, "data")
+    out, state = jax.jit(tx.update)(gradients, tx.init(params), params)
+    return jax.tree.map(np.asarray, (out, state.residual))
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_global_top_k_against_numpy() -> None:
+    """One budget over three leaves; ties go to the earlier leaf."""
+    g = {"a": normal(2, 7), "b": normal(2, 3, 4, seed=1), "c": np.full((2, 2), 0.01)}
+    out, memory = feedback(global_top_k(0.2), g)
+    flat = np.concatenate([g[k].reshape(2, -1) for k in "abc"], axis=1)
+    sent = np.zeros_like(flat)
+    for i in range(2):
+        kept = np.argsort(-np.abs(flat[i]), kind="stable")[:5]  # ceil(0.2 * 21)
+        sent[i, kept] = flat[i, kept]
+    got = np.concatenate([np.reshape(out[k], -1) for k in "abc"])
+    np.testing.assert_allclose(got, sent.mean(0), atol=1e-6)
+    owed = np.concatenate([np.reshape(memory[k], (2, -1)) for k in "abc"], axis=1)
+    np.testing.assert_allclose(owed, flat - sent, atol=1e-6)
+
+
+def test_global_top_k_keeps_dtypes() -> None:
+    tree = {"a": jnp.asarray([1.0, -4.0], "bfloat16"), "b": jnp.asarray([3.0, 0.5])}
+    out, _ = global_top_k(k=2).update(tree, global_top_k(k=2).init(tree))
+    assert out["a"].dtype == jnp.bfloat16 and out["a"].tolist() == [0, -4]
+    assert out["b"].tolist() == [3, 0]
+
+
+def test_global_top_k_of_sum_gives_back_what_was_not_applied() -> None:
+    """Aggregate = mean of what was sent; sent + memory = input, worker by worker."""
+    g = normal(4, 30)
+    out, memory = feedback(global_top_k_of_sum(k=5), g)
+    local = np.zeros_like(g)
+    for i in range(4):
+        kept = np.argsort(-np.abs(g[i]), kind="stable")[:5]
+        local[i, kept] = g[i, kept]
+    total = local.sum(0)
+    chosen = np.argsort(-np.abs(total), kind="stable")[:5]
+    expected = np.zeros(30)
+    expected[chosen] = total[chosen] / 4
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    np.testing.assert_allclose(np.mean(g - memory, axis=0), out, atol=1e-6)
+
+
+def test_sketch_is_linear_and_finds_large_values() -> None:
+    """The sum of sketches is the sketch of the sum; alone in their buckets, values are exact."""
+    key, x, y = jax.random.key(0), jnp.asarray(normal(50)), jnp.asarray(normal(50, seed=1))
+    both = sketch(x, key, 3, 20) + sketch(y, key, 3, 20)
+    np.testing.assert_allclose(both, sketch(x + y, key, 3, 20), atol=1e-5)
+    spike = jnp.zeros(50).at[jnp.asarray([4, 30])].set(jnp.asarray([2.0, -7.0]))
+    found = np.asarray(estimates(sketch(spike, key, 5, 40), key, 50))
+    assert found[[4, 30]].tolist() == [2, -7] and np.argmax(np.abs(found)) == 30
+
+
+def test_sketch_estimates_are_unbiased_in_each_row() -> None:
+    """One row: E s(i) T[h(i)] = x_i over the hashes, with variance about ||x||^2/columns."""
+    x = jnp.asarray(normal(30))
+    keys = jax.random.split(jax.random.key(1), 4000)
+    found = jax.jit(jax.vmap(lambda key: estimates(sketch(x, key, 1, 10), key, 30)))(keys)
+    error = np.asarray(found, np.float64) - np.asarray(x)
+    assert np.abs(error.mean(0)).max() < 5 * error.std() / np.sqrt(4000)
+    assert error.var() == pytest.approx(float(jnp.sum(x**2)) / 10, rel=0.1)
+
+
+def test_count_sketch_between_workers() -> None:
+    """All send at the same k places, and these are where the mean is large."""
+    g = 0.01 * normal(3, 200)
+    g[:, [5, 60, 199]] += np.asarray([[3.0, -2.0, 1.0]])
+    out, memory = feedback(count_sketch(5, 100, k=3), g)
+    assert np.flatnonzero(out).tolist() == [5, 60, 199]
+    np.testing.assert_allclose(out[[5, 60, 199]], g.mean(0)[[5, 60, 199]], rtol=1e-5)
+    assert (memory[:, [5, 60, 199]] == 0).all()
+    np.testing.assert_allclose(np.delete(memory, [5, 60, 199], 1), np.delete(g, [5, 60, 199], 1))
+    assert count_sketch(5, 100, k=3).codec.traffic((200,), "float32", 3) == (16000, 96)
+
+
+def test_induced_variance_is_that_of_the_rest() -> None:
+    """omega (1 - alpha): random-k of what top-k leaves."""
+    x = normal(40)
+    codec = induced(top_k(0.25), random_k(0.5, 0, scaled=True)).codec
+    rest = np.sort(np.abs(x))[:30]
+    like, keys = jax.ShapeDtypeStruct((40,), jnp.float32), jax.random.split(jax.random.key(0), 3000)
+    y = jax.jit(jax.vmap(lambda k: codec.decode(codec.encode(jnp.asarray(x), k), like)))(keys)
+    error = np.sum((np.asarray(y, np.float64) - x) ** 2, axis=1).mean()
+    assert error == pytest.approx(np.sum(rest**2), rel=0.05)
+    assert codec.omega(40) == 0.75
+
+
+def test_mixture_uses_its_probabilities() -> None:
+    codec = probabilistic_mix([top_k(k=1), cast("bfloat16")], [0.3, 0.7], 0).codec
+    x, like = jnp.asarray([1.0, 2.0, -4.0]), jax.ShapeDtypeStruct((3,), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 3000)
+    y = np.asarray(jax.jit(jax.vmap(lambda k: codec.decode(codec.encode(x, k), like)))(keys))
+    sparse = (y == [0, 0, -4]).all(1)
+    assert (sparse | (y == [1, 2, -4]).all(1)).all()
+    assert sparse.mean() == pytest.approx(0.3, abs=0.03)
+    assert codec.bits(3) == 32 + 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: induced(random_k(0.5, 0, scaled=True), top_k(0.5)), ValueError, "order"),
+        (lambda: induced(top_k(0.5), perm_k(0)), TypeError, "one worker"),
+        (lambda: induced(majority_vote(), qsgd(1, 0)), TypeError, "one worker"),
+        (lambda: scale_to_contractive(top_k(0.5)), ValueError, "not unbiased"),
+        (lambda: probabilistic_mix([top_k(0.5)], [1.0], 0), ValueError, "at least two"),
+        (lambda: probabilistic_mix([top_k(0.5)] * 2, [0.5, 0.6], 0), ValueError, "add up to 1"),
+        (lambda: probabilistic_mix([power_sgd(1)] * 2, [0.5, 0.5], 0), TypeError, "stateless"),
+        (lambda: count_sketch(3, 0, k=1), ValueError, "columns=0"),
+        (lambda: count_sketch(3, 4, k=1).codec.encode(jnp.ones(3)), TypeError, "no encode"),
+        (lambda: global_top_k(), ValueError, "exactly one"),
+    ],
+)
+def test_bad_arguments(make, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
