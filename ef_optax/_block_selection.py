@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from ef_optax import _selection
-from ef_optax._bitmask import count_ones, positions
+from ef_optax._bitmask import count_ones, pack_mask, positions
 from ef_optax._packing import WORD_BITS
 from ef_optax._selection import (
     at_least,
@@ -32,6 +32,8 @@ _GROUPS = 6
 # Standard deviations of the number of entries above the bound for which there is room. A block
 # without room costs more passes over all, never a wrong result.
 _MARGIN = 6.0
+# Entries compared in one reduction.
+_STEP = 16
 
 
 def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
@@ -61,17 +63,20 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
     groups = length // group
     capacity = _capacity(groups, k)
 
-    # A group is strided, so that whole registers are compared, and its maximum is written out, so
-    # that the compiler makes one loop of it.
-    parts = (_blocks(x, length)[:, i : i + groups] for i in range(0, length, groups))
-    maxima = functools.reduce(jnp.maximum, map(magnitude_order, parts))
+    # A group is strided, so that whole registers are compared; and its maximum is taken in steps
+    # small enough for the compiler to read the leaf just once.
+    step = min(group, _STEP)
+    parts = magnitude_order(_blocks(x, length)).reshape(count, group // step, step, groups)
+    parts = jnp.max(parts, axis=2)
+    maxima = functools.reduce(jnp.maximum, (parts[:, i] for i in range(group // step)))
 
     def bound(row: jax.Array) -> tuple[jax.Array, jax.Array]:
         high = jnp.max(row) + 1
         return search(at_least(row), k, k + 1, groups, jnp.min(row), high)[0], high
 
     low, high = jax.vmap(bound)(maxima)
-    words = jax.vmap(lambda block, threshold: at_least(block)(threshold))(_blocks(x, length), low)
+    reached = magnitude_order(_blocks(x, length)) >= low[:, None]
+    words = jax.vmap(pack_mask)(reached)
     counts = jax.vmap(count_ones)(words)
 
     def search_on() -> jax.Array:
@@ -98,7 +103,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
 
 
 def _blocks(x: jax.Array, length: int) -> jax.Array:
-    """The whole blocks. Cut anew wherever they are read: kept, they would be a copy of x."""
+    """The whole blocks."""
     return x[: x.size // length * length].reshape(-1, length)
 
 
