@@ -42,6 +42,12 @@ from ef_optax.compressors.dithering import natural_dithering as natural_ditherin
 from ef_optax.compressors.dithering import qsgd as qsgd
 from ef_optax.compressors.drive import drive as drive
 from ef_optax.compressors.drive import eden as eden
+from ef_optax.compressors.entropy import arithmetic_bits as arithmetic_bits
+from ef_optax.compressors.entropy import elias_delta_bits as elias_delta_bits
+from ef_optax.compressors.entropy import elias_gamma_bits as elias_gamma_bits
+from ef_optax.compressors.entropy import run_length_bits as run_length_bits
+from ef_optax.compressors.entropy import sparse_elias_bits as sparse_elias_bits
+from ef_optax.compressors.entropy import zero_run_bits as zero_run_bits
 from ef_optax.compressors.fixed_levels import threshold_sign as threshold_sign
 from ef_optax.compressors.fixed_levels import two_bit as two_bit
 from ef_optax.compressors.global_top_k import global_top_k as global_top_k
