@@ -7,7 +7,7 @@ all_gather:   worker j sends C_server(mean row + E_j) to everybody, keeps E_j
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,14 @@ from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor, codec_of
 
 
+class TwoShotState(NamedTuple):
+    """State of :class:`TwoShot` for one leaf."""
+
+    residual: Array  # per worker, (chunk,): E_j of the shard that this worker serves, 0 on padding
+
+    roles = {"residual": "shards"}
+
+
 @dataclasses.dataclass(frozen=True)
 class TwoShot(Codec):
     """A worker codec for the rows, a server codec for the averaged shard."""
@@ -51,22 +59,23 @@ class TwoShot(Codec):
     def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.worker.deterministic and self.server.deterministic
 
-    def init(self, like: Any, path: str) -> Array:
-        """The residual of the shard that this worker serves."""
+    def init(self, like: Any, path: str) -> TwoShotState:
         del path
         chunk = _chunk(like.shape, coll.axis_size(self.axis_name))
-        return jnp.zeros(chunk, wide_dtype(like.dtype))
+        return TwoShotState(jnp.zeros(chunk, wide_dtype(like.dtype)))
 
-    def protocol(self, x: Array, state: Array, workers: Workers) -> Protocol:
+    def protocol(self, x: Array, state: TwoShotState, workers: Workers) -> Protocol:
         n = workers.size
         row = jax.ShapeDtypeStruct((_chunk(x.shape, n),), x.dtype)
         rows = jnp.pad(x.reshape(-1), (0, n * row.shape[0] - x.size)).reshape(n, -1)
 
         message = self._encode_rows(rows, workers)
         received = yield AllToAll(message)
-        shard = self.worker.decode_mean(received, row, None, n) + state.astype(x.dtype)
+        real = jnp.arange(row.shape[0], dtype=jnp.int32) < x.size - workers.index * row.shape[0]
+        shard = self.worker.decode_mean(received, row, None, n) + state.residual.astype(x.dtype)
+        shard = jnp.where(real, shard, 0)
         answer = self.server.encode(shard, self.server.step_key(workers))
-        after = self.server.residual(shard, answer).astype(state.dtype)
+        after = jnp.where(real, self.server.residual(shard, answer), 0)
         gathered: Gathered = yield Gather(answer)
         result = jax.vmap(lambda m: self.server.decode(m, row))(gathered.messages)
 
@@ -75,7 +84,7 @@ class TwoShot(Codec):
 
         return Outcome(
             aggregate=whole(result),
-            state=after,
+            state=TwoShotState(after.astype(state.residual.dtype)),
             sent=lambda: whole(jax.vmap(lambda m: self.worker.decode(m, row))(message)),
             residual=lambda: whole(jax.vmap(self.worker.residual)(rows, message)),
             support=lambda: whole(jax.vmap(self.worker.support)(rows, message)),

@@ -10,8 +10,9 @@ import numpy as np
 
 from ef_optax._base import wide_dtype
 
-MEAN, FRESH, COPY = "mean", "fresh", "copy"
-"""Roles of a State's per-worker fields: keep the mean, start anew, or copy worker 0's."""
+MEAN, FRESH, COPY, SHARDS = "mean", "fresh", "copy", "shards"
+"""Roles of a State's per-worker fields: keep the mean, start anew, copy worker 0's, or cut the
+concatenation of all rows anew."""
 
 
 def overlap_weights(old: int, new: int) -> np.ndarray:
@@ -36,7 +37,8 @@ def change_workers(state: Any, fresh: Any) -> Any:
     Leaves that are equal on all workers are kept. A per-worker leaf is handled by the role that its
     State class gives the field (``roles``): ``"mean"`` (the default for floating leaves, residuals
     and estimates) mixes rows so that their mean is unchanged for any n and m; ``"fresh"`` (the
-    default for integers and keys) takes the new start; ``"copy"`` repeats worker 0's row.
+    default for integers and keys) takes the new start; ``"copy"`` repeats worker 0's row;
+    ``"shards"`` cuts the rows, which together are one array, anew.
 
     Args:
       state: the state with n workers.
@@ -70,6 +72,10 @@ def change_workers(state: Any, fresh: Any) -> Any:
 def _carry(old: Any, new: Any, role: str) -> Any:
     if old.shape == new.shape:
         return old
+    if role == SHARDS:
+        whole = old.reshape(-1)[: new.size]  # beyond the leaf's size all is padding
+        value = jnp.pad(whole, (0, new.size - whole.size)).reshape(new.shape)
+        return jax.device_put(value, new.sharding) if hasattr(new, "sharding") else value
     if old.ndim != new.ndim or old.shape[1:] != new.shape[1:]:
         raise ValueError(
             f"change_workers: a leaf of shape {old.shape} cannot become {new.shape}; only the "

@@ -143,12 +143,28 @@ def test_two_shot_is_double_squeeze_shard_by_shard(server):
     rule = ef.error_feedback(shot, axis_name=AXIS)
     oracle = two_sided.double_squeeze(GRADS, by_shard(compress.top_k(1)), C, START, GAMMA)
     got = check(optimizer(rule), oracle, residual="e")
-    shards = got.state[0].exchange.codec["b"]  # (rounds, workers, 2): worker 2 serves only padding
+    shards = (
+        got.state[0].exchange.codec["b"].residual
+    )  # (rounds, workers, 2): worker 2 serves only padding
     if server == "sign":
         assert shards[:, :2].any() and not shards[:, 2].any()
     else:
         assert not shards.any()
     assert shot.codec.traffic((2, 2), jnp.float32, 3) == (3 * 33, made.codec.bits((2,)))
+
+
+def test_two_shot_shards_are_cut_anew_for_other_workers():
+    """Five entries: shards of 2, 2, 1 on three workers become 3 and 2 on two; none is lost."""
+    tx = ef.compressed_mean(ef.two_shot(ef.scaled_sign(), axis_name=AXIS), axis_name=AXIS)
+    three, two = ef.simulate(tx, 3, AXIS), ef.simulate(tx, 2, AXIS)
+    params = jnp.zeros(5)
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    _, state = jax.jit(three.update)(grads, three.init(params), params)
+    E = state.exchange.codec.residual
+    assert E.shape == (3, 2) and E[2, 1] == 0 and np.count_nonzero(E) == 5
+    after = ef.change_workers(state, two.init(params)).exchange.codec.residual
+    assert after.shape == (2, 3)
+    np.testing.assert_array_equal(after.reshape(-1)[:5], E.reshape(-1)[:5])
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
