@@ -112,9 +112,10 @@ def _notes(config: dict[str, Any]) -> list[str]:
         "highest mean over the seeds at any epoch, which peeks at the test set and is given "
         "because published tables do.",
         f"Learning rate divided by 10 at: {drops}. Weight decay {chosen['weight_decay']:g} is "
-        f"added to the gradient before it is compressed. Top-k keeps {chosen['ratio']:.3g} of "
-        "each tensor's values.",
+        "added to the gradient before it is compressed.",
     ]
+    if any("top_k" in method for method in chosen["methods"]):
+        notes.append(f"Top-k keeps {chosen['ratio']:.3g} of each tensor's values.")
     if chosen["workers"] > 1:
         notes.append(
             f"Bytes are read from the compiled program. *Message*: what one of the "
@@ -176,7 +177,8 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(plain)
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
-        axis.set_xlabel("megabytes sent by each worker (messages, log scale)")
+        what = "sent by each worker" if chosen["workers"] > 1 else "that a worker would send"
+        axis.set_xlabel(f"megabytes {what} (messages, log scale)")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("training loss (mean of the epoch, log scale)")
     axes[1, 0].set_yscale("log")

@@ -3,7 +3,7 @@
 ```
 python -m experiments.train --flagfile=experiments/presets/demo.flags
 python -m experiments.train --flagfile=experiments/presets/demo.flags --resume
-python -m experiments.train --flagfile=experiments/presets/demo.flags --tune
+python -m experiments.train --flagfile=experiments/presets/demo.flags --tune --out_dir=runs/tune
 ```
 
 Every method trains data-parallel on all devices; a CPU counts as eight. The results appear in
