@@ -86,6 +86,10 @@ CHAINS = {
         lambda: optax.inject_hyperparams(injected, static_args=("k",))(learning_rate=0.1, k=2),
         {"residual"},
     ),
+    "Muon before, which masks and partitions": (
+        lambda: optax.chain(optax.contrib.muon(0.1), feedback()),
+        {"mu", "nu", "residual"},
+    ),
     "flattened feedback": (
         lambda: optax.chain(optax.trace(0.9), optax.flatten(feedback()), optax.adam(0.1)),
         {"trace", "residual"},
@@ -251,11 +255,12 @@ def test_three_steps_compile_once(mesh4):
         updates, state = tx.update(grads, state, params, value=value, nobody_expects=value)
         return optax.apply_updates(params, updates), state
 
-    params = jax.device_put(PARAMS, jax.NamedSharding(mesh4, P()))
+    start = {**PARAMS, "empty": np.ones((0, 3), np.float32)}  # XLA places it as it likes
+    params = jax.device_put(start, jax.NamedSharding(mesh4, P()))
     state = tx.init(params)
     abstract = tx.abstract_state(params)
     for t in range(3):
-        grads = jax.tree.map(lambda p, t=t: np.full((N, *p.shape), t + 1.0, np.float32), PARAMS)
+        grads = jax.tree.map(lambda p, t=t: np.full((N, *p.shape), t + 1.0, np.float32), start)
         params, state = jax.block_until_ready(step(params, state, grads, float(t)))
         assert jax.tree.structure(state) == jax.tree.structure(abstract)
         for x, like in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):

@@ -88,8 +88,16 @@ def of_state(
     mesh: Mesh,
 ) -> Any:
     """The full spec of each state leaf: the worker axis, then as its parameter is split."""
-    own = _model_specs(tx, params, axis_name, sizes, lift, mesh)
-    return jax.tree.map(lambda flag, spec: P(axis_name, *spec) if flag else spec, flags, own)
+    with _context.lifting(lift.virtual()):
+        local = inference.local_state(tx, inference.abstract(params), axis_name, sizes)
+    own = _model_specs(tx, params, axis_name, sizes, lift, mesh, local)
+
+    def full(flag: bool, spec: P, like: jax.ShapeDtypeStruct) -> P:
+        if not like.size:
+            return P()  # where XLA puts what is empty; elsewhere the second step would recompile
+        return P(axis_name, *spec) if flag else spec
+
+    return jax.tree.map(full, flags, own, local)
 
 
 def _model_specs(
@@ -99,14 +107,13 @@ def _model_specs(
     sizes: inference.Sizes,
     lift: _context.Lift,
     mesh: Mesh,
+    local: Any,
 ) -> Any:
     """How the state is split over the model axes, read from the types of ``tx.init``.
 
     ``init`` is traced on an abstract mesh whose axes are Explicit, where types carry shardings. An
     init that does not type-check there (``optax.flatten``) leaves its state unsplit.
     """
-    with _context.lifting(lift.virtual()):
-        local = inference.local_state(tx, inference.abstract(params), axis_name, sizes)
     split = {a for spec in lift.specs.values() for a in _context.spec_axes(spec)}
     if not split:
         return jax.tree.map(lambda _: P(), local)
