@@ -7,6 +7,7 @@ the tests do. What is set in the environment wins.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 
 NUM_DEVICES = 8
@@ -21,9 +22,20 @@ if "xla_force_host_platform_device_count" not in xla_flags:
 os.environ["XLA_FLAGS"] = xla_flags
 
 import jax  # noqa: E402  (the environment above is read when it is imported)
+import pytest  # noqa: E402
 
 # A float32 that silently widens to the other operand's type would hide in a wire format.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True)
+def promotion_of_examples(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Examples show whole chains, and Optax's own Adam mixes dtypes; tests stay strict."""
+    if isinstance(request.node, pytest.DoctestItem):
+        with jax.numpy_dtype_promotion("standard"):
+            yield
+    else:
+        yield
 
 
 def pytest_report_header() -> str:
