@@ -165,8 +165,9 @@ def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
 
     The sparsifier's message carries the quantiser's message in place of its values, so a top-k
     message with bf16 values costs k (16 + ceil(log2 d)) bits. One error feedback goes around the
-    composition. If both are randomised, the sparsifier's key drives both. alpha = alpha_S times the contraction of Q on k values (derived; for an unbiased Q
-    with variance omega that is (1 - omega) k/d, Basu et al. 2019).
+    composition. If both are randomised, the sparsifier's key drives both. alpha = alpha_S times the
+    contraction of Q on k values (derived; for an unbiased Q with variance omega that is
+    (1 - omega) k/d, Basu et al. 2019).
 
     Args:
       quantizer: any compressor of leaves, applied to the vector of kept values.
