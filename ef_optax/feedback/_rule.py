@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from ef_optax import _collectives as coll
-from ef_optax._base import Array, Codec, wide_dtype
+from ef_optax._base import Array, Codec, like_of, wide_dtype
+from ef_optax._context import path_string
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax.compressors.identity import Identity
 
@@ -99,6 +100,8 @@ def track(
     Returns:
       The next g_i, the next g, the next state of the exchange.
     """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(estimate):  # a policy tells only here
+        require_additive("compressor", exchange.codec.for_leaf(path_string(path), like_of(leaf)))
     weight = _product(share, present)
     out = exchange(sub(target, estimate), state, weight=weight, want=("sent",))
     own = out.sent if present is None else scale(present, out.sent)

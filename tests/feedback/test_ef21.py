@@ -225,6 +225,14 @@ def test_a_bad_step_changes_nothing():
     [
         (lambda: ef.ef21(ef.top_k(0.1), init="dense"), ValueError, "init='dense'"),
         (lambda: ef.ef21(optax.sgd(0.1)), TypeError, "not a Compressor"),
+        (lambda: ef.ef21(ef.majority_vote()), ValueError, "not give the mean"),
+        (
+            lambda: ef.ef21(ef.per_leaf(lambda path, x: ef.majority_vote())).update(
+                jnp.ones(2), ef.ef21(ef.top_k(k=1)).init(jnp.ones(2))
+            ),
+            ValueError,
+            "not give the mean",
+        ),
         (lambda: ef.ef21_plus(ef.random_k(0.1, 0)), ValueError, "RandomK is randomised"),
         (lambda: ef.ef21_momentum(ef.top_k(0.1), 0.0), ValueError, "fresh_weight=0.0"),
         (lambda: ef.ef21_heavy_ball(ef.top_k(0.1), 1.0), ValueError, "decay=1.0"),
