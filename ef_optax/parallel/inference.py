@@ -101,28 +101,48 @@ def worker_axes(
       (True, True, False)
     """
     sizes = sizes_of(axis_name, num_workers)
+    varying = varying_axes(tx, params, axis_name, sizes, extra_args=extra_args)
+    return jax.tree.map(bool, varying)
+
+
+def varying_axes(
+    tx: optax.GradientTransformation,
+    params: Any,
+    axis_name: AxisName,
+    sizes: Sizes,
+    *,
+    extra_args: dict[str, Any] | None = None,
+) -> Any:
+    """For each leaf of the state the set of worker axes over which it differs (a frozenset).
+
+    With a tuple of axes and one exchange over each, the first residual differs over all of them,
+    the second only over those that the first exchange has not reached. See :func:`worker_axes`.
+    """
     params = abstract(params)
     state = local_state(tx, params, axis_name, sizes)
     _require_exchange(state)
     extra = {} if extra_args is None else abstract(extra_args)
     update = optax.with_extra_args_support(tx).update
-    start = (lambda tap, _, p: tap(tx.init(p)), (True, False), (0, params))
-    flags = _seen_by_tap(*start, axis_name, sizes)
+    every = frozenset(axis_names(axis_name))
+    nowhere: frozenset[str] = frozenset()
+
+    def begin(_: Any, p: Any) -> Any:
+        return tx.init(p)
+
+    def step(g: Any, s: Any, p: Any, x: Any) -> Any:
+        points = query_points(s, p)
+        if len(points) > 1 and "grads" not in x:  # gradients at query points vary like g
+            x = {**x, "grads": dict.fromkeys(points, g)}
+        return update(g, s, p, **x)
+
+    own = _varying_results(begin, (every, nowhere), (0, params), axis_name, sizes)
     while True:
-
-        def one(tap: Any, g: Any, s: Any, p: Any, x: Any) -> Any:
-            points = query_points(s, p)
-            if len(points) > 1 and "grads" not in x:  # gradients at query points vary like g
-                x = {**x, "grads": dict.fromkeys(points, g)}
-            return tap(update(g, s, p, **x))
-
-        arguments = (params, state, params, extra)
-        marks = (True, flags, False, False)
-        moved, after = _seen_by_tap(one, marks, arguments, axis_name, sizes)
-        merged = jax.tree.map(lambda a, b: a or b, flags, after)
-        if jax.tree.leaves(merged) == jax.tree.leaves(flags):
+        marks, arguments = (every, own, nowhere, nowhere), (params, state, params, extra)
+        moved, after = _varying_results(step, marks, arguments, axis_name, sizes)
+        merged = jax.tree.map(lambda a, b: a | b, own, after)
+        if jax.tree.leaves(merged) == jax.tree.leaves(own):
             break
-        flags = merged
+        own = merged
     for path, differs in jax.tree_util.tree_leaves_with_path(moved):
         if differs:
             raise ValueError(
@@ -132,7 +152,7 @@ def worker_axes(
                 "optax.apply_if_finite or optax.conditionally_transform around an exchange; to "
                 "send a leaf dense use ef_optax.per_leaf(policy)."
             )
-    return flags
+    return own
 
 
 def _require_exchange(state: Any) -> None:
@@ -145,10 +165,55 @@ def _require_exchange(state: Any) -> None:
         )
 
 
-def _seen_by_tap(
+def _varying_results(
     fun: Callable[..., Any], marks: tuple[Any, ...], arguments: Any, axis: AxisName, sizes: Sizes
 ) -> Any:
-    """Runs ``fun(tap, *arguments)`` abstractly and returns what is batched in the tapped tree."""
+    """For each leaf of ``fun(*arguments)`` the axes over which it varies, given the arguments'.
+
+    One axis at a time is asked: it is mapped outermost, and the tap stands between it and the maps
+    over the others.
+    """
+    marks = tuple(
+        jax.tree.map(lambda _, m=mark: m, argument) if isinstance(mark, frozenset) else mark
+        for argument, mark in zip(arguments, marks, strict=True)
+    )
+    names = axis_names(axis)
+    size_of = dict(zip(names, sizes, strict=True))
+    result: Any = None
+    for name in names:
+        order = (name, *(other for other in names if other != name))
+
+        def led(x: Any, own: frozenset[str], order: tuple[str, ...] = order) -> Any:
+            lead = [size_of[a] for a in order if a in own]
+            return jax.ShapeDtypeStruct((*lead, *jnp.shape(x)), jnp.result_type(x))
+
+        whole = jax.tree.map(led, arguments, marks)
+        inner = map_axes(fun, order[1:], size_of, marks, 0)
+        seen = _batched_results(inner, marks, whole, name, size_of[name])
+        found = jax.tree.map(lambda flag, a=name: frozenset((a,)) if flag else frozenset(), seen)
+        result = found if result is None else jax.tree.map(lambda a, b: a | b, result, found)
+    return result
+
+
+def map_axes(
+    fun: Callable[..., Any], names: tuple[str, ...], size_of: Any, marks: Any, out_axes: Any
+) -> Callable[..., Any]:
+    """``vmap`` over the named axes, the first outermost; each leaf is mapped over its own axes.
+
+    ``marks`` gives the set of axes of every leaf of the arguments, which has one leading dimension
+    for each, in the order of ``names``. ``out_axes`` is 0 or a function of the axis name.
+    """
+    for name in reversed(names):
+        in_axes = jax.tree.map(lambda own, a=name: 0 if a in own else None, marks)
+        out = out_axes(name) if callable(out_axes) else out_axes
+        fun = jax.vmap(fun, in_axes, out, axis_name=name, axis_size=size_of[name])
+    return fun
+
+
+def _batched_results(
+    fun: Callable[..., Any], marks: Any, arguments: Any, name: str, size: int
+) -> Any:
+    """Which leaves of ``fun(*arguments)`` are batched under ``vmap`` over the axis ``name``."""
     seen: list[Any] = []
 
     @jax.custom_batching.custom_vmap
@@ -159,36 +224,16 @@ def _seen_by_tap(
     def _(size: int, batched: Any, tree: Any) -> Any:
         del size
         seen.append(batched[0])
-        return tap(tree), batched[0]
+        return tree, batched[0]
 
     def one(*args: Any) -> int:
-        def watch(tree: Any) -> Any:
-            seen.append(jax.tree.map(lambda _: False, tree))  # where nothing is batched
-            return tap(tree)
-
-        fun(watch, *args)
+        tree = fun(*args)
+        seen.append(jax.tree.map(lambda _: False, tree))  # where nothing is batched
+        tap(tree)
         return 0
 
-    in_axes = tuple(
-        (0 if mark else None)
-        if isinstance(mark, bool)
-        else jax.tree.map(lambda flag: 0 if flag else None, mark)
-        for mark in marks
-    )
-    whole = [_lead(argument, mark, sizes) for argument, mark in zip(arguments, marks, strict=True)]
-    jax.eval_shape(bind_axes(one, axis, sizes, in_axes, None), *whole)
+    jax.eval_shape(map_axes(one, (name,), {name: size}, marks, None), *arguments)
     return jax.tree.map(lambda *flags: any(flags), *seen)
-
-
-def _lead(argument: Any, mark: Any, sizes: Sizes) -> Any:
-    """Gives the marked leaves their leading worker dimensions."""
-    if isinstance(mark, bool):
-        mark = jax.tree.map(lambda _: mark, argument)
-    return jax.tree.map(lambda x, flag: _led(x, sizes) if flag else x, argument, mark)
-
-
-def _led(x: Any, sizes: Sizes) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((*sizes, *jnp.shape(x)), jnp.result_type(x))
 
 
 def leading_flags(local: Any, state: Any) -> Any:

@@ -47,14 +47,16 @@ class Lifted(optax.GradientTransformationExtraArgs):
         return inference.worker_count(self.sizes)
 
 
-def local_step(tx: optax.GradientTransformation, lift: _context.Lift) -> Callable[..., Any]:
+def local_step(
+    tx: optax.GradientTransformation, lift: _context.Lift, axis_name: AxisName
+) -> Callable[..., Any]:
     """One worker's update with the step's quarantine, inside the map."""
     inner = optax.with_extra_args_support(tx)
 
     def step(grads: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> tuple[Any, Any]:
         with _context.lifting(lift):
             updates, new = inner.update(grads, state, params, **extra)
-        return keep_if_bad(updates, new, state)
+        return keep_if_bad(updates, new, state, axis_name)
 
     return step
 

@@ -106,7 +106,7 @@ def data_parallel(
         lift = lift_of(like if params is None else params)
         flags = flags_of(tx, axis_name, sizes, lift, like, state)
         traced, marks, fixed = split_extra(extra_args, n)
-        step = local_step(tx, lift)
+        step = local_step(tx, lift, axis_name)
         strip = lambda x, flag: x[0] if flag else x  # noqa: E731
 
         def local(g: Any, s: Any, p: Any, x: Any) -> Any:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _collectives as coll
 from ef_optax import _context
 from ef_optax._exchange import ExchangeState
 
@@ -27,13 +28,17 @@ def exchange_states(state: Any) -> list[ExchangeState]:
     return [x for x in jax.tree.leaves(state, is_leaf=_is_exchange) if _is_exchange(x)]
 
 
-def keep_if_bad(updates: Any, new: Any, old: Any) -> tuple[Any, Any]:
+def keep_if_bad(updates: Any, new: Any, old: Any, axis: coll.AxisName = None) -> tuple[Any, Any]:
     """Zero updates and the old state where any exchange saw a non-finite number.
 
-    Only the verdict itself and the counter of skipped steps are taken from the new state.
+    Only the verdict itself and the counter of skipped steps are taken from the new state. With
+    several exchanges over parts of a tuple ``axis`` the first verdict is known to a part of the
+    workers only, so they agree on one.
     """
     verdicts = [x.ok for x in exchange_states(new)]
     ok = jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
+    if len(verdicts) > 1 and len(coll.axis_names(axis)) > 1:
+        ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0
 
     def pick(b: Any, a: Any) -> Any:
         if not _is_exchange(b):

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from ef_optax import _context
-from ef_optax._collectives import AxisName
+from ef_optax._collectives import AxisName, axis_names
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
 from ef_optax.parallel.lift import Lifted, flags_of, infer_flags, local_step, params_like
@@ -58,6 +58,24 @@ def simulate(
     """
     sizes = inference.sizes_of(axis_name, num_workers)
     n = inference.worker_count(sizes)
+    example = extra_args
+    size_of = dict(zip(axis_names(axis_name), sizes, strict=True))
+
+    def unfold(x: Any, own: frozenset[str]) -> Any:
+        """The worker axis as one dimension for each of the leaf's own axes."""
+        if not own or len(sizes) == 1:
+            return x
+        first = tuple(slice(None) if name in own else 0 for name in size_of)
+        return x.reshape(*sizes, *x.shape[1:])[first]
+
+    def fold(x: Any, own: frozenset[str]) -> Any:
+        """The inverse of ``unfold``; repeated over the axes that are not the leaf's own."""
+        if not own or len(sizes) == 1:
+            return x
+        missing = [i for i, name in enumerate(size_of) if name not in own]
+        shape = x.shape[len(own) :]
+        return jnp.broadcast_to(jnp.expand_dims(x, missing), (*sizes, *shape)).reshape(n, *shape)
+
     infer = functools.partial(infer_flags, tx, axis_name, sizes, extra_args)
 
     def lift_of(params: Any) -> _context.Lift:
@@ -85,27 +103,35 @@ def simulate(
     ) -> tuple[Any, Any]:
         lift = lift_of(params_like(updates, params))
         flags = flags_of(tx, axis_name, sizes, lift, params_like(updates, params), state)
+        every = frozenset(axis_names(axis_name))
+        own = jax.tree.map(lambda flag: every if flag else frozenset(), flags)
+        if len(sizes) > 1:  # some leaves may differ over some of the axes only
+            with _context.lifting(lift):
+                like = params_like(updates, params)
+                own = inference.varying_axes(tx, like, axis_name, sizes, extra_args=example)
         traced, marks, fixed = split_extra(extra_args, n)
-        axes = jax.tree.map(lambda f: 0 if f else None, (flags, marks))
-        step = local_step(tx, lift)
+        own_extra = jax.tree.map(lambda mark: every if mark else frozenset(), marks)
+        step = local_step(tx, lift, axis_name)
 
         def one(g: Any, s: Any, p: Any, x: Any) -> Any:
             return step(g, s, p, {**x, **fixed})
 
-        bound = inference.bind_axes(
-            one, axis_name, sizes, (0, axes[0], None, axes[1]), (None, axes[0])
+        arguments = (updates, state, params, traced)
+        marks = (
+            jax.tree.map(lambda _: every, updates),
+            own,
+            jax.tree.map(lambda _: frozenset(), params),
+            own_extra,
         )
-        fold = functools.partial(_fold, sizes=sizes)
-        emitted, after = bound(
-            jax.tree.map(lambda x: fold(x, True), updates),
-            jax.tree.map(fold, state, flags),
-            params,
-            jax.tree.map(fold, traced, marks),
+        bound = inference.map_axes(
+            one,
+            axis_names(axis_name),
+            size_of,
+            marks,
+            lambda name: (None, jax.tree.map(lambda a: 0 if name in a else None, own)),
         )
-        after = jax.tree.map(
-            lambda x, flag: x.reshape(n, *x.shape[len(sizes) :]) if flag else x, after, flags
-        )
-        return emitted, after
+        emitted, after = bound(*jax.tree.map(unfold, arguments, marks))
+        return emitted, jax.tree.map(fold, after, own)
 
     compiled = jax.jit(update_core)  # one for all eager calls; inside a user's jit it is inlined
 
@@ -124,8 +150,3 @@ def simulate(
     )
     lifted.abstract_state = lambda params: jax.eval_shape(init_fn, params)
     return lifted
-
-
-def _fold(x: Any, flag: bool, sizes: inference.Sizes) -> Any:
-    """The leading worker axis as one dimension for each of its mesh axes."""
-    return x.reshape(*sizes, *x.shape[1:]) if flag and len(sizes) > 1 else x
