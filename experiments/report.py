@@ -26,7 +26,7 @@ LABELS = {
 }
 # Okabe and Ito's colours, which stay apart for every common kind of colour blindness. With error
 # feedback a line is solid, without it broken, so the picture also reads in black and white.
-_STYLES = {
+STYLES = {
     "sgdm": ("#000000", (0, (6, 2))),
     "signsgd": ("#D55E00", (0, (3, 1.5))),
     "signsgdm": ("#CC79A7", (0, (1, 1.2))),
@@ -156,7 +156,7 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
         length = min(len(run) for run in runs[method])
         epochs = np.arange(1, length + 1)
         sent = epochs * config["about"]["steps_per_epoch"] * wire[method]["message_bytes"] / 1e6
-        colour, dashes = _STYLES.get(method, ("#56B4E9", "-"))
+        colour, dashes = STYLES.get(method, ("#56B4E9", "-"))
         for row, key, scale in ((0, "test_accuracy", 100), (1, "train_loss", 1)):
             values = np.array([[scale * r[key] for r in run[:length]] for run in runs[method]])
             mean = values.mean(0)

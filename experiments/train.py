@@ -588,14 +588,14 @@ def tuning_table(
     )
 
 
-def main(argv: list[str]) -> None:
-    """Runs, and turns what the user can mend into one line and a non-zero exit."""
+def main(argv: list[str], job: Callable[[], None] = run) -> None:
+    """Runs the job, and turns what the user can mend into one line and a non-zero exit."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; every option starts with --")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells twenty lines per checkpoint
     try:
-        run()
+        job()
     except (UsageError, data.DataError, storage.OutputError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
