@@ -111,10 +111,11 @@ def run(
             params = optax.apply_updates(params, updates)
             return (params, state), (flat(params), state)
 
-        params = tree(jnp.asarray(start))
-        state = lifted.init(params)
-        rows = (jnp.arange(rounds), jnp.asarray(b))
-        _, (x, states) = jax.jit(lambda c: jax.lax.scan(step, c, rows))((params, state))
+        def whole(start: Any, rows: Any) -> Any:
+            params = tree(start)
+            return jax.lax.scan(step, (params, lifted.init(params)), rows)[1]
+
+        x, states = jax.jit(whole)(jnp.asarray(start), (jnp.arange(rounds), jnp.asarray(b)))
         return types.SimpleNamespace(x=np.asarray(x), state=jax.tree.map(np.asarray, states))
 
 
