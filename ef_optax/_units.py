@@ -66,4 +66,6 @@ def _identity(codec: Codec) -> Any:
 def _field_identity(value: Any) -> Any:
     if isinstance(value, Codec):
         return _identity(value)
-    return value if isinstance(value, int | float | str | bool | tuple | None) else id(value)
+    if isinstance(value, tuple):
+        return tuple(_field_identity(v) for v in value)
+    return value if isinstance(value, int | float | str | bool | None) else id(value)

@@ -44,6 +44,7 @@ class Case:
 
     make: Callable[[], Compressor]
     keeps_zero: bool = True  # a leaf of zeros decodes to zeros
+    additive: bool = True  # the aggregate is the mean of what was sent
     shape: tuple[int, ...] = (37,)  # where constants and properties are tested
 
 
@@ -103,7 +104,7 @@ CASES = {
     "two_mean_sign-columns": Case(lambda: two_mean_sign(columns=True)),
     "threshold_sign": Case(lambda: threshold_sign(0.3), keeps_zero=False),
     "two_bit": Case(lambda: two_bit(0.5)),
-    "majority_vote": Case(majority_vote),
+    "majority_vote": Case(majority_vote, additive=False),
     "adaq": Case(lambda: adaq(0.3)),
     "block_top_k": Case(lambda: block_top_k(0.2, block=16)),
     "threshold": Case(lambda: threshold(1.0, capacity=0.25)),
@@ -118,7 +119,7 @@ CASES = {
     "mix_k": Case(lambda: mix_k(3, 4, 26)),
 }
 
-SHAPES = [(0,), (), (6, 11)]
+SHAPE = (6, 11)
 
 
 def inputs(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
