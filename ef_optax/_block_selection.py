@@ -81,11 +81,15 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
 
     def search_on() -> jax.Array:
         def one(
-            block: jax.Array, threshold: jax.Array, high: jax.Array, *tried: jax.Array
+            block: jax.Array,
+            threshold: jax.Array,
+            high: jax.Array,
+            words: jax.Array,
+            kept: jax.Array,
         ) -> jax.Array:
             mask = at_least(block)
-            tried = (threshold, *tried)
-            threshold, found, kept = search(mask, k, capacity, length, high & 0, high, tried=tried)
+            before = (threshold, words, kept)
+            threshold, found, kept = search(mask, k, capacity, length, high & 0, high, tried=before)
             return jnp.where(kept > capacity, cut(mask, k, threshold), found)
 
         return jax.vmap(one)(_blocks(x, length), low, high, words, counts)
