@@ -28,6 +28,11 @@ def zeros(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(jnp.result_type(p))), params)
 
 
+def several_zeros(params: Any, count: int) -> list[Any]:
+    """Several :func:`zeros`, each with buffers of its own, so that a state may be donated."""
+    return [zeros(params) for _ in range(count)]
+
+
 def wide(tree: Any) -> Any:
     """The tree in float32 at the least: what the arithmetic of a rule is done in."""
     return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)

@@ -93,8 +93,8 @@ def dgc(
         return _rule.scale(jnp.where(norm > threshold, threshold / norm, 1), g)
 
     def init_fn(params: Any) -> DGCState:
-        v = _rule.zeros(params)
-        return DGCState(momentum=v, residual=v, exchange=exchange.init(v))
+        u, v = _rule.several_zeros(params, 2)
+        return DGCState(momentum=u, residual=v, exchange=exchange.init(v))
 
     def update_fn(
         updates: Any, state: DGCState, params: Any = None, **extra_args: Any

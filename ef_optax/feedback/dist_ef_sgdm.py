@@ -83,9 +83,9 @@ def dist_ef_sgdm(
     downlink = Exchange(codec_of(compressor if server is None else server, "server"))
 
     def init_fn(params: Any) -> DistEFSGDMState:
-        e = _rule.zeros(params)
+        m, e, E = _rule.several_zeros(params, 3)
         rate = jnp.zeros((), jnp.float32)
-        return DistEFSGDMState(e, e, e, rate, uplink.init(e), downlink.init(e))
+        return DistEFSGDMState(m, e, E, rate, uplink.init(e), downlink.init(e))
 
     def update_fn(
         updates: Any, state: DistEFSGDMState, params: Any = None, **extra_args: Any

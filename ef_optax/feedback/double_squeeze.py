@@ -65,8 +65,8 @@ def double_squeeze(
     downlink = Exchange(codec_of(compressor if server is None else server, "server"))
 
     def init_fn(params: Any) -> DoubleSqueezeState:
-        e = _rule.zeros(params)
-        return DoubleSqueezeState(e, e, uplink.init(e), downlink.init(e))
+        e, E = _rule.several_zeros(params, 2)
+        return DoubleSqueezeState(e, E, uplink.init(e), downlink.init(e))
 
     def update_fn(
         updates: Any, state: DoubleSqueezeState, params: Any = None, **extra_args: Any

@@ -60,8 +60,8 @@ def gradient_shift(
     exchange = Exchange(_rule.require_additive("gradient_shift", codec_of(compressor)), axis_name)
 
     def init_fn(params: Any) -> ShiftState:
-        h = _rule.zeros(params)
-        return ShiftState(control=h, mean=h, exchange=exchange.init(h))
+        h_i, h = _rule.several_zeros(params, 2)
+        return ShiftState(control=h_i, mean=h, exchange=exchange.init(h))
 
     def update_fn(
         updates: Any, state: ShiftState, params: Any = None, **extra_args: Any

@@ -72,8 +72,8 @@ def econtrol(
     exchange = Exchange(_rule.require_additive("econtrol", codec_of(compressor)), axis_name)
 
     def init_fn(params: Any) -> EControlState:
-        h = _rule.zeros(params)
-        return EControlState(residual=h, estimate=h, mean=h, exchange=exchange.init(h))
+        e, h_i, h = _rule.several_zeros(params, 3)
+        return EControlState(residual=e, estimate=h_i, mean=h, exchange=exchange.init(h))
 
     def update_fn(
         updates: Any, state: EControlState, params: Any = None, **extra_args: Any

@@ -67,8 +67,8 @@ def ef21_bidirectional(
     uplink, downlink = Exchange(up, axis_name), Exchange(codec_of(server, "server"))
 
     def init_fn(params: Any) -> EF21BidirectionalState:
-        g = _rule.zeros(params)
-        return EF21BidirectionalState(g, g, g, uplink.init(g), downlink.init(g))
+        gw_i, mean, g = _rule.several_zeros(params, 3)
+        return EF21BidirectionalState(gw_i, mean, g, uplink.init(g), downlink.init(g))
 
     def update_fn(
         updates: Any, state: EF21BidirectionalState, params: Any = None, **extra_args: Any

@@ -131,8 +131,8 @@ def _with_averages(
         return jnp.where(count == 0, jnp.ones_like(eta), eta)  # the first average is the gradient
 
     def init_fn(params: Any) -> EF21MomentumState:
-        g = _rule.zeros(params)
-        return EF21MomentumState((g,) * depth, estimate=g, mean=g, exchange=exchange.init(g))
+        *averages, g_i, g = _rule.several_zeros(params, depth + 2)
+        return EF21MomentumState(tuple(averages), estimate=g_i, mean=g, exchange=exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21MomentumState, params: Any = None, **extra_args: Any

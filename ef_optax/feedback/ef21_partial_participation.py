@@ -102,8 +102,8 @@ def ef21_partial_participation(
         return jnp.where(count == 0, True, takes_part).astype(jnp.float32)
 
     def init_fn(params: Any) -> EF21PartialParticipationState:
-        g = _rule.zeros(params)
-        return EF21PartialParticipationState(g, g, jnp.ones((), jnp.float32), exchange.init(g))
+        g_i, g = _rule.several_zeros(params, 2)
+        return EF21PartialParticipationState(g_i, g, jnp.ones((), jnp.float32), exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21PartialParticipationState, params: Any = None, **extra_args: Any

@@ -73,8 +73,8 @@ def ef21_plus(
     local, dense = Exchange(codec), Exchange(Identity(), axis_name)
 
     def init_fn(params: Any) -> EF21PlusState:
-        g = _rule.zeros(params)
-        return EF21PlusState(estimate=g, mean=g, exchange=exchange.init(g))
+        g_i, g = _rule.several_zeros(params, 2)
+        return EF21PlusState(estimate=g_i, mean=g, exchange=exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21PlusState, params: Any = None, **extra_args: Any

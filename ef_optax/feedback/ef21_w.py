@@ -71,8 +71,8 @@ def ef21_w(
     exchange = Exchange(_rule.require_additive("ef21_w", codec_of(compressor)), axis_name)
 
     def init_fn(params: Any) -> EF21State:
-        g = _rule.zeros(params)
-        return EF21State(estimate=g, mean=g, exchange=exchange.init(g))
+        g_i, g = _rule.several_zeros(params, 2)
+        return EF21State(estimate=g_i, mean=g, exchange=exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21State, params: Any = None, **extra_args: Any

@@ -125,8 +125,8 @@ def _control_variates(
         return 1 / (1 + omega)
 
     def init_fn(params: Any) -> EFBVState:
-        h = _rule.zeros(params)
-        return EFBVState(control=h, mean=h, exchange=exchange.init(h))
+        h_i, h = _rule.several_zeros(params, 2)
+        return EFBVState(control=h_i, mean=h, exchange=exchange.init(h))
 
     def update_fn(
         updates: Any, state: EFBVState, params: Any = None, **extra_args: Any

@@ -155,12 +155,12 @@ def three_point_compressor(
         return *_rule.track(stage.exchange, x, h, g, sent, present=news), news
 
     def init_fn(params: Any) -> ThreePointState:
-        g = _rule.zeros(params)
+        h, y, g, base = _rule.several_zeros(params, 4)
         return ThreePointState(
-            estimate=g,
-            last=g,
+            estimate=h,
+            last=y,
             mean=g,
-            base=g if variant == "v1" else (),
+            base=base if variant == "v1" else (),
             sent=jnp.ones((), jnp.float32),
             exchanges=tuple(stage.exchange.init(g) for stage in stages),
         )

@@ -112,6 +112,16 @@ def test_types_in_a_checked_map(name):
     assert jax.tree.all(jax.tree.map(same, after, state))
 
 
+@pytest.mark.parametrize("name", sorted(EVERY.keys() - {"two_shot"}))  # made only inside a map
+def test_a_fresh_state_may_be_donated(name):
+    """No two leaves share a buffer, with one another or with the parameters."""
+    tx = EVERY[name]()
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    leaves = jax.tree.leaves((tx.init(params), params))
+    pointers = [x.unsafe_buffer_pointer() for x in leaves]
+    assert len(set(pointers)) == len(pointers)
+
+
 @functools.cache
 def together():
     """All rules in one program: each has its own copy of the parameters."""
