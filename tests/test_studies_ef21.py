@@ -1,0 +1,58 @@
+"""The studies of EF21: each runs from flags to picture and finds what it is there to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import ef21_momentum, ef21_w, storage
+
+Rows = list[dict[str, Any]]
+
+
+def value(rows: Rows, key: str, **where: Any) -> Any:
+    found = [row[key] for row in rows if key in row and where.items() <= row.items()]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_ef21_w_is_ef21_and_the_gain_is_that_of_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family in ("uniform in [1, 3]", "exp(2 z), z normal"):
+        monkeypatch.delitem(ef21_w.FAMILIES, family)
+    monkeypatch.setitem(ef21_w.FAMILIES, "one", lambda n, _: np.array([100.0] + [1.0] * (n - 1)))
+    monkeypatch.delitem(ef21_w.FAMILIES, "one worker 1000, others 1")
+    ef21_w.main(["study", "--workers=20", "--rounds=3000", f"--out_dir={tmp_path / 'out'}"])
+    rows = storage.read_rows(tmp_path / "out")
+    assert (tmp_path / "out/curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for family in ("equal", "one"):
+        assert value(rows, "apart", family=family) < 1e-9
+    slow, fast = (value(rows, "rounds", family="one", method=f"ef21 ({m})") for m in ("QM", "AM"))
+    gain = value(rows, "gain", family="one")
+    assert gain > 2
+    assert slow / fast == pytest.approx(gain, rel=0.2)
+    assert len({value(rows, "rounds", family="equal", method=m) for m in ef21_w.METHODS}) == 1
+
+
+def test_ef21_w_problem_has_the_prescribed_constants() -> None:
+    a, b = ef21_w.problem("one worker 1000, others 1", 5, 0)
+    found = [np.linalg.eigvalsh(0.2 * part.T @ part)[-1] for part in a]
+    np.testing.assert_allclose(found, [1000, 1, 1, 1, 1], rtol=1e-12)
+    assert a.shape == (5, 10, 10) and b.shape == (5, 10)
+
+
+def test_one_noisy_gradient_a_step_biases_ef21_but_not_its_momentum_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ef21_momentum, "STEPS", {0.03: 2000})
+    ef21_momentum.main(["study", "--runs=64", f"--out_dir={tmp_path / 'out'}"])
+    rows = storage.read_rows(tmp_path / "out")
+    assert value(rows, "bias", method="ef21_sgd") < -0.04
+    assert abs(value(rows, "bias", method="ef21_sgdm")) < 0.02
+    assert value(rows, "ratio", rate=0.03) == pytest.approx(1.6, rel=0.15)
+    np.testing.assert_allclose(ef21_momentum.NOISE.mean(0), 0, atol=1e-15)
+    np.testing.assert_allclose((ef21_momentum.NOISE**2).sum(1).mean(), 1)
