@@ -106,7 +106,7 @@ def test_constants_of_the_rates_study() -> None:
     assert np.abs(curvature).max() == pytest.approx(rates.L, rel=1e-4)
     noise = 0.25 * (3 * rates.NOISE) ** 2 + 0.75 * rates.NOISE**2
     exact = rates.DIMENSION * ((slope**2).max() + noise)
-    assert exact < rates.SECOND_MOMENT < 1.2 * exact
+    assert exact <= rates.SECOND_MOMENT < 1.001 * exact
     at_start = np.interp(1, x, h)
     assert pytest.approx(rates.DIMENSION * at_start, rel=1e-6) == rates.INITIAL_GAP
 
