@@ -48,6 +48,16 @@ def test_classic_error_feedback_in_this_harness():
     close(run(steps).x, iterates(ef14.step_units(GRADS, TOP1, START, rate), 20))
 
 
+def test_hard_threshold_feedback_keeps_the_residual_below_the_threshold():
+    """Sahu et al. (2021): an absolute compressor bounds every entry of the residual at once."""
+    rule = ef.error_feedback(ef.threshold(0.8, capacity=1.0), axis_name=AXIS)
+    C = compress.hard_threshold(0.8)
+    oracle = ef14.gradient_units(GRADS, C, START, lambda t: GAMMA)
+    got = check(optimizer(rule), oracle, residual="e")
+    residual = flat(got.state[0].residual, 2)
+    assert 0.4 < np.max(np.abs(residual)) < 0.8
+
+
 @pytest.mark.parametrize("compressor", ["top_k", "scaled_sign"])
 def test_ef_momentum(compressor):
     made, C = {"top_k": (ef.top_k(k=1), TOP1), "scaled_sign": (ef.scaled_sign(), SIGN)}[compressor]
