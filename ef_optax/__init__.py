@@ -36,10 +36,10 @@ from ef_optax.compressors.compose import dense as dense
 from ef_optax.compressors.compose import message_bits as message_bits
 from ef_optax.compressors.compose import per_leaf as per_leaf
 from ef_optax.compressors.dct import dct_top_k as dct_top_k
-from ef_optax.compressors.dithering import dorefa as dorefa
 from ef_optax.compressors.dithering import linear_dithering as linear_dithering
 from ef_optax.compressors.dithering import natural_dithering as natural_dithering
 from ef_optax.compressors.dithering import qsgd as qsgd
+from ef_optax.compressors.dorefa import dorefa as dorefa
 from ef_optax.compressors.drive import drive as drive
 from ef_optax.compressors.drive import eden as eden
 from ef_optax.compressors.entropy import arithmetic_bits as arithmetic_bits

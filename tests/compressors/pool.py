@@ -17,7 +17,8 @@ from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_
 from ef_optax.compressors.comp_mix import comp_k, mix_k
 from ef_optax.compressors.compose import compose
 from ef_optax.compressors.dct import dct_top_k
-from ef_optax.compressors.dithering import dorefa, linear_dithering, natural_dithering, qsgd
+from ef_optax.compressors.dithering import linear_dithering, natural_dithering, qsgd
+from ef_optax.compressors.dorefa import dorefa
 from ef_optax.compressors.drive import drive, eden
 from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
 from ef_optax.compressors.global_top_k import global_top_k_of_sum

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ef_optax.compressors.dithering import dorefa, linear_dithering, natural_dithering, qsgd
+from ef_optax.compressors.dithering import linear_dithering, natural_dithering, qsgd
+from ef_optax.compressors.dorefa import dorefa
 from ef_optax.compressors.natural import natural
 from ef_optax.compressors.ternary import ternary, three_lc
 
