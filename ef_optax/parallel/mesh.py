@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from ef_optax import _context
@@ -71,7 +70,7 @@ def data_parallel(
         known = noted.get(jax.tree.structure(params)) if param_specs is None else param_specs
         given = specs.of_params(params, known, mesh)
         others = {a: s for a, s in mesh.shape.items() if a not in axis_names(axis_name)}
-        return _context.Lift(inference.path_specs(params, given), others)
+        return _context.Lift(specs.by_path(params, given, axis_name, others), others)
 
     def remember(params: Any) -> None:
         """Inside jit on an Auto mesh shardings cannot be read, so they are noted when they can."""
@@ -96,8 +95,11 @@ def data_parallel(
 
         shardings = specs.shardings(full, mesh)
         body = over(local, (P(),), specs.of_workers(flags, axis_name), shardings)
-        with jax.set_mesh(mesh) if specs.is_explicit(mesh) else contextlib.nullcontext():
-            return jax.jit(body, out_shardings=shardings)(params)
+        place = jax.jit(body, out_shardings=shardings)
+        if not specs.is_explicit(mesh):
+            return place(params)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # unlike set_mesh also inside jit
+            return place(params)
 
     def update_core(
         updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
@@ -186,6 +188,11 @@ def over_mesh(
 
 def mesh_sizes(mesh: Mesh, axis_name: AxisName) -> inference.Sizes:
     """The number of workers along each axis; refuses names that the mesh does not have."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(
+            f"mesh={mesh!r} is not a mesh; make one with jax.make_mesh((n,), ('data',)), or use "
+            "ef_optax.simulate to run n workers without devices."
+        )
     names = axis_names(axis_name)
     missing = [a for a in names if a not in mesh.axis_names]
     if missing or not names:

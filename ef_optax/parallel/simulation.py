@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from ef_optax import _context
 from ef_optax._collectives import AxisName, axis_names
-from ef_optax.parallel import inference
+from ef_optax.parallel import inference, specs
 from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
 from ef_optax.parallel.lift import Lifted, flags_of, infer_flags, local_step, params_like
 
@@ -79,8 +79,9 @@ def simulate(
     infer = functools.partial(infer_flags, tx, axis_name, sizes, extra_args)
 
     def lift_of(params: Any) -> _context.Lift:
-        specs = {} if param_specs is None else inference.path_specs(params, param_specs)
-        return _context.Lift(specs, dict(model_axes or {}), simulated=True)
+        sizes = dict(model_axes or {})
+        found = {} if param_specs is None else specs.by_path(params, param_specs, axis_name, sizes)
+        return _context.Lift(found, sizes, simulated=True)
 
     def init_fn(params: Any) -> Any:
         check_params(params)

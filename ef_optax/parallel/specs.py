@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ef_optax import _context
-from ef_optax._collectives import AxisName
+from ef_optax._collectives import AxisName, axis_names
 from ef_optax._exchange import ExchangeState
 from ef_optax.parallel import inference
 
@@ -69,6 +71,36 @@ def of_params(params: Any, given: Any, mesh: Mesh) -> Any:
     if is_explicit(mesh):
         return jax.tree.map(lambda x: _trimmed(_typed_spec(x)), params)
     return concrete(params, mesh)
+
+
+def by_path(params: Any, given: Any, axis_name: AxisName, sizes: Mapping[str, int]) -> dict[str, P]:
+    """Leaf path -> spec over the model axes, whose sizes are given; refuses what cannot be.
+
+    Raises:
+      ValueError: naming the parameter, its spec and the remedy.
+    """
+    found = inference.path_specs(params, given)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, shape = _context.path_string(path), jnp.shape(leaf)
+        spec = found.get(name, P())
+        what = f"params['{name}'] of shape {shape} has the spec {spec}"
+        if len(spec) > len(shape):
+            raise ValueError(f"{what}, which has more entries than the parameter has dimensions.")
+        for size, entry in zip(shape, spec, strict=False):
+            axes = _context.spec_axes(P(entry))
+            for axis in axes:
+                if axis in axis_names(axis_name):
+                    raise ValueError(
+                        f"{what}, which splits it over the worker axis {axis!r}, but every worker "
+                        "needs all of it; replicate it over that axis (jax.device_put(params, "
+                        "NamedSharding(mesh, P()))) and split it over other axes of the mesh."
+                    )
+                if axis not in sizes:
+                    raise ValueError(f"{what}; the model axes are {tuple(sizes)}.")
+            parts = math.prod(sizes[axis] for axis in axes)
+            if size % parts:
+                raise ValueError(f"{what}, but {size} entries cannot be split in {parts} parts.")
+    return found
 
 
 def _typed_spec(x: Any) -> P:
