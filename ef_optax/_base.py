@@ -312,6 +312,11 @@ def wide_dtype(dtype: Any) -> Any:
     (dtype('float32'), dtype('float64'))
     """
     dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"a leaf has dtype {dtype}, but only floating-point leaves can be exchanged; keep "
+            "other leaves out with optax.masked inside the chain."
+        )
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 

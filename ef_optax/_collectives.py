@@ -38,8 +38,21 @@ def typed(axis: AxisName) -> bool:
 
 
 def axis_size(axis: AxisName) -> int:
-    """Number of workers along the axis, a Python int."""
-    return 1 if axis is None else int(jax.lax.axis_size(axis))
+    """Number of workers along the axis, a Python int.
+
+    Raises:
+      NameError: if no map around this binds the axis, with the remedy.
+    """
+    if axis is None:
+        return 1
+    try:
+        return int(jax.lax.axis_size(axis))
+    except NameError as error:
+        raise NameError(
+            f"axis_name={axis!r} is not the name of an axis here. Lift the chain with "
+            "ef_optax.data_parallel(tx, mesh, axis_name) or ef_optax.simulate(tx, n, axis_name), "
+            "of that name, or call its update inside jax.shard_map; axis_name=None is one worker."
+        ) from error
 
 
 def axis_index(axis: AxisName) -> jax.Array | int:
@@ -109,7 +122,10 @@ def require_local(tree: Any, axis: AxisName) -> None:
     Raises:
       ValueError: naming the leaf and what to do.
     """
-    if axis is None or not typed(axis):
+    if axis is None:
+        return
+    axis_size(axis)  # says so if the axis is not bound
+    if not typed(axis):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not varies(leaf, axis):

@@ -34,8 +34,9 @@ def sizes_of(axis: AxisName, num_workers: int | tuple[int, ...]) -> Sizes:
       ValueError: if ``num_workers`` does not give one positive integer for each axis.
     """
     names = axis_names(axis)
-    sizes = (num_workers,) if isinstance(num_workers, int | np.integer) else tuple(num_workers)
-    if not names or len(sizes) != len(names) or any(int(s) < 1 for s in sizes):
+    given = num_workers if isinstance(num_workers, tuple | list) else (num_workers,)
+    sizes = tuple(s for s in given if isinstance(s, int | np.integer) and s >= 1)
+    if not names or len(given) != len(names) or len(sizes) != len(names):
         raise ValueError(
             f"num_workers={num_workers!r} must give one positive integer for each axis of "
             f"axis_name={axis!r}."
