@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ef21_momentum, ef21_w, storage
+from experiments import ef21_logreg, ef21_momentum, ef21_w, libsvm, storage
 
 Rows = list[dict[str, Any]]
 
@@ -56,3 +58,68 @@ def test_one_noisy_gradient_a_step_biases_ef21_but_not_its_momentum_form(
     assert value(rows, "ratio", rate=0.03) == pytest.approx(1.6, rel=0.15)
     np.testing.assert_allclose(ef21_momentum.NOISE.mean(0), 0, atol=1e-15)
     np.testing.assert_allclose((ef21_momentum.NOISE**2).sum(1).mean(), 1)
+
+
+def test_ef21_reaches_the_tolerance_where_ef14_stops(tmp_path: Path) -> None:
+    words = ["study", "--multiples=128,256", "--rounds=1000", f"--out_dir={tmp_path / 'out'}"]
+    ef21_logreg.main(words)
+    rows = storage.read_rows(tmp_path / "out")
+    first, second = (
+        value(rows, "plateau", method="ef14", multiple=multiple) for multiple in (128, 256)
+    )
+    assert first > 1e-4
+    assert 2.5 < second / first < 6
+    for multiple in (128, 256):
+        assert value(rows, "rounds", method="ef14", multiple=multiple) is None
+        for method in ("ef21", "ef21_plus"):
+            assert value(rows, "rounds", method=method, multiple=multiple) < 900
+
+
+def test_gradients_of_the_logistic_regression() -> None:
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((7, 3)), np.sign(rng.standard_normal(7))
+    parts = libsvm.split(features, labels, 3)
+    assert [len(b) for _, b in parts] == [2, 2, 3]
+
+    def loss(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+        return np.log1p(np.exp(-b * (a @ x))).mean() + 0.1 * (x**2 / (1 + x**2)).sum()
+
+    x, h = rng.standard_normal(3), 1e-6
+    slopes = [
+        [(loss(x + h * e, *part) - loss(x - h * e, *part)) / (2 * h) for e in np.eye(3)]
+        for part in parts
+    ]
+    with jax.enable_x64(True):
+        found = ef21_logreg.gradients(
+            jnp.asarray(x), jnp.asarray(ef21_logreg.padded(parts)), jnp.array([2.0, 2.0, 3.0])
+        )
+    np.testing.assert_allclose(found, slopes, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("low, high", [("0", "1"), ("1", "2"), ("-1", "+1")])
+def test_libsvm_lines(low: str, high: str) -> None:
+    features, labels = libsvm.parse([f"{high} 1:0.5 3:-2\n", f"{low} 2:1 # note\n", "\n"])
+    np.testing.assert_array_equal(features, [[0.5, 0, -2], [0, 1, 0]])
+    np.testing.assert_array_equal(labels, [1, -1])
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("1 0:3", "line 2 .* start at 1"),
+        ("1 a:3", "line 2"),
+        ("x 1:3", "line 2"),
+        ("2 1:3", "two different"),
+    ],
+)
+def test_libsvm_says_what_is_wrong(line: str, message: str) -> None:
+    with pytest.raises(libsvm.FormatError, match=message):
+        libsvm.parse(["0 1:1", line, "1 1:1"], "file")
+
+
+def test_a_file_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--data_dir"):
+        ef21_logreg.main(["study", "--dataset=mushrooms", f"--out_dir={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit, match="absent"):
+        ef21_logreg.main(["study", "--dataset=absent", f"--data_dir={tmp_path}"])
+    assert not (tmp_path / "out").exists()
