@@ -82,3 +82,12 @@ def test_workers_and_meshes_of_the_wrong_kind_are_named():
 def test_integer_parameters_are_named():
     with pytest.raises(TypeError, match=r"int32.*optax\.masked"):
         feedback(None).init(jnp.zeros(3, jnp.int32))
+
+
+def test_gradients_outside_jit_on_an_explicit_mesh():
+    loss_fn = lambda w, x: jnp.mean((w - x) ** 2)  # noqa: E731
+    arguments = (jnp.zeros(()), jnp.array([1.0, 3.0]))
+    fun = ef.worker_value_and_grad(loss_fn, explicit_mesh(), "data")
+    for one in (fun, jax.jit(fun)):
+        losses, grads = one(*arguments)
+        assert (losses.tolist(), grads.tolist()) == ([1.0, 9.0], [-2.0, -6.0])

@@ -212,7 +212,9 @@ def _on_mesh(
     own = jax.tree.map(lambda p: NamedSharding(mesh, P(axis_name, *_spec_of(p))), points["params"])
     shardings = (NamedSharding(mesh, worker), {name: own for name in points})
     automatic: Callable[..., Any] = jax.sharding.auto_axes(body, out_sharding=shardings)
-    return automatic(points, batch, args)
+    placed = jax.jit(automatic, out_shardings=shardings)  # also of what is not on the mesh yet
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return placed(points, batch, args)
 
 
 def _in_simulation(
