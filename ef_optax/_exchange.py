@@ -159,8 +159,9 @@ class Exchange:
 
 def all_finite(leaves: Sequence[Array]) -> Array:
     """Whether every number is finite: a NaN or inf survives the product with zero and the sum."""
-    checks = [jnp.isfinite(jnp.sum(x * jnp.zeros((), x.dtype))) for x in leaves if x.size]
-    return jnp.all(jnp.stack(checks)) if checks else jnp.ones((), bool)
+    floats = [x for x in leaves if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
+    sums = [jnp.sum(x * jnp.zeros((), x.dtype)).astype(jnp.float32) for x in floats]
+    return jnp.all(jnp.isfinite(jnp.stack(sums))) if sums else jnp.ones((), bool)
 
 
 # ---------------------------------------------------------------------------- one step

@@ -23,22 +23,26 @@ Tree = Any
 
 def gather_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
     """All workers' trees through one all-gather; every array gains a leading worker axis."""
+    if axis is None:
+        return jax.tree.map(lambda x: x[None], list(trees))
     return _through_words(trees, lambda buffer: coll.all_gather(buffer, axis), leading=0)
 
 
 def exchange_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
     """Sends row j of every array to worker j through one all-to-all; same shapes come back."""
+    if axis is None:
+        return list(trees)
     return _through_words(trees, lambda buffer: coll.all_to_all(buffer, axis), leading=1)
 
 
 def sum_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
-    """Sums over the workers, one all-reduce for each dtype."""
-    return _by_dtype(trees, lambda buffer: coll.psum(buffer, axis))
+    """Sums over the workers. XLA merges the all-reduces of a round into one, without copies."""
+    return jax.tree.map(lambda x: coll.psum(x, axis) if x.size else x, list(trees))
 
 
 def max_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
-    """Elementwise maxima over the workers, one all-reduce for each dtype."""
-    return _by_dtype(trees, lambda buffer: coll.pmax(buffer, axis))
+    """Elementwise maxima over the workers, merged like the sums."""
+    return jax.tree.map(lambda x: coll.pmax(x, axis) if x.size else x, list(trees))
 
 
 def word_count(shape: Sequence[int], dtype: Any) -> int:
@@ -94,20 +98,4 @@ def _through_words(
         part = received[:, start:stop]
         out.append(jax.vmap(lambda w, s=shape, d=x.dtype: from_words(w, s, d))(part))
         start = stop
-    return jax.tree.unflatten(treedef, out)
-
-
-def _by_dtype(trees: Sequence[Tree], transfer: Callable[[Array], Array]) -> list[Tree]:
-    """Concatenates all arrays of one dtype, transfers them together, and splits them again."""
-    leaves, treedef = jax.tree.flatten(list(trees))
-    out: list[Array | None] = [None] * len(leaves)
-    for dtype in dict.fromkeys(x.dtype for x in leaves):
-        members = [i for i, x in enumerate(leaves) if x.dtype == dtype]
-        flat = [leaves[i].reshape(-1) for i in members]
-        received = transfer(flat[0] if len(flat) == 1 else jnp.concatenate(flat))
-        start = 0
-        for i in members:
-            stop = start + leaves[i].size
-            out[i] = received[start:stop].reshape(leaves[i].shape)
-            start = stop
     return jax.tree.unflatten(treedef, out)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import ef_optax as ef
-from tests.compressors.pool import CASES
+from tests.compressors.pool import CASES, thinned
 
 STEPS, WORKERS = 3, 2
 LEAVES = {
@@ -64,7 +64,7 @@ def draw(seed: int, exponent: int, kind: str):
     return tree_of(leaf)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.additive])
+@pytest.mark.parametrize("name", thinned(n for n, case in CASES.items() if case.additive))
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(
     seed=st.integers(0, 2**16),

@@ -111,3 +111,24 @@ def test_by_hand_it_is_loud_without_the_guard_and_skipped_with_it(compressor) ->
     assert updates.tolist() == [0.0, 0.0, 0.0]
     assert_equal(without_counters(after), without_counters(state))
     assert int(ef.exchange_states(after)[0].skipped) == 1
+
+
+@pytest.mark.parametrize("where", ["simulate", "mesh"])
+def test_finite_numbers_that_overflow_in_the_mean_are_skipped_too(where: str, mesh4) -> None:
+    rule = ef.error_feedback(ef.scaled_sign(), axis_name="data")
+    simulated = where == "simulate"
+    tx = ef.simulate(rule, N, "data") if simulated else ef.data_parallel(rule, mesh4, "data")
+    params = jnp.zeros(3)
+    state = tx.init(params)
+    updates, after = tx.update(jnp.full((N, 3), 3e38), state, params)
+    assert (np.asarray(updates) == 0).all()
+    assert_equal(without_counters(after), without_counters(state))
+    assert int(after.exchange.skipped) == 1
+
+
+def test_a_state_that_was_not_lifted_is_refused(mesh4) -> None:
+    rule = ef.error_feedback(ef.scaled_sign(), axis_name="data")
+    params, grads = jnp.zeros(3), jnp.ones((N, 3))
+    for tx in (ef.simulate(rule, N, "data"), ef.data_parallel(rule, mesh4, "data")):
+        with pytest.raises(ValueError, match="made by the chain inside"):
+            tx.update(grads, rule.init(params), params)

@@ -12,13 +12,13 @@ import ef_optax as ef
 from ef_optax._base import Codec
 from ef_optax._exchange import Exchange
 from ef_optax._rounds import HEADER_WORDS
-from tests.compressors.pool import CASES
+from tests.compressors.pool import CASES, thinned
 
 HEADER_BITS = 32 * HEADER_WORDS
 SHAPES = {"kernel": (6, 11), "bias": (7,)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES))
 def test_bytes_of_every_codec(name: str, mesh4) -> None:
     """Message bits of the compiled exchange: the codec's, the header, one padding word a field."""
     codec: Codec = CASES[name].make().codec

@@ -88,11 +88,24 @@ def flags_of(
     lift: _context.Lift,
     params: Any,
     state: Any,
+    extra_args: dict[str, Any] | None,
 ) -> Any:
-    """The flags of a state that was lifted before, from the ranks of its leaves."""
+    """The flags of a state that was lifted before, from the ranks of its leaves.
+
+    Raises:
+      ValueError: if the state was made by the chain inside instead of the lifted transformation.
+    """
     with _context.lifting(lift.virtual()):
         local = inference.local_state(tx, params, axis_name, sizes)
-    return inference.leading_flags(local, state)
+        flags = inference.leading_flags(local, state)
+        if not any(jax.tree.leaves(flags)):  # all equal on all workers, or not lifted at all
+            varying = inference.varying_axes(tx, params, axis_name, sizes, extra_args=extra_args)
+            if any(jax.tree.leaves(varying)):
+                raise ValueError(
+                    "state has no worker axis anywhere, so it was made by the chain inside; make it "
+                    "with the init of the lifted transformation."
+                )
+    return flags
 
 
 def state_specs(tx: Any, params: Any) -> Any:

@@ -62,6 +62,7 @@ def data_parallel(
     """
     sizes = mesh_sizes(mesh, axis_name)
     n = inference.worker_count(sizes)
+    example = extra_args
     infer = functools.partial(infer_flags, tx, axis_name, sizes, extra_args)
     noted: dict[Any, Any] = {}  # structure of params -> their specs
     over = functools.partial(over_mesh, mesh, axis_name)
@@ -106,7 +107,7 @@ def data_parallel(
     ) -> tuple[Any, Any]:
         like = params_like(updates, params)
         lift = lift_of(like if params is None else params)
-        flags = flags_of(tx, axis_name, sizes, lift, like, state)
+        flags = flags_of(tx, axis_name, sizes, lift, like, state, example)
         traced, marks, fixed = split_extra(extra_args, n)
         step = local_step(tx, lift, axis_name)
         strip = lambda x, flag: x[0] if flag else x  # noqa: E731

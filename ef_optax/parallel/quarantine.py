@@ -10,7 +10,7 @@ import optax
 
 from ef_optax import _collectives as coll
 from ef_optax import _context
-from ef_optax._exchange import ExchangeState
+from ef_optax._exchange import ExchangeState, all_finite
 
 
 def _is_exchange(x: Any) -> bool:
@@ -29,22 +29,23 @@ def exchange_states(state: Any) -> list[ExchangeState]:
 
 
 def keep_if_bad(updates: Any, new: Any, old: Any, axis: coll.AxisName = None) -> tuple[Any, Any]:
-    """Zero updates and the old state where any exchange saw a non-finite number.
+    """Zero updates and the old state where any exchange saw, or made, a non-finite number.
 
     Only the verdict itself and the counter of skipped steps are taken from the new state. With
     several exchanges over parts of a tuple ``axis`` the first verdict is known to a part of the
     workers only, so they agree on one.
     """
     verdicts = [x.ok for x in exchange_states(new)]
-    ok = jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
-    if len(verdicts) > 1 and len(coll.axis_names(axis)) > 1:
+    verdicts.append(all_finite(jax.tree.leaves(updates)))  # finite inputs may overflow in the mean
+    ok = jnp.all(jnp.stack(verdicts))
+    if len(verdicts) > 2 and len(coll.axis_names(axis)) > 1:
         ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0
 
     def pick(b: Any, a: Any) -> Any:
         if not _is_exchange(b):
             return jnp.where(ok, b, a)
         kept = jax.tree.map(lambda x, y: jnp.where(ok, x, y), b, a)
-        return kept._replace(skipped=b.skipped, ok=b.ok)
+        return kept._replace(skipped=a.skipped + jnp.where(ok, 0, 1).astype(jnp.int32), ok=ok)
 
     updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), updates)
     return updates, jax.tree.map(pick, new, old, is_leaf=_is_exchange)

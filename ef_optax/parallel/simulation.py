@@ -103,7 +103,7 @@ def simulate(
         updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
     ) -> tuple[Any, Any]:
         lift = lift_of(params_like(updates, params))
-        flags = flags_of(tx, axis_name, sizes, lift, params_like(updates, params), state)
+        flags = flags_of(tx, axis_name, sizes, lift, params_like(updates, params), state, example)
         every = frozenset(axis_names(axis_name))
         own = jax.tree.map(lambda flag: every if flag else frozenset(), flags)
         if len(sizes) > 1:  # some leaves may differ over some of the axes only

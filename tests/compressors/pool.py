@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+import pytest
 
 from ef_optax._compressor import Compressor
 from ef_optax.compressors.adaq import adaq
@@ -119,6 +121,28 @@ CASES = {
     "comp_k": Case(lambda: comp_k(8, 10, 25)),
     "mix_k": Case(lambda: mix_k(3, 4, 26)),
 }
+
+# One of each kind: these go through the costly tests always, the others only in the slow run.
+REPRESENTATIVE = (
+    "identity",
+    "top_k",
+    "random_k",
+    "sign",
+    "scaled_sign",
+    "cast-bf16",
+    "compose-bf16-top_k",
+    "qsgd",
+    "natural",
+    "ternary",
+    "block_quantize",
+)
+
+
+def thinned(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a costly test; all but the representative ones are slow."""
+    marks = {name: () if name in REPRESENTATIVE else (pytest.mark.slow,) for name in names}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
+
 
 SHAPE = (6, 11)
 
