@@ -98,7 +98,7 @@ def flags_of(
     with _context.lifting(lift.virtual()):
         local = inference.local_state(tx, params, axis_name, sizes)
         flags = inference.leading_flags(local, state)
-        if not any(jax.tree.leaves(flags)):  # all equal on all workers, or not lifted at all
+        if not any(jax.tree.leaves(flags)):  # equal on all workers, or not lifted
             varying = inference.varying_axes(tx, params, axis_name, sizes, extra_args=extra_args)
             if any(jax.tree.leaves(varying)):
                 raise ValueError(
