@@ -102,7 +102,7 @@ def flags_of(
             varying = inference.varying_axes(tx, params, axis_name, sizes, extra_args=extra_args)
             if any(jax.tree.leaves(varying)):
                 raise ValueError(
-                    "state has no worker axis anywhere, so it was made by the chain inside; make it "
+                    "state has no worker axis anywhere: it was made by the chain inside; make it "
                     "with the init of the lifted transformation."
                 )
     return flags
