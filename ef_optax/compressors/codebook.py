@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -24,13 +25,13 @@ class CodebookCodec(Codec):
     """
 
     @property
+    @abc.abstractmethod
     def count(self) -> int:
         """Number of bins."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def bins(self, x: Array) -> Array:
         """The bin, 0 .. count - 1, of each value of a flat leaf that is not empty."""
-        raise NotImplementedError
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any, ClassVar
@@ -75,13 +76,13 @@ class DitheringCodec(Codec):
     unbiased: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def level(self, x: Array, norm: Array, key: Array) -> Array:
         """The randomly chosen level number of magnitudes x relative to a positive norm."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def value(self, level: Array, norm: Array) -> Array:
         """The magnitude that a level number stands for, at this norm."""
-        raise NotImplementedError
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any, ClassVar
@@ -27,13 +28,13 @@ from ef_optax.compressors._matrix import low_rank_shape
 class FactorCodec(Codec):
     """Messages (left, right) of c columns and rows; a leaf they would not shrink is sent dense."""
 
+    @abc.abstractmethod
     def columns(self, shape: Shape) -> int:
         """Number of rank-one terms in a message."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def factors(self, matrix: Array, count: int, key: Array | None) -> tuple[Array, Array]:
         """Left (rows, count) and right (count, columns) factors of a matrix."""
-        raise NotImplementedError
 
     def plan(self, shape: Shape) -> tuple[int, int, int] | None:
         """Rows, columns and number of terms, or None for a dense message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, ClassVar
 
@@ -24,9 +25,9 @@ class SignCodec(Codec):
     A leaf that is exactly zero has scale 0 and stays exactly zero.
     """
 
+    @abc.abstractmethod
     def scale(self, x: Array) -> Array:
         """The magnitude that all entries get, a scalar."""
-        raise NotImplementedError
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

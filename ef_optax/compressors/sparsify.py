@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import fractions
 import math
@@ -74,13 +75,13 @@ class SparseCodec(Codec):
     Subclasses give ``parts(message, like) -> (indices, values)`` for one message, and ``count``.
     """
 
+    @abc.abstractmethod
     def count(self, size: int) -> int:
         """Number of values that the message of a leaf of ``size`` carries."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         """The flat indices and the values that one message carries."""
-        raise NotImplementedError
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         indices, values = self.parts(message, like)

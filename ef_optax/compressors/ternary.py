@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any, ClassVar
@@ -24,9 +25,9 @@ class TernaryCodec(Codec):
 
     packing: str
 
+    @abc.abstractmethod
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
         """The scale (a scalar) and the ternary values of a flat leaf."""
-        raise NotImplementedError
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         scale, ternary = self.parts(x.reshape(-1).astype(scale_dtype(x.dtype)), key)

@@ -6,6 +6,7 @@ the c largest are sent and the others stay in the residual, counted, never dropp
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any, ClassVar
@@ -23,9 +24,9 @@ from ef_optax.compressors.sparsify import SparseCodec, check_ratio_or_k, resolve
 class ThresholdCodec(SparseCodec):
     """Values whose magnitude passes; subclasses say which pass, and how many there is room for."""
 
+    @abc.abstractmethod
     def passing(self, flat: Array) -> Array:
         """Mask of the values to send; all others must be of smaller magnitude."""
-        raise NotImplementedError
 
     def limit(self, passed: Array, size: int) -> Array | int:
         """How many of the values that passed are sent at most."""
