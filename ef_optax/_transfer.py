@@ -37,12 +37,21 @@ def exchange_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
 
 def sum_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
     """Sums over the workers. XLA merges the all-reduces of a round into one, without copies."""
-    return jax.tree.map(lambda x: coll.psum(x, axis) if x.size else x, list(trees))
+    return _reduced(trees, axis, coll.psum)
 
 
 def max_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
     """Elementwise maxima over the workers, merged like the sums."""
-    return jax.tree.map(lambda x: coll.pmax(x, axis) if x.size else x, list(trees))
+    return _reduced(trees, axis, coll.pmax)
+
+
+def _reduced(trees: Sequence[Tree], axis: coll.AxisName, collective: Any) -> list[Tree]:
+    """Each array reduced on its own; an empty one is the same everywhere and need not travel."""
+
+    def one(x: Array) -> Array:
+        return collective(x, axis) if x.size else jnp.zeros(x.shape, x.dtype)
+
+    return jax.tree.map(one, list(trees))
 
 
 def word_count(shape: Sequence[int], dtype: Any) -> int:
