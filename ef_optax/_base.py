@@ -31,6 +31,11 @@ Shape = int | Sequence[int]
 """The shape of a leaf; an integer counts as a one-dimensional shape."""
 
 Array = jax.Array
+FLOATING_ONLY = (
+    "but only floating-point leaves can be exchanged; keep the others out of params "
+    "(take gradients and optimise the floating-point part of the model only)."
+)
+"""The end of the message that refuses other leaves, which have no gradient to compress."""
 _GOLDEN = 0x9E3779B9  # sets worker i apart from slice i
 UNROLL_LIMIT = 16
 """Up to this many workers ``decode_mean`` is an unrolled sum, beyond it a loop (compile time)."""
@@ -313,10 +318,7 @@ def wide_dtype(dtype: Any) -> Any:
     """
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(
-            f"a leaf has dtype {dtype}, but only floating-point leaves can be exchanged; keep "
-            "other leaves out with optax.masked inside the chain."
-        )
+        raise TypeError(f"a leaf has dtype {dtype}, {FLOATING_ONLY}")
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 

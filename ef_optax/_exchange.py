@@ -21,7 +21,7 @@ import numpy as np
 
 from ef_optax import _collectives as coll
 from ef_optax import _context, _slices
-from ef_optax._base import Array, Codec, Workers
+from ef_optax._base import FLOATING_ONLY, Array, Codec, Workers
 from ef_optax._rounds import Rounds
 from ef_optax._units import Unit, units_of
 
@@ -103,10 +103,7 @@ class Exchange:
         leaves = [leaf for _, leaf in located]
         for path, leaf in zip(paths, leaves, strict=True):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise TypeError(
-                    f"updates['{path}'] has dtype {leaf.dtype}, but only floating-point leaves can "
-                    "be exchanged; keep other leaves out with optax.masked inside the chain."
-                )
+                raise TypeError(f"updates['{path}'] has dtype {leaf.dtype}, {FLOATING_ONLY}")
         states = treedef.flatten_up_to(state.codec) if self.codec.stateful else [()] * len(leaves)
 
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:

@@ -42,7 +42,8 @@ def worker_value_and_grad(
     Returns:
       ``fun(params, batch, *args)`` returning ``(losses, grads)`` or ``((losses, aux), grads)``,
       each with a leading worker axis n. Every leaf of ``batch`` has a leading axis divisible by n.
-      Of ``args``, random keys are folded with the worker's index, :class:`PerWorker` trees are
+      Of ``args``, typed random keys (``jax.random.key``; a raw ``uint32`` key is an array like any
+      other) are folded with the worker's index, :class:`PerWorker` trees are
       split along their leading axis, and everything else is replicated. If ``params`` comes from
       :func:`query_points`, ``grads`` is a dictionary with the gradient at each point, all on the
       same batch and keys.
