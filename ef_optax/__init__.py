@@ -66,6 +66,7 @@ from ef_optax.compressors.power_sgd import power_sgd as power_sgd
 from ef_optax.compressors.random_block import random_block as random_block
 from ef_optax.compressors.rms_sign import rms_sign as rms_sign
 from ef_optax.compressors.rotate import rotate as rotate
+from ef_optax.compressors.scheduled import scheduled as scheduled
 from ef_optax.compressors.sign import scaled_sign as scaled_sign
 from ef_optax.compressors.sign import sign as sign
 from ef_optax.compressors.sketch import count_sketch as count_sketch

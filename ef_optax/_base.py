@@ -169,8 +169,10 @@ class Codec(abc.ABC):
       deterministic: no randomness; otherwise the codec has a field ``key``.
       additive: the aggregate is the weighted mean of what the workers sent.
       stateful: the codec carries state from step to step (``init``).
-      granularity: ``"leaf"``, or ``"group"`` for a codec that receives the list of its leaves.
+      granularity: ``"leaf"``, ``"group"`` for a codec that receives the list of its leaves, or
+        ``"schedule"`` for one that changes with the step and is not run itself.
       transports: the ways its messages can travel.
+      boundaries: the steps at which the codec changes (see :meth:`at`).
     """
 
     unbiased: ClassVar[bool] = False
@@ -181,6 +183,7 @@ class Codec(abc.ABC):
     stateful: ClassVar[bool] = False
     granularity: ClassVar[str] = "leaf"
     transports: ClassVar[tuple[str, ...]] = ("gather",)
+    boundaries: ClassVar[tuple[int, ...]] = ()
 
     # -- the operator
 
@@ -262,6 +265,24 @@ class Codec(abc.ABC):
         """The codec that is used for this leaf; only :func:`ef_optax.per_leaf` chooses."""
         del path, like
         return self
+
+    def at(self, step: int) -> Codec:
+        """The codec that is used in exchange number ``step``: the same from boundary to boundary.
+
+        Only :func:`ef_optax.scheduled` changes; then its state has room for all its codecs.
+        """
+        del step
+        return self
+
+    def state_at(self, state: Any, step: int) -> Any:
+        """The part of a leaf's state that belongs to the codec of this step."""
+        del step
+        return state
+
+    def state_after(self, state: Any, new: Any, step: int) -> Any:
+        """The leaf's state with the part of this step's codec replaced."""
+        del state, step
+        return new
 
     def step_key(self, workers: Workers) -> Array | None:
         """This step's key for this leaf and worker; None for a deterministic codec."""

@@ -7,6 +7,7 @@ workers are typed so.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -74,22 +75,22 @@ def all_gather(x: jax.Array, axis: AxisName) -> jax.Array:
 
 def psum(x: jax.Array, axis: AxisName) -> jax.Array:
     """The sum of ``x`` over the workers."""
-    return x if axis is None else jax.lax.psum(_to_varying(x, axis), axis)
+    return x if axis is None else jax.lax.psum(to_varying(x, axis), axis)
 
 
 def pmax(x: jax.Array, axis: AxisName) -> jax.Array:
     """The elementwise maximum of ``x`` over the workers."""
-    return x if axis is None else jax.lax.pmax(_to_varying(x, axis), axis)
+    return x if axis is None else jax.lax.pmax(to_varying(x, axis), axis)
 
 
 def all_to_all(x: jax.Array, axis: AxisName) -> jax.Array:
     """Row ``j`` of ``x`` goes to worker ``j``; row ``i`` of the result came from worker ``i``."""
     if axis is None:
         return x
-    return jax.lax.all_to_all(_to_varying(x, axis), axis, 0, 0)
+    return jax.lax.all_to_all(to_varying(x, axis), axis, 0, 0)
 
 
-def _to_varying(x: jax.Array, axis: AxisName) -> jax.Array:
+def to_varying(x: jax.Array, axis: AxisName) -> jax.Array:
     """A value that is the same on all workers, typed as if it differed (no data moves)."""
     missing = tuple(n for n in axis_names(axis) if n not in jax.typeof(x).manual_axis_type.varying)
     return jax.lax.pcast(x, missing, to="varying") if missing and typed(axis) else x
@@ -104,12 +105,28 @@ def agreed_cond(pred: Any, true_fun: Any, false_fun: Any, *operands: Any, axis: 
     Raises:
       ValueError: if the type of ``pred`` varies over the axis.
     """
-    if axis is not None and varies(jnp.asarray(pred), axis):
-        raise ValueError(
-            f"pred differs between the workers of axis {axis!r}, so the collectives under it would "
-            "wait for ever; reduce it first (a step count, or a psum/pmax of the local flag)."
-        )
+    _require_agreed("pred", pred, axis)
     return jax.lax.cond(pred, true_fun, false_fun, *operands)
+
+
+def agreed_switch(
+    index: Any, branches: Sequence[Callable[..., Any]], *operands: Any, axis: AxisName
+) -> Any:
+    """``lax.switch`` whose branches may hold collectives: the index must be the same everywhere.
+
+    Raises:
+      ValueError: if the type of ``index`` varies over the axis.
+    """
+    _require_agreed("index", index, axis)
+    return jax.lax.switch(index, branches, *operands)
+
+
+def _require_agreed(name: str, value: Any, axis: AxisName) -> None:
+    if axis is not None and varies(jnp.asarray(value), axis):
+        raise ValueError(
+            f"{name} differs between the workers of axis {axis!r}, so the collectives under it "
+            "would wait for ever; reduce it first (a step count, or a psum/pmax of the local flag)."
+        )
 
 
 def require_local(tree: Any, axis: AxisName) -> None:

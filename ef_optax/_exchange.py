@@ -6,11 +6,16 @@ whether this worker's numbers are finite, and its weight. So every worker knows 
 messages of the step are good, at no collective of its own.
 
     leaves ──► units (stacked equal leaves, groups) ──► protocols ══ rounds ══► outcomes ──► leaves
+
+Where codecs change with the step (``scheduled``), each stage is a whole exchange of its own and
+the step count chooses between them: no request is ever yielded under a condition, and only the
+stage that runs is paid.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,7 +26,7 @@ import numpy as np
 
 from ef_optax import _collectives as coll
 from ef_optax import _context, _slices
-from ef_optax._base import FLOATING_ONLY, Array, Codec, Workers
+from ef_optax._base import FLOATING_ONLY, Array, Codec, Workers, like_of
 from ef_optax._rounds import Rounds
 from ef_optax._units import Unit, units_of
 
@@ -182,21 +187,57 @@ class _Run:
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
-        units = units_of(self.exchange.codec, self.paths, leaves, self.specs)
+        codecs = [
+            self.exchange.codec.for_leaf(path, like_of(x))
+            for path, x in zip(self.paths, leaves, strict=True)
+        ]
+        boundaries = sorted({step for codec in codecs for step in codec.boundaries})
+
+        def stage(start: int) -> Any:
+            now = [codec.at(start) for codec in codecs]
+            own = [c.state_at(s, start) for c, s in zip(codecs, states, strict=True)]
+            results, after, ok = self._stage(now, leaves, own, finite, weight, want)
+            after = [
+                c.state_after(s, new, start)
+                for c, s, new in zip(codecs, states, after, strict=True)
+            ]
+            return results, (after, ok)
+
+        if not boundaries:
+            return stage(0)
+        index = jnp.sum(self.step >= jnp.asarray(boundaries, jnp.int32), dtype=jnp.int32)
+        branches = [functools.partial(stage, start) for start in (0, *boundaries)]
+        return coll.agreed_switch(index, branches, axis=self.exchange.axis_name)
+
+    def _stage(
+        self,
+        codecs: Sequence[Codec],
+        leaves: list[Array],
+        states: list[Any],
+        finite: Array,
+        weight: Array | None,
+        want: tuple[str, ...],
+    ) -> tuple[dict[str, list[Array]], list[Any], Array]:
+        """One exchange with these codecs: results, states, and whether all were finite."""
+        axis = self.exchange.axis_name
+        units = units_of(codecs, leaves, self.specs)
         protocols = [
             u.codec.protocol(u.take(leaves), u.take(states), self._workers(u)) for u in units
         ]
-        rounds = Rounds(self.exchange.axis_name, self.exchange.normalize, finite, weight)
+        rounds = Rounds(axis, self.exchange.normalize, finite, weight)
         outcomes = rounds.drive(protocols)
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
         for unit, outcome in zip(units, outcomes, strict=True):
             self._put(results["aggregate"], unit, outcome.aggregate)
-            for name in want:
-                self._put(results[name], unit, getattr(outcome, name)())
+            for name in want:  # each worker's own, by type as well
+                value = getattr(outcome, name)()
+                self._put(
+                    results[name], unit, jax.tree.map(lambda x: coll.to_varying(x, axis), value)
+                )
             if unit.codec.stateful:
                 self._put(after, unit, outcome.state)
-        return results, (after, rounds.ok)
+        return results, after, rounds.ok
 
     def _workers(self, unit: Unit) -> Workers:
         axis = self.exchange.axis_name

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax._base import Array, Codec, like_of
+from ef_optax._base import Array, Codec
 from ef_optax._stack import Stacked, stackable
 
 
@@ -33,17 +33,14 @@ class Unit:
         return list(value) if self.kind == "group" else [value[i] for i in range(len(self.members))]
 
 
-def units_of(
-    codec: Codec, paths: Sequence[str], leaves: Sequence[Array], specs: Sequence[Any]
-) -> list[Unit]:
+def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[Any]) -> list[Unit]:
     """Groups the leaves; equal small leaves are stacked to keep the program short to compile."""
     groups: dict[Any, list[int]] = {}
-    codecs = [codec.for_leaf(p, like_of(x)) for p, x in zip(paths, leaves, strict=True)]
     for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
         if one.granularity == "group":
-            key: Any = ("group", _identity(one))
+            key: Any = ("group", identity_of(one))
         elif stackable(one, x):
-            key = ("stack", _identity(one), x.shape, x.dtype, specs[i])
+            key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
         else:
             key = ("leaf", i)
         groups.setdefault(key, []).append(i)
@@ -57,7 +54,7 @@ def units_of(
     return units
 
 
-def _identity(codec: Codec) -> Any:
+def identity_of(codec: Codec) -> Any:
     """Equal for codecs that do the same: by value, but by object for fields that are arrays."""
     fields = [getattr(codec, f.name) for f in dataclasses.fields(codec)]
     return type(codec), *(_field_identity(v) for v in fields)
@@ -65,7 +62,7 @@ def _identity(codec: Codec) -> Any:
 
 def _field_identity(value: Any) -> Any:
     if isinstance(value, Codec):
-        return _identity(value)
+        return identity_of(value)
     if isinstance(value, tuple):
         return tuple(_field_identity(v) for v in value)
     return value if isinstance(value, int | float | str | bool | None) else id(value)

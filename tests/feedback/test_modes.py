@@ -26,6 +26,7 @@ RULES = {
     "dist_ef_sgdm": lambda: ef.dist_ef_sgdm(SIGN, 0.1, axis_name=AXIS),
     "double_squeeze": lambda: ef.double_squeeze(TOP, SIGN, axis_name=AXIS),
     "ec_sgd_diana": lambda: ef.ec_sgd_diana(TOP, UNBIASED, 0.5, axis_name=AXIS),
+    "dgc scheduled": lambda: ef.dgc(ef.scheduled([1], [ef.identity(), TOP]), axis_name=AXIS),
     "econtrol": lambda: ef.econtrol(TOP, 0.1, axis_name=AXIS, init="full"),
     "ecq_sgd": lambda: ef.ecq_sgd(TOP, 0.5, 0.9, axis_name=AXIS),
     "ef21": lambda: ef.ef21(TOP, axis_name=AXIS, init="full"),
