@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ef_optax._random import mix32
+from ef_optax._timeline import Timeline
 
 Message = Any
 """A pytree of arrays of exactly the dtypes that travel (packed words, narrow values, scales)."""
@@ -172,7 +173,7 @@ class Codec(abc.ABC):
       granularity: ``"leaf"``, ``"group"`` for a codec that receives the list of its leaves, or
         ``"schedule"`` for one that changes with the step and is not run itself.
       transports: the ways its messages can travel.
-      boundaries: the steps at which the codec changes (see :meth:`at`).
+      timeline: the steps at which the codec changes, if it does (see :meth:`at`).
     """
 
     unbiased: ClassVar[bool] = False
@@ -183,7 +184,7 @@ class Codec(abc.ABC):
     stateful: ClassVar[bool] = False
     granularity: ClassVar[str] = "leaf"
     transports: ClassVar[tuple[str, ...]] = ("gather",)
-    boundaries: ClassVar[tuple[int, ...]] = ()
+    timeline: ClassVar[Timeline] = Timeline()
 
     # -- the operator
 
@@ -267,12 +268,14 @@ class Codec(abc.ABC):
         return self
 
     def at(self, step: int) -> Codec:
-        """The codec that is used in exchange number ``step``: the same from boundary to boundary.
-
-        Only :func:`ef_optax.scheduled` changes; then its state has room for all its codecs.
-        """
+        """The codec that is used in exchange number ``step``: the same all through a phase."""
         del step
         return self
+
+    def phase(self, step: int) -> Hashable:
+        """What tells the phases of the timeline apart; equal phases share one compiled branch."""
+        del step
+        return 0
 
     def state_at(self, state: Any, step: int) -> Any:
         """The part of a leaf's state that belongs to the codec of this step."""

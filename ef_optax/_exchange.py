@@ -7,9 +7,9 @@ messages of the step are good, at no collective of its own.
 
     leaves ──► units (stacked equal leaves, groups) ──► protocols ══ rounds ══► outcomes ──► leaves
 
-Where codecs change with the step (``scheduled``), each stage is a whole exchange of its own and
+Where codecs change with the step (``scheduled``), each phase is a whole exchange of its own and
 the step count chooses between them: no request is ever yielded under a condition, and only the
-stage that runs is paid.
+phase that runs is paid.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ef_optax import _collectives as coll
 from ef_optax import _context, _slices
 from ef_optax._base import FLOATING_ONLY, Array, Codec, Workers, like_of
 from ef_optax._rounds import Rounds
+from ef_optax._timeline import merged
 from ef_optax._units import Unit, units_of
 
 
@@ -191,7 +192,13 @@ class _Run:
             self.exchange.codec.for_leaf(path, like_of(x))
             for path, x in zip(self.paths, leaves, strict=True)
         ]
-        boundaries = sorted({step for codec in codecs for step in codec.boundaries})
+        timeline = merged([codec.timeline for codec in codecs])
+        phases: dict[Any, int] = {}  # what differs between the segments -> first step of it
+        segments = []
+        for start in timeline.starts():
+            phase = tuple(codec.phase(start) for codec in codecs)
+            phases.setdefault(phase, start)
+            segments.append(list(phases).index(phase))
 
         def stage(start: int) -> Any:
             now = [codec.at(start) for codec in codecs]
@@ -203,10 +210,10 @@ class _Run:
             ]
             return results, (after, ok)
 
-        if not boundaries:
+        if len(phases) == 1:
             return stage(0)
-        index = jnp.sum(self.step >= jnp.asarray(boundaries, jnp.int32), dtype=jnp.int32)
-        branches = [functools.partial(stage, start) for start in (0, *boundaries)]
+        index = jnp.asarray(segments, jnp.int32)[timeline.segment(self.step)]
+        branches = [functools.partial(stage, start) for start in phases.values()]
         return coll.agreed_switch(index, branches, axis=self.exchange.axis_name)
 
     def _stage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ef_optax._base import Array, Codec, Message, Shape
 from ef_optax._compressor import Compressor, codec_of
+from ef_optax._timeline import Timeline
 from ef_optax._units import identity_of
 
 
@@ -26,21 +27,26 @@ class Scheduled(Codec):
     # -- which one it is
 
     @property
-    def boundaries(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        ends = (*self.starts[1:], None)
+    def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]
+        last = self.codecs[-1].timeline
+        settled = max(self.starts[-1], last.settled)
+        ends = (*self.starts[1:], settled + last.period + 1)
         inner = [
             step
             for codec, start, end in zip(self.codecs, self.starts, ends, strict=True)
-            for step in codec.boundaries
-            if step > start and (end is None or step < end)
+            for step in codec.timeline.between(start, end)
         ]
-        return tuple(sorted({*self.starts[1:], *inner}))
+        return Timeline(tuple(sorted({*self.starts[1:], *inner})), settled, last.period)
 
     def _number(self, step: int) -> int:
         return sum(start <= step for start in self.starts) - 1
 
     def at(self, step: int) -> Codec:
         return self.codecs[self._number(step)].at(step)
+
+    def phase(self, step: int) -> Hashable:
+        number = self._number(step)
+        return number, self.codecs[number].phase(step)
 
     def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
         """The leaf's own schedule; the codec itself where all stages agree (dense leaves)."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
+from ef_optax._timeline import Timeline, merged
 
 WORKERS = 3
 
@@ -47,6 +48,34 @@ def test_each_leaf_follows_its_own_schedule() -> None:
             np.testing.assert_allclose(out[name], sent.mean(0), atol=1e-6)
             np.testing.assert_array_equal(state.residual[name], memory[name])
     assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [Timeline()],
+        [Timeline((3, 7), 7)],
+        [Timeline((2, 5), 0, 5)],
+        [Timeline((4, 6, 9), 4, 5), Timeline((1, 2), 0, 2)],
+        [Timeline((5,), 5), Timeline((3, 4, 6), 3, 3), Timeline((2, 4), 0, 4)],
+    ],
+)
+def test_timelines(lines: list[Timeline]) -> None:
+    """Nothing changes within a segment, and steps of one segment are in the same phases."""
+
+    def phase(line: Timeline, step: int) -> int:
+        """Counted by hand: changes so far, those of the period counted anew in every round."""
+        if step >= line.settled:
+            step = line.settled + (step - line.settled) % line.period
+        return sum(change <= step for change in line.changes)
+
+    both = merged(lines)
+    segments = np.asarray(jax.vmap(both.segment)(jnp.arange(60)))
+    seen = {}
+    for step, segment in enumerate(segments):
+        now = tuple(phase(line, step) for line in lines)
+        assert seen.setdefault(int(segment), now) == now
+        assert seen[int(segment)] == tuple(phase(x, both.starts()[segment]) for x in lines)
 
 
 def test_only_the_active_state_moves() -> None:
@@ -89,7 +118,7 @@ def test_a_schedule_in_a_schedule() -> None:
     """All count the same steps; the boundaries of a stage that is over play no part."""
     inner = ef.scheduled([1, 3, 9], [ef.top_k(k=k) for k in (9, 8, 7, 6)])
     outer = ef.scheduled([2, 6], [ef.top_k(k=1), inner, ef.top_k(k=2)])
-    assert outer.codec.boundaries == (2, 3, 6)
+    assert outer.codec.timeline.starts() == (0, 2, 3, 6)
     x, kept = jnp.arange(1.0, 11.0), []
     state = outer.init(x)
     for _ in range(8):
@@ -117,7 +146,7 @@ def test_leaves_that_never_change_have_no_schedule() -> None:
     codec = ef.scheduled([3], [stage(2), stage(1)]).codec
     vector, matrix = (jax.ShapeDtypeStruct(s, jnp.float32) for s in [(7,), (3, 3)])
     assert codec.for_leaf("b", vector) == ef.identity().codec
-    assert codec.for_leaf("w", matrix).boundaries == (3,)
+    assert codec.for_leaf("w", matrix).timeline.starts() == (0, 3)
 
 
 def test_declared_properties_are_those_of_all_stages() -> None:

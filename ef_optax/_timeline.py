@@ -1,0 +1,61 @@
+"""When a codec changes: steps known beforehand, perhaps repeating for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """The steps at which something changes.
+
+    Attributes:
+      changes: the steps, increasing, from 1 up to ``settled + period``.
+      settled: from this step on everything repeats with the period.
+      period: its length; 1 for what stays as it is. The changes after ``settled`` come again
+        ``period`` steps later, and so on.
+    """
+
+    changes: tuple[int, ...] = ()
+    settled: int = 0
+    period: int = 1
+
+    def between(self, start: int, end: int) -> Iterator[int]:
+        """The changes at steps after ``start`` and before ``end``."""
+        for first in self.changes:
+            repeats = first > self.settled and self.period > 1
+            for step in range(first, end, self.period) if repeats else (first,):
+                if start < step < end:
+                    yield step
+
+    def starts(self) -> tuple[int, ...]:
+        """The first steps of all segments of one run through: 0, then the changes."""
+        return 0, *sorted({*self.between(0, self.settled + self.period)})
+
+    def segment(self, step: jax.Array) -> jax.Array:
+        """The number of the segment (of :meth:`starts`) that a traced step lies in."""
+        late = self.settled + (step - self.settled) % self.period
+        place = jnp.where(step < self.settled, step, late)
+        later = jnp.asarray(self.starts()[1:], jnp.int32)
+        return jnp.sum(place >= later, dtype=jnp.int32)
+
+
+def merged(timelines: Sequence[Timeline]) -> Timeline:
+    """The timeline of things that change independently.
+
+    >>> merged([Timeline((5,), 5), Timeline((1, 2), 0, 2)]).starts()
+    (0, 1, 2, 3, 4, 5, 6)
+    """
+    settled = max((line.settled for line in timelines), default=0)
+    period = math.lcm(*(line.period for line in timelines))
+    last = settled + period + 1
+    return Timeline(
+        tuple(sorted({step for line in timelines for step in line.between(0, last)})),
+        settled,
+        period,
+    )
