@@ -169,10 +169,12 @@ class Codec(abc.ABC):
       homogeneous: ``C(a x) = a C(x)`` for every a > 0 (powers of two, up to rounding).
       deterministic: no randomness; otherwise the codec has a field ``key``.
       additive: the aggregate is the weighted mean of what the workers sent.
+      independent: what is sent of x depends on this worker's x alone (and on randomness).
       stateful: the codec carries state from step to step (``init``).
       granularity: ``"leaf"``, ``"group"`` for a codec that receives the list of its leaves, or
         ``"schedule"`` for one that changes with the step and is not run itself.
-      transports: the ways its messages can travel.
+      transports: the ways its messages can travel: ``"gather"``, ``"reduce"`` (all-reduce), or the
+        name of an exchange of its own that only makes sense between several workers.
       timeline: the steps at which the codec changes, if it does (see :meth:`at`).
     """
 
@@ -181,6 +183,7 @@ class Codec(abc.ABC):
     homogeneous: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
     additive: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
     stateful: ClassVar[bool] = False
     granularity: ClassVar[str] = "leaf"
     transports: ClassVar[tuple[str, ...]] = ("gather",)

@@ -79,6 +79,8 @@ def _alike(leaves: list[Array]) -> bool:
 class GlobalTopKOfSum(TopK):
     """Of the sum of the workers' top-k messages the k largest are applied; the rest is kept."""
 
+    independent: ClassVar[bool] = False
+
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         del workers
         message, like = self.encode(x), like_of(x)

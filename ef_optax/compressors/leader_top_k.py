@@ -33,6 +33,7 @@ class LeaderTopK(SparseCodec):
     ratio: float | None = None
     k: int | None = None
 
+    independent: ClassVar[bool] = False
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
 
     def count(self, size: int) -> int:

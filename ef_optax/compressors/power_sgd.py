@@ -39,6 +39,7 @@ class PowerSgd(Codec):
     local_error: bool = False
 
     stateful: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
 
     def plan(self, shape: Shape) -> tuple[int, int, int] | None:

@@ -64,6 +64,7 @@ class CountSketch(Codec):
     k: int | None = None
 
     deterministic: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
 
     def count(self, size: int) -> int:

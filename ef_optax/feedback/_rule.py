@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ef_optax import _collectives as coll
-from ef_optax._base import Array, Codec, like_of, wide_dtype
-from ef_optax._context import path_string
+from ef_optax._base import Array, wide_dtype
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax.compressors.identity import Identity
 
@@ -105,8 +104,6 @@ def track(
     Returns:
       The next g_i, the next g, the next state of the exchange.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(estimate):  # a policy tells only here
-        require_additive("compressor", exchange.codec.for_leaf(path_string(path), like_of(leaf)))
     weight = _product(share, present)
     out = exchange(sub(target, estimate), state, weight=weight, want=("sent",))
     own = out.sent if present is None else scale(present, out.sent)
@@ -224,27 +221,6 @@ def check_shares(rule: str, weights: Sequence[float]) -> None:
             f"{rule}: weights={tuple(weights)!r} must be positive and sum to 1 (they sum to "
             f"{total}); ef_optax.theory.weights(constants) makes them from smoothness constants."
         )
-
-
-def require_additive(rule: str, codec: Codec) -> Codec:
-    """Refuses a compressor whose aggregate is not the mean of what the workers sent."""
-    if not codec.additive:
-        raise ValueError(
-            f"{rule}: {type(codec).__name__} does not give the mean of what the workers sent, but "
-            "the rule keeps the mean of the workers' estimates; choose an additive compressor "
-            "such as top_k or scaled_sign."
-        )
-    return codec
-
-
-def require_deterministic(rule: str, codec: Codec) -> Codec:
-    """Refuses a randomised compressor."""
-    if not codec.deterministic:
-        raise ValueError(
-            f"{rule}: {type(codec).__name__} is randomised, but the rule compares what it sends "
-            "with its input; choose a deterministic compressor such as top_k or scaled_sign."
-        )
-    return codec
 
 
 def require_params(rule: str, params: Any) -> Any:

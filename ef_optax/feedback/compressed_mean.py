@@ -9,9 +9,10 @@ import optax
 
 from ef_optax._base import wide_dtype
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
+from ef_optax.feedback._requires import exchange_for
 
 
 class CompressedMeanState(NamedTuple):
@@ -46,7 +47,7 @@ def compressed_mean(
       >>> tx.update(grads, tx.init(jnp.zeros(2)), jnp.zeros(2))[0].tolist()
       [2.0, 1.0]
     """
-    exchange = Exchange(codec_of(compressor), axis_name)
+    exchange = exchange_for("compressed_mean", compressor, axis_name)
 
     def init_fn(params: Any) -> CompressedMeanState:
         return CompressedMeanState(exchange.init(params))

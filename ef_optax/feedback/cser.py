@@ -15,11 +15,12 @@ import optax
 
 from ef_optax import _collectives as coll
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
+from ef_optax._compressor import Compressor
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax._transformation import as_transformation
-from ef_optax.compressors.identity import Identity
+from ef_optax.compressors.identity import identity
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class CSERState(NamedTuple):
@@ -85,9 +86,8 @@ def cser(
     """
     if int(period) != period or period < 1:
         raise ValueError(f"cser: period={period!r} must be a whole number of at least 1.")
-    reset = Exchange(_rule.require_additive("cser", codec_of(errors, "errors")), axis_name)
-    codec = Identity() if gradients is None else codec_of(gradients, "gradients")
-    every = Exchange(_rule.require_additive("cser", codec), axis_name)
+    reset = exchange_for("cser", errors, axis_name, "errors")
+    every = exchange_for("cser", gradients or identity(), axis_name, "gradients")
 
     def init_fn(params: Any) -> CSERState:
         e = _rule.zeros(params)

@@ -17,11 +17,12 @@ from ef_optax import _collectives as coll
 from ef_optax import _context
 from ef_optax._base import Codec, like_of
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.compressors.identity import Identity
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class DGCState(NamedTuple):
@@ -82,8 +83,7 @@ def dgc(
     _rule.check_decay("dgc", "momentum", momentum)
     if clip_norm is not None:
         _rule.check_positive("dgc", "clip_norm", clip_norm)
-    codec = codec_of(compressor)
-    exchange = Exchange(codec, axis_name)
+    exchange = exchange_for("dgc", compressor, axis_name)
 
     def clip(g: Any) -> Any:
         if clip_norm is None:
@@ -110,7 +110,7 @@ def dgc(
         out = exchange(v, state.exchange, want=("residual", "support"))
         if masking:
             masked = jax.tree.map(lambda x, mask: jnp.where(mask, 0, x), u, out.support)
-            kept = _dense_leaves(codec, u)
+            kept = _dense_leaves(exchange.codec, u)
             u = jax.tree.map(lambda x, y, dense: x if dense else y, u, masked, kept)
         return _rule.emit(out.aggregate, updates), DGCState(u, out.residual, out.state)
 

@@ -15,10 +15,11 @@ import optax
 
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class DistEFSGDMState(NamedTuple):
@@ -79,8 +80,8 @@ def dist_ef_sgdm(
       Error-Feedback", NeurIPS 2019; the ratio as in bytedance/byteps.
     """
     _rule.check_decay("dist_ef_sgdm", "momentum", momentum)
-    uplink = Exchange(codec_of(compressor), axis_name)
-    downlink = Exchange(codec_of(compressor if server is None else server, "server"))
+    uplink = exchange_for("dist_ef_sgdm", compressor, axis_name)
+    downlink = exchange_for("dist_ef_sgdm", server or compressor, argument="server")
 
     def init_fn(params: Any) -> DistEFSGDMState:
         m, e, E = _rule.several_zeros(params, 3)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class DoubleSqueezeState(NamedTuple):
@@ -61,8 +62,8 @@ def double_squeeze(
       Tang, Lian, Yu, Zhang, Liu, "DoubleSqueeze: Parallel Stochastic Gradient Descent with
       Double-Pass Error-Compensated Compression", ICML 2019.
     """
-    uplink = Exchange(codec_of(compressor), axis_name)
-    downlink = Exchange(codec_of(compressor if server is None else server, "server"))
+    uplink = exchange_for("double_squeeze", compressor, axis_name)
+    downlink = exchange_for("double_squeeze", server or compressor, argument="server")
 
     def init_fn(params: Any) -> DoubleSqueezeState:
         e, E = _rule.several_zeros(params, 2)

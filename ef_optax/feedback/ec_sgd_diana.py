@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 from ef_optax.feedback.ef14 import error_feedback
 
 
@@ -57,7 +58,7 @@ def gradient_shift(
       ([4.0], [2.0])
     """
     _rule.check_weight("gradient_shift", "rate", rate)
-    exchange = Exchange(_rule.require_additive("gradient_shift", codec_of(compressor)), axis_name)
+    exchange = exchange_for("gradient_shift", compressor, axis_name)
 
     def init_fn(params: Any) -> ShiftState:
         h_i, h = _rule.several_zeros(params, 2)

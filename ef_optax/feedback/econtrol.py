@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EControlState(NamedTuple):
@@ -69,7 +70,7 @@ def econtrol(
     _rule.check_init("econtrol", init)
     if not strength >= 0:
         raise ValueError(f"econtrol: strength={strength!r} must be at least 0.")
-    exchange = Exchange(_rule.require_additive("econtrol", codec_of(compressor)), axis_name)
+    exchange = exchange_for("econtrol", compressor, axis_name)
 
     def init_fn(params: Any) -> EControlState:
         e, h_i, h = _rule.several_zeros(params, 3)

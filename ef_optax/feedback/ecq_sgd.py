@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class ECQState(NamedTuple):
@@ -60,7 +61,7 @@ def ecq_sgd(
         raise ValueError(f"ecq_sgd: alpha={alpha!r} must be at least 0.")
     if not 0 <= beta <= 1:
         raise ValueError(f"ecq_sgd: beta={beta!r} must be in [0, 1]; 1 keeps the whole memory.")
-    exchange = Exchange(codec_of(compressor), axis_name)
+    exchange = exchange_for("ecq_sgd", compressor, axis_name)
 
     def init_fn(params: Any) -> ECQState:
         h = _rule.zeros(params)

@@ -20,9 +20,10 @@ import optax
 
 from ef_optax._base import Array, bits_of, wide_dtype
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
+from ef_optax.feedback._requires import exchange_for
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -105,10 +106,9 @@ def error_feedback(
       Stich, Cordonnier, Jaggi, Sparsified SGD with memory, 2018; the corrected form: Zheng, Huang,
       Kwok, Blockwise momentum SGD with error feedback, 2019.
     """
-    codec = codec_of(compressor)
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"error_feedback: decay={decay!r} must be in [0, 1]; 1 keeps everything.")
-    exchange = Exchange(codec, axis_name)
+    exchange = exchange_for("error_feedback", compressor, axis_name)
 
     def rate_at(count: Array) -> Array:
         rate = learning_rate(count) if callable(learning_rate) else learning_rate

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EF21State(NamedTuple):
@@ -67,8 +68,7 @@ def ef21(
       faster error feedback", NeurIPS 2021.
     """
     _rule.check_init("ef21", init)
-    codec = _rule.require_additive("ef21", codec_of(compressor))
-    exchange = Exchange(codec, axis_name)
+    exchange = exchange_for("ef21", compressor, axis_name)
 
     def init_fn(params: Any) -> EF21State:
         g_i, g = _rule.several_zeros(params, 2)

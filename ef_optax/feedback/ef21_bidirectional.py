@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EF21BidirectionalState(NamedTuple):
@@ -63,8 +64,8 @@ def ef21_bidirectional(
     References:
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
-    up = _rule.require_additive("ef21_bidirectional", codec_of(compressor))
-    uplink, downlink = Exchange(up, axis_name), Exchange(codec_of(server, "server"))
+    uplink = exchange_for("ef21_bidirectional", compressor, axis_name)
+    downlink = exchange_for("ef21_bidirectional", server, argument="server")
 
     def init_fn(params: Any) -> EF21BidirectionalState:
         gw_i, mean, g = _rule.several_zeros(params, 3)

@@ -14,10 +14,11 @@ import optax
 
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EF21MomentumState(NamedTuple):
@@ -124,7 +125,7 @@ def _with_averages(
 ) -> optax.GradientTransformationExtraArgs:
     _rule.check_init(rule, init)
     _rule.check_weight(rule, "fresh_weight", fresh_weight)
-    exchange = Exchange(_rule.require_additive(rule, codec_of(compressor)), axis_name)
+    exchange = exchange_for(rule, compressor, axis_name)
 
     def weight_at(count: Array) -> Array:
         eta = jnp.asarray(_rule.value_at(fresh_weight, count))

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EF21PState(NamedTuple):
@@ -54,7 +55,7 @@ def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
       Gruntkowska, Tyurin, Richtarik, "EF21-P and Friends: Improved Theoretical Communication
       Complexity for Distributed Optimization with Bidirectional Compression", ICML 2023.
     """
-    exchange = Exchange(codec_of(compressor))
+    exchange = exchange_for("ef21_p", compressor)
 
     def init_fn(params: Any) -> EF21PState:
         behind = _rule.zeros(params)

@@ -16,10 +16,11 @@ import optax
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, as_key
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EF21PartialParticipationState(NamedTuple):
@@ -88,7 +89,7 @@ def ef21_partial_participation(
     if weights is not None:
         _rule.check_shares(rule, weights)
     key = as_key(key, rule)
-    exchange = Exchange(_rule.require_additive(rule, codec_of(compressor)), axis_name)
+    exchange = exchange_for(rule, compressor, axis_name)
 
     def drawn(count: Array) -> Array:
         """1 or 0: whether this worker takes part."""

@@ -15,11 +15,12 @@ import optax
 
 from ef_optax import _collectives as coll
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
+from ef_optax._compressor import Compressor
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.compressors.identity import Identity
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EF21PlusState(NamedTuple):
@@ -68,9 +69,8 @@ def ef21_plus(
       code, IgorSokoloff/ef21_experiments_source_code.
     """
     _rule.check_init("ef21_plus", init)
-    codec = _rule.require_additive("ef21_plus", codec_of(compressor))
-    exchange = Exchange(_rule.require_deterministic("ef21_plus", codec), axis_name)
-    local, dense = Exchange(codec), Exchange(Identity(), axis_name)
+    exchange = exchange_for("ef21_plus", compressor, axis_name)
+    local, dense = Exchange(exchange.codec), Exchange(Identity(), axis_name)
 
     def init_fn(params: Any) -> EF21PlusState:
         g_i, g = _rule.several_zeros(params, 2)

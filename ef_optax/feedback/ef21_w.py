@@ -13,10 +13,10 @@ import jax
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange
+from ef_optax._compressor import Compressor
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 from ef_optax.feedback.ef21 import EF21State
 
 
@@ -68,7 +68,7 @@ def ef21_w(
     """
     _rule.check_init("ef21_w", init)
     _rule.check_shares("ef21_w", weights)
-    exchange = Exchange(_rule.require_additive("ef21_w", codec_of(compressor)), axis_name)
+    exchange = exchange_for("ef21_w", compressor, axis_name)
 
     def init_fn(params: Any) -> EF21State:
         g_i, g = _rule.several_zeros(params, 2)

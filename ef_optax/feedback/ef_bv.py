@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from ef_optax import _collectives as coll
 from ef_optax import _context
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EFBVState(NamedTuple):
@@ -108,19 +110,19 @@ def diana(
 def _control_variates(
     rule: str, compressor: Compressor, lam: float | None, nu: float, axis_name: AxisName
 ) -> optax.GradientTransformationExtraArgs:
-    codec = _rule.require_additive(rule, codec_of(compressor))
-    exchange = Exchange(codec, axis_name)
+    exchange = exchange_for(rule, compressor, axis_name)
 
     def step(path: Any, x: Any) -> float:
         """The lambda of one leaf."""
         if lam is not None:
             return lam
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        omega = codec.for_leaf(_context.path_string(path), like).omega(x.shape)
+        omega = exchange.codec.for_leaf(_context.path_string(path), like).omega(
+            x.shape, coll.axis_size(axis_name)
+        )
         if omega is None:
             raise ValueError(
-                f"{rule}: {type(codec).__name__} has no known variance omega (is it unbiased?); "
-                "give rate=, or use ef21 or ef_bv for a biased compressor."
+                f"{rule}: {type(exchange.codec).__name__} has no known variance omega; give rate=."
             )
         return 1 / (1 + omega)
 

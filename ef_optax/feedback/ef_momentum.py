@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class EFMomentumState(NamedTuple):
@@ -62,7 +63,7 @@ def ef_momentum(
       Algorithm 2.
     """
     _rule.check_decay("ef_momentum", "beta", beta)
-    exchange = Exchange(codec_of(compressor), axis_name)
+    exchange = exchange_for("ef_momentum", compressor, axis_name)
 
     def init_fn(params: Any) -> EFMomentumState:
         r = _rule.zeros(params)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax._base import Array, Codec, Message, Shape, Workers
-from ef_optax._compressor import Compressor, codec_of
+from ef_optax._compressor import Compressor
+from ef_optax.compressors.algebra import single_codec
 from ef_optax.theory.contraction import repeated_contraction
 
 
@@ -83,12 +84,11 @@ def fcc(compressor: Compressor, rounds: int) -> Compressor:
     """FCC: the compressor applied R times to what is still missing, sent in one message.
 
     ``v = 0``; R times ``v = v + C(x - v)``. Contraction ``1 - (1 - alpha)^R``: geometrically better
-    with the length of the message, whatever the compressor. For top-k it is top-Rk. NEOLITHIC uses
-    it in both directions with R averaged minibatches a step: :func:`double_squeeze` with
-    ``fcc(compressor, R)`` and ``worker_value_and_grad(..., accumulate=R)`` has these parts.
+    with the length of the message, whatever the compressor. For top-k it is top-Rk.
+    :func:`neolithic` uses it in both directions.
 
     Args:
-      compressor: C, a stateless compressor of single leaves.
+      compressor: C, a stateless compressor of single leaves, encoded by one worker alone.
       rounds: R, at least 1.
 
     Returns:
@@ -108,9 +108,7 @@ def fcc(compressor: Compressor, rounds: int) -> Compressor:
       Huang, Chen, Yin, Yuan, "Lower Bounds and Nearly Optimal Algorithms in Distributed Learning
       with Communication Compression", NeurIPS 2022.
     """
-    codec = codec_of(compressor)
-    if codec.granularity != "leaf" or codec.stateful:
-        raise TypeError(f"fcc: compressor={codec!r} must be stateless and for single leaves.")
+    codec = single_codec(compressor, "fcc", "compressor")
     if int(rounds) != rounds or rounds < 1:
         raise ValueError(f"fcc: rounds={rounds!r} must be a whole number of at least 1.")
     return Compressor(Repeated(codec, int(rounds)))

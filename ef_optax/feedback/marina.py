@@ -15,10 +15,11 @@ import optax
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, as_key
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._compressor import Compressor
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class MarinaState(NamedTuple):
@@ -79,7 +80,7 @@ def marina(
     """
     _rule.check_weight("marina", "probability", probability)
     key = as_key(key, "marina")
-    exchange = Exchange(_rule.require_additive("marina", codec_of(compressor)), axis_name)
+    exchange = exchange_for("marina", compressor, axis_name)
 
     def init_fn(params: Any) -> MarinaState:
         g = _rule.zeros(params)

@@ -14,11 +14,12 @@ import optax
 
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
+from ef_optax._compressor import Compressor
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.compressors.identity import Identity
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 
 class SafeEFState(NamedTuple):
@@ -71,7 +72,8 @@ def safe_ef(
       Islamov, As, Fatkhullin, "Safe-EF: Error Feedback for Nonsmooth Constrained Optimization",
       ICML 2025; update as in the authors' code, yardenas/safe-ef.
     """
-    exchange, dense = Exchange(codec_of(compressor), axis_name), Exchange(Identity(), axis_name)
+    exchange = exchange_for("safe_ef", compressor, axis_name)
+    dense = Exchange(Identity(), axis_name)
 
     def init_fn(params: Any) -> SafeEFState:
         e = _rule.zeros(params)

@@ -21,10 +21,11 @@ import optax
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, as_key
 from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor, codec_of
+from ef_optax._compressor import Compressor
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
+from ef_optax.feedback._requires import exchange_for
 
 _Kind = Literal["toward", "lazy", "drift"]
 Variant = Literal["ef21", "clag", "v1", "v2", "v3", "v4", "v5"]
@@ -131,7 +132,7 @@ def three_point_compressor(
         raise ValueError(f'{rule}: init={init!r}; variant "v1" knows all gradients: init="full".')
 
     def made(one: Compressor, name: str) -> Exchange:
-        return Exchange(_rule.require_additive(rule, codec_of(one, name)), axis_name)
+        return exchange_for(rule, one, axis_name, name)
 
     first = _Stage(
         "drift" if variant in ("v1", "v5") else "lazy" if variant == "clag" else "toward",
