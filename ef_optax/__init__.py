@@ -113,8 +113,12 @@ from ef_optax.feedback.ef21_heavy_ball import ef21_heavy_ball as ef21_heavy_ball
 from ef_optax.feedback.ef21_momentum import EF21MomentumState as EF21MomentumState
 from ef_optax.feedback.ef21_momentum import ef21_double_momentum as ef21_double_momentum
 from ef_optax.feedback.ef21_momentum import ef21_momentum as ef21_momentum
+from ef_optax.feedback.ef21_normalised import ef21_normalised as ef21_normalised
+from ef_optax.feedback.ef21_normalised import normalise as normalise
+from ef_optax.feedback.ef21_normalised import power_decay as power_decay
 from ef_optax.feedback.ef21_p import EF21PState as EF21PState
 from ef_optax.feedback.ef21_p import ef21_p as ef21_p
+from ef_optax.feedback.ef21_page import ef21_page as ef21_page
 from ef_optax.feedback.ef21_partial_participation import (
     EF21PartialParticipationState as EF21PartialParticipationState,
 )
@@ -134,6 +138,8 @@ from ef_optax.feedback.ef_bv import ef_bv as ef_bv
 from ef_optax.feedback.ef_momentum import EFMomentumState as EFMomentumState
 from ef_optax.feedback.ef_momentum import ef_momentum as ef_momentum
 from ef_optax.feedback.fcc import fcc as fcc
+from ef_optax.feedback.fetch_sgd import FetchSGDState as FetchSGDState
+from ef_optax.feedback.fetch_sgd import fetch_sgd as fetch_sgd
 from ef_optax.feedback.gradient_estimators import HessianMomentumState as HessianMomentumState
 from ef_optax.feedback.gradient_estimators import IGTState as IGTState
 from ef_optax.feedback.gradient_estimators import PageState as PageState
@@ -144,6 +150,9 @@ from ef_optax.feedback.gradient_estimators import page as page
 from ef_optax.feedback.gradient_estimators import storm as storm
 from ef_optax.feedback.marina import MarinaState as MarinaState
 from ef_optax.feedback.marina import marina as marina
+from ef_optax.feedback.neolithic import neolithic as neolithic
+from ef_optax.feedback.qsparse_local_sgd import QsparseLocalSGDState as QsparseLocalSGDState
+from ef_optax.feedback.qsparse_local_sgd import qsparse_local_sgd as qsparse_local_sgd
 from ef_optax.feedback.safe_ef import SafeEFState as SafeEFState
 from ef_optax.feedback.safe_ef import safe_ef as safe_ef
 from ef_optax.feedback.scalecom import ScaleComState as ScaleComState

@@ -85,6 +85,7 @@ REQUIRES: dict[str, dict[str, tuple[str, ...]]] = {
     "error_feedback": ANY,
     "gradient_shift": ESTIMATES,
     "marina": {"compressor": ("additive", "unbiased")},
+    "qsparse_local_sgd": ANY,
     "safe_ef": ANY,
     "three_point_compressor": {"compressor": ("additive",), "second": ("additive",)},
 }

@@ -159,6 +159,32 @@ def send_dense(exchange: Exchange, tree: Any, state: ExchangeState) -> tuple[Any
     return out.aggregate, out.state._replace(codec=state.codec)
 
 
+LONE = "(alone)"
+"""The path of an array that travels for itself; no parameter has this name."""
+
+
+def lone(x: Array) -> dict[str, Array]:
+    """An array that is not a leaf of the parameters, as a tree to exchange."""
+    return {LONE: x}
+
+
+def silent_init(exchange: Exchange) -> ExchangeState:
+    """The state of :func:`silent`."""
+    return Exchange(Identity(), exchange.axis_name).init(lone(jnp.zeros((), jnp.float32)))
+
+
+def silent(exchange: Exchange, tree: Any, state: ExchangeState) -> tuple[Any, ExchangeState]:
+    """Sends nothing of ``tree`` but one number, so that all workers skip a bad step together.
+
+    Returns:
+      Zeros like ``tree`` that are the same on all workers (by type too), and the next state.
+    """
+    beat = sum(jnp.sum(x * 0).astype(jnp.float32) for x in jax.tree.leaves(tree))
+    out = Exchange(Identity(), exchange.axis_name)(lone(jnp.asarray(beat, jnp.float32)), state)
+    zero = out.aggregate[LONE]
+    return jax.tree.map(lambda x: jnp.broadcast_to(zero.astype(x.dtype), x.shape), tree), out.state
+
+
 def first_step(
     exchange: Exchange, state: ExchangeState, first: Callable[[], Any], later: Callable[[], Any]
 ) -> Any:
@@ -187,6 +213,12 @@ def draw(key: Array, count: Array, axis_name: coll.AxisName, *, shared: bool = F
 
 
 # ---------------------------------------------------------------------------- refusals
+
+
+def check_count(rule: str, name: str, value: Any) -> None:
+    """Refuses anything but a whole number of at least 1."""
+    if int(value) != value or value < 1:
+        raise ValueError(f"{rule}: {name}={value!r} must be a whole number of at least 1.")
 
 
 def check_init(rule: str, init: Any) -> None:

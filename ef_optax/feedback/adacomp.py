@@ -84,8 +84,7 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
       Chen, Choi, Brand, Agrawal, Zhang, Gopalakrishnan, "AdaComp: Adaptive Residual Gradient
       Compression for Data-Parallel Distributed Training", AAAI 2018.
     """
-    if int(bin_size) != bin_size or bin_size < 1:
-        raise ValueError(f"adacomp: bin_size={bin_size!r} must be a whole number of at least 1.")
+    _rule.check_count("adacomp", "bin_size", bin_size)
     exchange = Exchange(ThreeLevels(), axis_name)
 
     def chosen(r: Array, dW: Array) -> Array:

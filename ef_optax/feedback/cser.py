@@ -16,7 +16,7 @@ import optax
 from ef_optax import _collectives as coll
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.compressors.identity import identity
 from ef_optax.feedback import _rule
@@ -84,8 +84,7 @@ def cser(
       Xie, Zheng, Koyejo, Gupta, Li, Lin, "CSER: Communication-efficient SGD with Error Reset",
       NeurIPS 2020.
     """
-    if int(period) != period or period < 1:
-        raise ValueError(f"cser: period={period!r} must be a whole number of at least 1.")
+    _rule.check_count("cser", "period", period)
     reset = exchange_for("cser", errors, axis_name, "errors")
     every = exchange_for("cser", gradients or identity(), axis_name, "gradients")
 
@@ -100,7 +99,8 @@ def cser(
         g = _rule.wide(_rule.gradient_at("cser", "cser", extra_args))
         eta = _rule.value_at(learning_rate, state.gradients.count)
         if gradients is None:
-            sent, unsent, state_g = _nothing(every, g, state.gradients)
+            sent, state_g = _rule.silent(every, g, state.gradients)
+            unsent = g
         else:
             out = every(g, state.gradients, want=("residual",))
             sent, unsent, state_g = out.aggregate, out.residual, out.state
@@ -119,11 +119,3 @@ def cser(
         return _rule.emit(z_step, updates), CSERState(e, state_g, state_e)
 
     return as_transformation(init_fn, update_fn)
-
-
-def _nothing(exchange: Exchange, g: Any, state: ExchangeState) -> tuple[Any, Any, ExchangeState]:
-    """C_2 = 0: all of g is unsent; one number travels, so that all skip a bad step together."""
-    beat = sum(jnp.sum(x * 0).astype(jnp.float32) for x in jax.tree.leaves(g))
-    out = exchange([jnp.asarray(beat, jnp.float32)], state)
-    sent = jax.tree.map(lambda x: jnp.broadcast_to(out.aggregate[0].astype(x.dtype), x.shape), g)
-    return sent, g, out.state

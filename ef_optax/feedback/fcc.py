@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ef_optax._base import Array, Codec, Message, Shape, Workers
 from ef_optax._compressor import Compressor
 from ef_optax.compressors.algebra import single_codec
+from ef_optax.feedback import _rule
 from ef_optax.theory.contraction import repeated_contraction
 
 
@@ -109,6 +110,5 @@ def fcc(compressor: Compressor, rounds: int) -> Compressor:
       with Communication Compression", NeurIPS 2022.
     """
     codec = single_codec(compressor, "fcc", "compressor")
-    if int(rounds) != rounds or rounds < 1:
-        raise ValueError(f"fcc: rounds={rounds!r} must be a whole number of at least 1.")
+    _rule.check_count("fcc", "rounds", rounds)
     return Compressor(Repeated(codec, int(rounds)))

@@ -2,6 +2,7 @@
 
 with probability p:  g = mean_i grad f_i(x)
 else:                g = g + mean_i Q(grad f_i(x) - grad f_i(x_last))    on the same minibatch
+PP-MARINA, else:     g = g + (1/r) sum_{i in S} Q(grad f_i(x) - grad f_i(x_last)),  |S| = r
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class MarinaState(NamedTuple):
     mean: Any  # like the parameters: g
     last: Any  # the parameters of the last step
     exact: Array  # bool scalar: whether the last round sent full gradients
+    present: Array  # float32 scalar, per worker with participants: 1 if it took part, else 0
     exchange: ExchangeState
 
     def points(self, params: Any) -> dict[str, Any]:
@@ -37,7 +39,12 @@ class MarinaState(NamedTuple):
 
 
 def marina(
-    compressor: Compressor, probability: float, key: Any, *, axis_name: AxisName = None
+    compressor: Compressor,
+    probability: float,
+    key: Any,
+    *,
+    participants: int | None = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""MARINA: gradients at two points on one minibatch; mostly only their compressed difference.
 
@@ -49,10 +56,16 @@ def marina(
     from :func:`query_points`: storing the last step's minibatch gradient would be another method.
     Step size: :func:`ef_optax.theory.marina_step`.
 
+    PP-MARINA: with ``participants=r`` only r workers, drawn anew each round (uniformly, without
+    replacement), send a difference, and its mean is over them; in an exact round all take part. An
+    absent worker counts as sending nothing in the paper's accounting, while in this program its
+    message still has its place in the exchange.
+
     Args:
       compressor: Q, unbiased, such as ``ef.random_k(0.1, key=0, scaled=True)``.
       probability: p in (0, 1]; k/d balances the two kinds of rounds for rand-k.
-      key: a JAX random key or an int for the coin.
+      key: a JAX random key or an int for the coin and for who takes part.
+      participants: r, the number of workers that take part in a compressed round; None for all.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
 
     Returns:
@@ -61,8 +74,9 @@ def marina(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor or ``key`` is not a key. ValueError: for a
-        probability outside (0, 1], a compressor that is not additive, and at update if parameters
-        or gradients are missing.
+        probability outside (0, 1], a compressor that is biased or not additive, participants below
+        1, and at update if parameters or gradients are missing or there are fewer workers than
+        participants.
 
     Example:
       >>> import ef_optax as ef, jax, jax.numpy as jnp
@@ -76,16 +90,29 @@ def marina(
 
     References:
       Gorbunov, Burlachenko, Li, Richtarik, "MARINA: Faster Non-Convex Distributed Learning with
-      Compression", ICML 2021.
+      Compression", ICML 2021; participants without replacement as in burlachenkok/flpytorch.
     """
     _rule.check_weight("marina", "probability", probability)
+    if participants is not None:
+        _rule.check_count("marina", "participants", participants)
     key = as_key(key, "marina")
     exchange = exchange_for("marina", compressor, axis_name)
 
     def init_fn(params: Any) -> MarinaState:
         g = _rule.zeros(params)
         last = jax.tree.map(jnp.array, params)  # a copy: the caller may donate the parameters
-        return MarinaState(mean=g, last=last, exact=jnp.ones((), bool), exchange=exchange.init(g))
+        everybody = jnp.ones((), jnp.float32)
+        return MarinaState(g, last, jnp.ones((), bool), everybody, exchange.init(g))
+
+    def takes_part(draw: Array) -> Array:
+        """1 or 0: whether this worker is one of the r, drawn alike by all workers."""
+        n = coll.axis_size(axis_name)
+        if participants is None:
+            return jnp.ones((), jnp.float32)
+        if participants > n:
+            raise ValueError(f"marina: participants={participants} must be at most {n} workers.")
+        S = jax.random.permutation(jax.random.fold_in(draw, 1), n)[:participants]
+        return jnp.any(S == coll.axis_index(axis_name)).astype(jnp.float32)
 
     def update_fn(
         updates: Any, state: MarinaState, params: Any = None, **extra_args: Any
@@ -94,17 +121,21 @@ def marina(
         now = _rule.wide(updates)
         before = _rule.wide(_rule.gradient_at("marina", "marina", extra_args))
         count = state.exchange.count
-        coin = jax.random.uniform(_rule.draw(key, count, axis_name, shared=True))
-        exact = (count == 0) | (coin < probability)
+        draw = _rule.draw(key, count, axis_name, shared=True)
+        exact = (count == 0) | (jax.random.uniform(draw) < probability)
+        present, weight = takes_part(draw), None
+        if participants is not None:
+            weight = present * coll.axis_size(axis_name) / participants  # the mean over the r
 
         def compressed() -> tuple[Any, ExchangeState]:
-            out = exchange(_rule.sub(now, before), state.exchange)
+            out = exchange(_rule.sub(now, before), state.exchange, weight=weight)
             return _rule.add(state.mean, out.aggregate), out.state
 
         def full() -> tuple[Any, ExchangeState]:
             return _rule.send_dense(exchange, now, state.exchange)
 
         g, sent = coll.agreed_cond(exact, full, compressed, axis=axis_name)
-        return _rule.emit(g, updates), MarinaState(g, params, exact, sent)
+        present = jnp.where(exact, 1, present).astype(jnp.float32)
+        return _rule.emit(g, updates), MarinaState(g, params, exact, present, sent)
 
     return as_transformation(init_fn, update_fn)

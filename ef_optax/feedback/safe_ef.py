@@ -96,8 +96,9 @@ def safe_ef(
             )
         # The sum with a zero of the gradient makes a replicated value this worker's own by type.
         own = jnp.sum(jax.tree.leaves(updates)[0] * 0).astype(jnp.float32)
-        value = dense([own + jnp.asarray(constraint, jnp.float32)], state.constraint)
-        safe = value.aggregate[0] <= tolerance
+        own = own + jnp.asarray(constraint, jnp.float32)
+        value = dense(_rule.lone(own), state.constraint)
+        safe = value.aggregate[_rule.LONE] <= tolerance
         h = _rule.where(safe, _rule.wide(updates), constraint_grads)
         out = exchange(_rule.add(h, state.residual), state.exchange, want=("residual",))
         after = SafeEFState(out.residual, safe, out.state, value.state)

@@ -1,0 +1,160 @@
+"""Normalised EF21 (Sadiev et al. 2025): parameter-agnostic steps with any gradient estimator.
+
+v_i = estimator ;  c_i = C(v_i - g_i) ;  g_i = g_i + c_i ;  g = g + mean_i c_i
+emit g/||g|| ;  gamma_t = gamma_0 (t + 1)^-p ,  eta_t = (t + 1)^-q
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax._base import Array, wide_dtype
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor
+from ef_optax.feedback import _rule
+from ef_optax.feedback.ef21 import ef21
+from ef_optax.feedback.ef21_momentum import ef21_momentum
+from ef_optax.feedback.gradient_estimators import hessian_momentum, igt, storm
+
+Estimator = Literal["sgdm", "igt", "mvr", "hm", "rhm"]
+POWERS = {"sgdm": 0.5, "igt": 0.57, "mvr": 0.67, "hm": 0.67, "rhm": 0.67}
+"""q of eta_t, as tuned in the authors' runs."""
+
+
+def power_decay(scale: float, power: float) -> Callable[[Any], Array]:
+    """The schedule ``scale (t + 1)^-power`` of parameter-agnostic methods.
+
+    Args:
+      scale: the value at t = 0, positive.
+      power: at least 0.
+
+    Returns:
+      A schedule of the step t.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> [round(float(power_decay(1.0, 0.5)(t)), 3) for t in (0, 3, 99)]
+      [1.0, 0.5, 0.1]
+    """
+    _rule.check_positive("power_decay", "scale", scale)
+    if not power >= 0:
+        raise ValueError(f"power_decay: power={power!r} must be at least 0.")
+
+    def schedule(count: Any) -> Array:
+        t = jnp.asarray(count).astype(jnp.result_type(float))
+        return scale * (t + 1) ** -power
+
+    return schedule
+
+
+def normalise(*, per_leaf: bool = True) -> optax.GradientTransformation:
+    """Updates of norm 1, each leaf (as in the authors' code) or all together; zero stays zero.
+
+    Args:
+      per_leaf: whether every leaf has norm 1 afterwards, or the whole tree.
+
+    Returns:
+      The transformation, without state.
+
+    Example:
+      >>> tx = normalise()
+      >>> tx.update(jnp.array([3.0, 4.0]), tx.init(None))[0].round(3).tolist()
+      [0.6000000238418579, 0.800000011920929]
+    """
+
+    def one(x: Array, squared: Array) -> Array:
+        norm = jnp.sqrt(squared).astype(x.dtype)
+        return x / jnp.where(norm > 0, norm, jnp.ones_like(norm))
+
+    def update(updates: Any, params: Any = None) -> Any:
+        del params
+        if per_leaf:
+            return jax.tree.map(
+                lambda x: one(x, jnp.sum(jnp.square(x.astype(wide_dtype(x.dtype))))), updates
+            )
+        squared = _rule.squared_norm(_rule.wide(updates))
+        return jax.tree.map(lambda x: one(x, squared), updates)
+
+    return optax.stateless(update)
+
+
+def ef21_normalised(
+    compressor: Compressor,
+    estimator: Estimator = "sgdm",
+    fresh_weight: optax.ScalarOrSchedule | None = None,
+    *,
+    key: Any = None,
+    per_leaf: bool = True,
+    axis_name: AxisName = None,
+    init: _rule.Init = "compressed",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Normalised EF21: no smoothness constant is needed to choose the step.
+
+    .. math:: c_i = C(v_i - g_i), \quad g_i' = g_i + c_i, \quad g' = g + \text{mean}_i\,c_i, \quad
+              \text{emit}\ g'/\|g'\|
+
+    =========== =========================================================== ====================
+    estimator   v_i                                                         gradients needed at
+    =========== =========================================================== ====================
+    ``"sgdm"``  an average, as in :func:`ef21_momentum`                     x
+    ``"igt"``   :func:`igt`, implicit gradient transport                    one point ahead
+    ``"mvr"``   :func:`storm`, momentum-based variance reduction            x and the last x
+    ``"hm"``    :func:`hessian_momentum` at x                               x, and H times a step
+    ``"rhm"``   :func:`hessian_momentum` at a random point of the segment   x, and H times a step
+    =========== =========================================================== ====================
+
+    Follow it by ``optax.sgd(power_decay(gamma_0, p))``.
+
+    Args:
+      compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
+      estimator: a row of the table.
+      fresh_weight: eta in (0, 1], or a schedule; default ``power_decay(1, q)`` with the authors'
+        tuned q: 0.5 for sgdm, 0.57 for igt, 0.67 for the others.
+      key: for ``"rhm"`` alone: a JAX random key or an int, the same on all workers.
+      per_leaf: normalise every leaf (the authors' code) or all leaves together.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates, as in :func:`ef21`.
+
+    Returns:
+      The transformation. With an estimator other than ``"sgdm"`` call
+      ``update(grads["params"], state, params, grads=grads)`` with gradients at all query points.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for an unknown estimator or
+        ``init``, a weight outside (0, 1], a compressor that is not additive, or a key that is
+        missing or not used.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef21_normalised(ef.top_k(k=1))
+      >>> tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)), jnp.zeros(2))[0].tolist()
+      [0.0, 1.0]
+
+    References:
+      Sadiev et al., "Improved Convergence in Parameter-Agnostic Error Feedback through Momentum",
+      2025; normalisation and exponents as in the authors' code,
+      IgorSokoloff/Parameter-Agnostic-Error-Feedback-through-Momentum.
+    """
+    if estimator not in POWERS:
+        raise ValueError(
+            f"ef21_normalised: estimator={estimator!r} must be one of {', '.join(POWERS)}."
+        )
+    if (key is not None) != (estimator == "rhm"):
+        raise ValueError(f'ef21_normalised: key={key!r}; "rhm" needs a key, the others none.')
+    eta = power_decay(1.0, POWERS[estimator]) if fresh_weight is None else fresh_weight
+    options: dict[str, Any] = {"axis_name": axis_name, "init": init}
+    rule = {
+        "sgdm": lambda: ef21_momentum(compressor, eta, **options),
+        "igt": lambda: optax.chain(igt(eta), ef21(compressor, **options)),
+        "mvr": lambda: optax.chain(storm(eta), ef21(compressor, **options)),
+        "hm": lambda: optax.chain(hessian_momentum(eta), ef21(compressor, **options)),
+        "rhm": lambda: optax.chain(hessian_momentum(eta, key), ef21(compressor, **options)),
+    }[estimator]()
+    return optax.with_extra_args_support(optax.chain(rule, normalise(per_leaf=per_leaf)))

@@ -1,0 +1,55 @@
+"""EF21-PAGE (Fatkhullin et al. 2021): EF21 on gradients whose noise PAGE takes away."""
+
+from __future__ import annotations
+
+import optax
+
+from ef_optax._collectives import AxisName
+from ef_optax._compressor import Compressor
+from ef_optax.feedback import _rule
+from ef_optax.feedback.ef21 import ef21
+from ef_optax.feedback.gradient_estimators import page
+
+
+def ef21_page(
+    compressor: Compressor, *, axis_name: AxisName = None, init: _rule.Init = "full"
+) -> optax.GradientTransformationExtraArgs:
+    r"""EF21-PAGE: ``chain(page(), ef21(compressor))``, minibatches with rare full gradients.
+
+    .. math:: v_i' = \nabla f_i(x)\ \text{when exact, else}\ v_i + \nabla f_i(x; \xi) -
+              \nabla f_i(x^{\text{last}}; \xi), \quad c_i = C(v_i' - g_i), \quad
+              \text{emit mean}_i\,(g_i + c_i)
+
+    Gradients are needed at two points of one minibatch (:func:`query_points`), and the caller draws
+    the shared coin, because it decides which batch to load: see :func:`page`. Always exact, it is
+    :func:`ef21`.
+
+    Args:
+      compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+      init: the first estimates, as in :func:`ef21`; ``"full"`` as in the authors' code.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``. Call
+      ``update(grads["params"], state, params, grads=grads, exact=...)``.
+
+    Raises:
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for an unknown ``init`` or a
+        compressor that is not additive, and at update if parameters or gradients are missing.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.ef21_page(ef.top_k(k=1))
+      >>> params = jnp.zeros(2)
+      >>> g = {"params": jnp.array([4.0, 1.0]), "page": jnp.array([3.0, 1.0])}
+      >>> _, state = tx.update(g["params"], tx.init(params), params, grads=g)
+      >>> tx.update(g["params"], state, params, grads=g)[0].tolist()  # 4 + (4 - 3)
+      [5.0, 1.0]
+
+    References:
+      Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021; start as in
+      the authors' code, IgorSokoloff/ef21_b-w_experiements_source_code.
+    """
+    return optax.with_extra_args_support(
+        optax.chain(page(), ef21(compressor, axis_name=axis_name, init=init))
+    )
