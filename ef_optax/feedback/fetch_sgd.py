@@ -39,8 +39,6 @@ class FetchSGDState(NamedTuple):
     error: Array  # (rows, columns): S_e, the sketch of what was not yet applied
     exchange: ExchangeState
 
-    roles = {"momentum": "copy", "error": "copy"}
-
 
 def fetch_sgd(
     rows: int,
