@@ -91,6 +91,7 @@ from ef_optax.feedback.cser import CSERState as CSERState
 from ef_optax.feedback.cser import cser as cser
 from ef_optax.feedback.dgc import DGCState as DGCState
 from ef_optax.feedback.dgc import dgc as dgc
+from ef_optax.feedback.dgc import dgc_warmup as dgc_warmup
 from ef_optax.feedback.dgc import dgc_warmup_ratio as dgc_warmup_ratio
 from ef_optax.feedback.dist_ef_sgdm import DistEFSGDMState as DistEFSGDMState
 from ef_optax.feedback.dist_ef_sgdm import dist_ef_sgdm as dist_ef_sgdm

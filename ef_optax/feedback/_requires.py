@@ -18,6 +18,7 @@ from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._exchange import Exchange
 from ef_optax.compressors.compose import PerLeaf
+from ef_optax.compressors.scheduled import Scheduled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,11 @@ def exchange_for(
 
 
 def _held(rule: str, argument: str, codec: Codec, needs: tuple[str, ...]) -> Codec:
-    """The codec itself if it has all that is needed; a policy that checks what it chooses."""
+    """The codec if it has all that is needed; policies and schedules with checked parts."""
+    if isinstance(codec, Scheduled):
+        return Scheduled(
+            codec.starts, tuple(_held(rule, argument, one, needs) for one in codec.codecs)
+        )
     if isinstance(codec, PerLeaf) and needs:
         chooser: PerLeaf = codec
 

@@ -7,6 +7,7 @@ send C(v), what it carries is cleared:  v = v - sent ;  u = u (1 - mask) ;  emit
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.compressors.identity import Identity
+from ef_optax.compressors.scheduled import scheduled
+from ef_optax.compressors.sparsify import top_k
 from ef_optax.feedback import _rule
 from ef_optax.feedback._requires import exchange_for
 
@@ -49,12 +52,12 @@ def dgc(
 
     Momentum is inside: follow it by plain ``optax.sgd(lr)``. The sum of all c plus v is the sum of
     all velocity increments. Leaves whose compressor is ``ef.identity()`` (small ones, by
-    ``ef.per_leaf``) follow plain local momentum, as in the official code. For the warm-up of the
-    ratio see :func:`dgc_warmup_ratio`.
+    ``ef.per_leaf``) follow plain local momentum, as in the official code. For a ratio that
+    changes with the step give :func:`scheduled`, for the published warm-up :func:`dgc_warmup`.
 
     Args:
-      compressor: a sparsifier such as ``ef.top_k(0.001)``, or ``ef.per_leaf`` with dense small
-        leaves.
+      compressor: a sparsifier such as ``ef.top_k(0.001)`` or ``ef.dgc_warmup(0.001, steps)``, or
+        ``ef.per_leaf`` with dense small leaves.
       momentum: m in [0, 1); 0 is :func:`error_feedback` in gradient units.
       nesterov: use ``u = m (u + g)``, ``v = v + u + g``.
       masking: clear the momentum of sent entries (momentum factor masking).
@@ -126,10 +129,49 @@ def _dense_leaves(codec: Codec, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dense, tree)
 
 
+def dgc_warmup(
+    ratio: float,
+    steps_per_epoch: int,
+    warmup_epochs: int = 4,
+    compressor: Callable[[float], Compressor] = top_k,
+) -> Compressor:
+    """DGC's compressor: the kept ratio falls from epoch to epoch until it is ``ratio``.
+
+    A :func:`scheduled` compressor with ``compressor(dgc_warmup_ratio(e, ...))`` in epoch e, for
+    :func:`dgc` or any other rule. The epochs are counted in exchanges.
+
+    Args:
+      ratio: the final kept / total in (0, 1].
+      steps_per_epoch: exchanges in one epoch.
+      warmup_epochs: epochs before the final ratio, at least 0; 0 is ``compressor(ratio)``.
+      compressor: makes the compressor of one ratio.
+
+    Returns:
+      The compressor.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> import ef_optax as ef
+      >>> warm = ef.dgc_warmup(0.001, steps_per_epoch=100, warmup_epochs=4)
+      >>> [round(warm.codec.at(step).ratio, 4) for step in (0, 99, 100, 300, 400)]
+      [0.2512, 0.2512, 0.0631, 0.004, 0.001]
+
+    References:
+      Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018; the ratios as in the
+      official code, synxlin/deep-gradient-compression.
+    """
+    _rule.check_count("dgc_warmup", "steps_per_epoch", steps_per_epoch)
+    ratios = [dgc_warmup_ratio(e, ratio, warmup_epochs) for e in range(warmup_epochs + 1)]
+    boundaries = [e * steps_per_epoch for e in range(1, warmup_epochs + 1)]
+    return scheduled(boundaries, [compressor(r) for r in ratios])
+
+
 def dgc_warmup_ratio(epoch: int, ratio: float, warmup_epochs: int) -> float:
     """The kept ratio during DGC's warm-up: ``max(ratio^((epoch + 1)/(warmup_epochs + 1)), ratio)``.
 
-    Build one transformation for each epoch's ratio; their states are interchangeable.
+    The ratio is reached in the epoch after the warm-up; :func:`dgc_warmup` makes a compressor.
 
     Args:
       epoch: counted from 0.

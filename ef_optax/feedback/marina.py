@@ -111,8 +111,8 @@ def marina(
             return jnp.ones((), jnp.float32)
         if participants > n:
             raise ValueError(f"marina: participants={participants} must be at most {n} workers.")
-        S = jax.random.permutation(jax.random.fold_in(draw, 1), n)[:participants]
-        return jnp.any(S == coll.axis_index(axis_name)).astype(jnp.float32)
+        S = jax.random.permutation(jax.random.fold_in(draw, 1), jnp.arange(n, dtype=jnp.int32))
+        return jnp.any(S[:participants] == coll.axis_index(axis_name)).astype(jnp.float32)
 
     def update_fn(
         updates: Any, state: MarinaState, params: Any = None, **extra_args: Any

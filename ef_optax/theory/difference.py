@@ -122,13 +122,21 @@ def diana_step(constants: Smoothness, omega: float, *, rule: str = "max") -> flo
     raise ValueError(f'rule={rule!r} must be "max" or "mean".')
 
 
-def marina_step(constants: Smoothness, omega: float, probability: float) -> float:
+def marina_step(
+    constants: Smoothness, omega: float, probability: float, participants: int | None = None
+) -> float:
     """The step of MARINA: ``1/(L + L_QM sqrt((1 - p) omega/(p n)))``.
+
+    PP-MARINA with r participants: ``1/(L + L_QM sqrt((1 - p)(1 + omega)/(p r)))``, which counts who
+    is drawn as part of the variance (derived, for draws with or without replacement; the public
+    code burlachenkok/flpytorch has the largest L_i in place of both constants).
 
     Args:
       constants: smoothness constants of the problem.
       omega: variance of the unbiased compressor, independent on every worker.
-      probability: p in (0, 1], how often the exact gradient is sent; k/d for rand-k.
+      probability: p in (0, 1], how often the exact gradient is sent; k/d for rand-k, times r/n
+        with participants.
+      participants: r of PP-MARINA, in 1..n; None when all workers take part.
 
     Returns:
       The step size gamma.
@@ -139,15 +147,22 @@ def marina_step(constants: Smoothness, omega: float, probability: float) -> floa
     Example:
       >>> marina_step(Smoothness(L=1.0, L_i=(1.0,) * 4), omega=4.0, probability=0.5)
       0.5
+      >>> marina_step(Smoothness(L=1.0, L_i=(1.0,) * 4), 3.0, 0.5, participants=1)
+      0.3333333333333333
 
     References:
       Gorbunov, Burlachenko, Li, Richtarik, "MARINA", ICML 2021; form of mysteryresearcher/dasha.
     """
     omega = _check.non_negative("omega", omega)
-    p = _check.contraction("probability", probability)
-    return 1 / (
-        constants.L + constants.L_QM * math.sqrt((1 - p) * omega / (p * constants.num_workers))
-    )
+    p, n = _check.contraction("probability", probability), constants.num_workers
+    if participants is None:
+        variance = omega / n
+    else:
+        r = _check.count("participants", participants)
+        if r > n:
+            raise ValueError(f"participants={r} must be at most the number of workers, {n}.")
+        variance = (1 + omega) / r
+    return 1 / (constants.L + constants.L_QM * math.sqrt((1 - p) * variance / p))
 
 
 class ThreePoint(NamedTuple):

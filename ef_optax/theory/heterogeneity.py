@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ef_optax.theory import _check
@@ -80,11 +81,37 @@ class Cloning:
         """The number of clones N, at most 2n."""
         return sum(self.counts)
 
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The original worker of each clone, N indices."""
+        return tuple(i for i, c in enumerate(self.counts) for _ in range(c))
+
+    def gradients(self, gradients: Any) -> Any:
+        """Every clone's gradient from every worker's: a tree of (n, ...) becomes one of (N, ...).
+
+        Clones of a worker have the same objective, so its gradient is computed once and repeated,
+        times its factor. ``ef_optax.simulate(tx, cloning.total, axis)`` takes the result.
+
+        Example:
+          >>> clones = cloning(Smoothness(L=2.0, L_i=(1.0, 3.0)))  # counts 1 and 2
+          >>> clones.gradients(np.array([[2.0], [2.0]])).round(3).tolist()
+          [[3.0], [1.5], [1.5]]
+        """
+        owners = np.asarray(self.owners, np.int32)
+        factors = np.asarray([self.scales[i] for i in owners])
+
+        def one(g: Any) -> Any:
+            factor = factors.astype(g.dtype).reshape(-1, *[1] * (g.ndim - 1))
+            return g[owners] * factor
+
+        return jax.tree.map(one, gradients)
+
 
 def cloning(constants: Smoothness) -> Cloning:
     """Clones workers until their constants are nearly equal: ``N_i = ceil(L_i/L_AM)``.
 
     The quadratic mean of the cloned constants is at most ``sqrt(2) L_AM``, with at most 2n clones.
+    To run EF21 on the clones, give it ``cloned.gradients(...)`` of ``cloned.total`` workers.
 
     Args:
       constants: smoothness constants of the problem.

@@ -6,6 +6,7 @@ float64, so that library and reference agree to 1e-12 or are different algorithm
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,54 @@ def flat(parameters: Any, lead: int = 0) -> Any:
     leaves = [parameters[name] for name in LEAVES]
     numpy = np if isinstance(leaves[0], np.ndarray) else jnp
     return numpy.concatenate([x.reshape(*x.shape[:lead], -1) for x in leaves], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(ef.Codec):
+    """Another codec that keeps in its state which entries it sent, for the references to read."""
+
+    inner: ef.Codec
+    stateful = True
+    deterministic = False
+
+    @property
+    def unbiased(self):
+        return self.inner.unbiased
+
+    def init(self, like, path):
+        return jnp.zeros(like.shape, bool)
+
+    def protocol(self, x, state, workers):
+        outcome = yield from self.inner.protocol(x, (), workers)
+        return dataclasses.replace(outcome, state=outcome.support())
+
+    def encode(self, x, key=None):
+        return self.inner.encode(x, key)
+
+    def decode(self, message, like):
+        return self.inner.decode(message, like)
+
+    def bits(self, shape, dtype=jnp.float32):
+        return self.inner.bits(shape, dtype)
+
+    def omega(self, shape, num_workers=1):
+        return self.inner.omega(shape, num_workers)
+
+
+def recorded(compressor: ef.Compressor) -> ef.Compressor:
+    """The compressor with a record of its masks: its codec's state."""
+    return ef.Compressor(Recorded(compressor.codec))
+
+
+def replayed(masks: np.ndarray, k: int) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """Scaled random-k of every leaf for the references, with the masks (rounds, workers, 7)."""
+    factor = np.concatenate([np.full(d, d / k) for d in SIZES])
+
+    def worker(i: int) -> Callable[[np.ndarray], np.ndarray]:
+        rows = iter(masks[:, i])
+        return lambda x: np.where(next(rows), factor * x, 0.0)
+
+    return [worker(i) for i in range(WORKERS)]
 
 
 def loss(parameters: Any, batch: Any) -> jax.Array:

@@ -21,6 +21,8 @@ from tests.feedback.problem import (
     flat,
     optimizer,
     per_leaf,
+    recorded,
+    replayed,
     run,
 )
 from tests.oracles import compress, difference, estimators, iterates
@@ -36,9 +38,15 @@ def test_ef_bv():
     check(optimizer(rule), oracle, control="h_i")
 
 
+RANDOM2 = ef.random_k(key=7, k=2, scaled=True)
+
+
 def test_diana():
-    rule = ef.diana(ef.top_k(k=1), 0.4, axis_name=AXIS)
-    check(optimizer(rule), difference.diana(GRADS, [TOP1] * 3, START, GAMMA, 0.4), mean="h")
+    lifted = optimizer(ef.diana(recorded(RANDOM2), 0.4, axis_name=AXIS))
+    masks = flat(run(lifted).state[0].exchange.codec, 2)
+    assert (masks.sum(-1) == 4).all() and len(np.unique(masks.reshape(-1, 7), axis=0)) > 5
+    oracle = difference.diana(GRADS, replayed(masks, 2), START, GAMMA, 0.4)
+    check(lifted, oracle, mean="h", control="h_i")
 
 
 def test_diana_learns_at_the_rate_of_its_compressor():
@@ -64,9 +72,17 @@ def test_diana_converges_where_plain_compression_cannot():
 
 
 def test_diana_needs_omega():
-    tx = ef.diana(ef.top_k(k=1))
+    tx = ef.diana(ef.wangni(0.3, 0))  # unbiased, of unknown variance
     with pytest.raises(ValueError, match="no known variance omega"):
         tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+
+
+def test_diana_asks_for_the_variance_among_all_workers():
+    """perm-k of one worker is exact, of three it has variance 2: a = 1/3."""
+    rule = ef.diana(ef.perm_k(0), axis_name=AXIS)
+    h = flat(run(optimizer(rule), 1).state[0].control, 2)[0]
+    g = np.array([f(START) for f in GRADS])
+    np.testing.assert_allclose(h[h != 0], g[h != 0], rtol=1e-7)  # 3 g / 3
 
 
 @pytest.mark.parametrize("init, start", [("compressed", "zero"), ("full", "dense")])
@@ -129,11 +145,31 @@ def test_v5_with_its_own_coin():
 
 
 def test_marina_takes_both_gradients_on_the_same_minibatch():
-    rule = ef.marina(ef.top_k(k=1), 0.3, key=2, axis_name=AXIS)
-    exact = run(optimizer(rule), noisy=True).state[0].exact
-    assert exact[0] and 2 <= exact.sum() <= 12
-    oracle = difference.marina(NOISY, [TOP1] * 3, START, GAMMA, lambda t: exact[t])
-    check(optimizer(rule), oracle, noisy=True, mean="g")
+    lifted = optimizer(ef.marina(recorded(RANDOM2), 0.3, key=2, axis_name=AXIS))
+    state = run(lifted, noisy=True).state[0]
+    exact, masks = state.exact, flat(state.exchange.codec, 2)
+    assert exact[0] and 2 <= exact.sum() <= 12 and (state.present == 1).all()
+    Q = replayed(masks[~exact], 2)
+    oracle = difference.marina(NOISY, Q, START, GAMMA, lambda t: exact[t])
+    check(lifted, oracle, noisy=True, mean="g")
+
+
+def test_pp_marina_averages_over_those_that_take_part():
+    lifted = optimizer(ef.marina(recorded(RANDOM2), 0.3, key=2, participants=2, axis_name=AXIS))
+    state = run(lifted, noisy=True).state[0]
+    exact, present = state.exact, state.present == 1
+    assert present[exact].all() and (present[~exact].sum(1) == 2).all()
+    assert len(np.unique(present[~exact], axis=0)) == 3  # each worker is left out at times
+    Q = replayed(flat(state.exchange.codec, 2)[~exact], 2)
+    oracle = difference.marina(NOISY, Q, START, GAMMA, lambda t: exact[t], lambda t: present[t])
+    check(lifted, oracle, noisy=True, mean="g")  # the weight 3/2 is exact in float32
+
+
+def test_pp_marina_with_all_workers_is_marina():
+    one, other = (
+        ef.marina(RANDOM2, 0.3, key=2, participants=r, axis_name=AXIS) for r in (None, WORKERS)
+    )
+    close(run(optimizer(other), noisy=True).x, run(optimizer(one), noisy=True).x)
 
 
 def test_marina_with_the_identity_is_the_minibatch_recursion():
@@ -147,7 +183,7 @@ def test_marina_with_the_identity_is_the_minibatch_recursion():
 
 
 def test_ef21_page():
-    rule = optax.chain(ef.page(), ef.ef21(ef.top_k(k=1), axis_name=AXIS, init="full"))
+    rule = ef.ef21_page(ef.top_k(k=1), axis_name=AXIS)
 
     def coin(t):
         return t % 4 == 0
@@ -280,6 +316,16 @@ def test_edges_between_rules():
             ),
             ValueError,
             "query_points",
+        ),
+        (lambda: ef.marina(ef.top_k(0.1), 0.5, 0), ValueError, "TopK is biased"),
+        (lambda: ef.diana(ef.top_k(0.1)), ValueError, "TopK is biased.*ef_bv"),
+        (lambda: ef.marina(ef.natural(0), 0.5, 0, participants=0), ValueError, "participants=0"),
+        (
+            lambda: ef.simulate(
+                ef.marina(ef.natural(0), 0.5, 0, participants=3, axis_name=AXIS), 2, AXIS
+            ).init(jnp.ones(1)),
+            ValueError,
+            "participants=3 must be at most 2",
         ),
         (lambda: ef.storm(0.0), ValueError, "fresh_weight=0.0"),
         (lambda: ef.igt(2.0), ValueError, "fresh_weight=2.0"),

@@ -16,9 +16,12 @@ from tests.feedback.problem import (
     SIZES,
     START,
     WORKERS,
+    B,
+    H,
     check,
     close,
     flat,
+    loss,
     optimizer,
     per_leaf,
     run,
@@ -127,6 +130,28 @@ def test_dgc_dense_leaves_have_plain_momentum_and_clipping_is_local():
         v, u = v - sent, np.where(dense, u, u * (sent == 0))
         x = x - GAMMA * sent.mean(0)
         close(got.x[t], x)
+
+
+def test_dgc_warmup_falls_from_epoch_to_epoch():
+    """Leaves of 3 and 4 entries: every one, then 2 of each, then 1; the memories go on."""
+    warm = ef.dgc_warmup(0.25, 3, warmup_epochs=1)
+    ratio = ef.dgc_warmup_ratio(0, 0.25, 1)
+    assert ratio == 0.5 and warm.codec.boundaries == (3,)
+    got = run(optimizer(ef.dgc(warm, momentum=0.5, axis_name=AXIS)))
+    x, u, v = START, np.zeros((3, 7)), np.zeros((3, 7))
+    for t in range(20):
+        C = TOP2 if t < 3 else TOP1
+        u = 0.5 * u + np.array([g(x) for g in GRADS])
+        v = v + u
+        sent = np.array([C(vi) for vi in v])
+        v, u, x = v - sent, u * (sent == 0), x - GAMMA * sent.mean(0)
+        close(got.x[t], x)
+
+
+def test_dgc_warmup_of_the_publication():
+    kept = [ef.dgc_warmup(0.001, 10, 5).codec.at(t).ratio for t in range(0, 70, 10)]
+    expected = [0.3162, 0.1, 0.03162, 0.01, 0.003162, 0.001, 0.001]
+    np.testing.assert_allclose(kept, expected, rtol=1e-3)
 
 
 def test_double_squeeze():
@@ -297,6 +322,59 @@ def test_safe_ef():
     assert any(held) and not all(held)
 
 
+def test_neolithic():
+    """Two minibatches a step, accumulated before; both directions compressed twice over."""
+    R, noise = 2, np.random.default_rng(1).normal(size=(20, WORKERS, 2, 7))
+    rule = ef.neolithic(ef.scaled_sign(), R, ef.top_k(k=1), axis_name=AXIS)
+    lifted = optimizer(rule)
+
+    def term(params, batch):  # a minibatch shifts the linear part; both rows are one accumulation
+        return loss(params, {"H": batch["H"], "b": batch["b"]})
+
+    with jax.enable_x64(True):
+        value_and_grad = ef.worker_value_and_grad(term, WORKERS, AXIS, accumulate=R)
+
+        @jax.jit
+        def step(params, state, batch):
+            _, grads = value_and_grad(params, batch)
+            updates, state = lifted.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        params, got = tree(jnp.asarray(START)), []
+        state = lifted.init(params)
+        for t in range(20):
+            rows = {"H": np.repeat(H, R, axis=0), "b": (B[:, None] - noise[t]).reshape(-1, 7)}
+            params, state = step(params, state, jax.tree.map(jnp.asarray, rows))
+            got.append(flat(params))
+    noisy = [lambda x, t, r, i=i: GRADS[i](x) + noise[t, i, r] for i in range(WORKERS)]
+    by_leaf = [per_leaf(lambda v: repeated.fcc(compress.scaled_sign, v, R)), TOP2]
+    x, expected = START, []
+    for t in range(20):
+        means = [np.mean([g(x, t, r) for r in range(R)], axis=0) for g in noisy]
+        x = x - GAMMA * by_leaf[1](np.mean([by_leaf[0](g) for g in means], axis=0))
+        expected.append(x)
+    close(got, expected)
+    close(iterates(repeated.neolithic(noisy, SIGN, TOP1, START, GAMMA, R), 20), expected)
+
+
+# ---------------------------------------------------------------------------- local steps
+
+
+def test_qsparse_local_sgd():
+    tx = ef.qsparse_local_sgd(ef.top_k(k=1), GAMMA, 3, axis_name=AXIS)
+    got = run(ef.simulate(tx, WORKERS, AXIS))
+    steps = _take(repeated.qsparse_local_sgd(GRADS, TOP1, START, GAMMA, 3), 20)
+    close(got.x, [s.x for s in steps])
+    close(flat(got.state.residual, 2), [s.m for s in steps])
+    close(got.x[:, None] + flat(got.state.ahead, 2), [s.y for s in steps])
+
+
+def test_qsparse_with_a_schedule_of_the_rate():
+    tx = ef.qsparse_local_sgd(ef.top_k(k=1), schedule, 1, axis_name=AXIS)
+    got = run(ef.simulate(tx, WORKERS, AXIS)).x
+    close(got, iterates(ef14.step_units(GRADS, TOP1, START, rate), 20))
+
+
 # ---------------------------------------------------------------------------- CSER
 
 
@@ -354,6 +432,10 @@ def test_cser_without_gradients_skips_a_bad_step():
             ValueError,
             "constraint",
         ),
+        (lambda: ef.qsparse_local_sgd(ef.top_k(0.1), 0.1, 0), ValueError, "period=0"),
+        (lambda: ef.neolithic(ef.top_k(0.1), 0), ValueError, "rounds=0"),
+        (lambda: ef.neolithic(ef.power_sgd(2), 2), TypeError, "single leaves"),
+        (lambda: ef.dgc_warmup(0.1, 0), ValueError, "steps_per_epoch=0"),
         (lambda: ef.scalecom(0.1, beta=0.0), ValueError, "beta=0.0"),
         (lambda: ef.scalecom(), ValueError, "exactly one"),
         (lambda: ef.fcc(ef.top_k(0.1), 0), ValueError, "rounds=0"),

@@ -13,8 +13,10 @@ from tests.feedback.problem import (
     AXIS,
     GAMMA,
     GRADS,
+    NOISY,
     START,
     WORKERS,
+    H,
     check,
     close,
     flat,
@@ -152,6 +154,33 @@ def test_normalised_ef21_momentum_with_schedules():
     )
     oracle = ef21.normalised(GRADS, TOP1, START, reference(0.1, 0.7), reference(1.0, 0.5))
     check(ef.simulate(tx, WORKERS, AXIS), oracle)
+
+
+@pytest.mark.parametrize("estimator", ["sgdm", "igt", "mvr", "hm", "rhm"])
+def test_normalised_forms_are_the_estimators_and_a_normalisation(estimator):
+    """Per leaf, as the authors' code: each of the two leaves moves by exactly the step."""
+    rate = ef.power_decay(0.1, 0.7)
+    key = 3 if estimator == "rhm" else None
+    rule = ef.ef21_normalised(ef.top_k(k=1), estimator, 0.25, key=key, axis_name=AXIS)
+    tx = ef.simulate(optax.chain(rule, optax.sgd(rate)), WORKERS, AXIS)
+    got = run(tx, noisy=True).x
+    x, expected, ahead = START, [], 0.75 / 0.25
+    v = [g(x, 0) for g in NOISY]
+    g_i = [TOP1(vi) for vi in v]
+    for t in range(1, 21):
+        parts = np.split(np.mean(g_i, axis=0), [3])
+        unit = np.concatenate([p / np.linalg.norm(p) for p in parts])
+        last, x = x, x - 0.1 * t**-0.7 * unit
+        expected.append(x)
+        for i, grad in enumerate(NOISY):
+            new = grad(x + ahead * (x - last) if estimator == "igt" else x, t)
+            if estimator == "mvr":
+                v[i] = v[i] + new - grad(last, t)
+            elif estimator in ("hm", "rhm"):
+                v[i] = v[i] + H[i] @ (x - last)
+            v[i] = 0.75 * v[i] + 0.25 * new
+            g_i[i] = g_i[i] + TOP1(v[i] - g_i[i])
+    close(got, expected)
 
 
 def test_clip21():

@@ -31,8 +31,11 @@ def diana(grads, Q, x, gamma, a):
         yield Step(x=x, h_i=h_i, h=h)
 
 
-def marina(grads, Q, x, gamma, exact):
-    """Gorbunov et al. 2021: exact(t) is the shared coin, grads[i](x, t) the gradient of round t."""
+def marina(grads, Q, x, gamma, exact, takes_part=None):
+    """Gorbunov et al. 2021: exact(t) is the shared coin, grads[i](x, t) the gradient of round t.
+
+    PP-MARINA: takes_part(t) gives one flag per worker; the mean is over those that take part.
+    """
     g = np.mean([grad(x, 0) for grad in grads], axis=0)
     t = 0
     while True:
@@ -45,7 +48,8 @@ def marina(grads, Q, x, gamma, exact):
             differences = [
                 Qi(grad(x, t) - grad(previous, t)) for Qi, grad in zip(Q, grads, strict=True)
             ]
-            g = g + np.mean(differences, axis=0)
+            present = takes_part(t) if takes_part else np.ones(len(grads), bool)
+            g = g + np.mean([d for d, p in zip(differences, present, strict=True) if p], axis=0)
 
 
 def three_point(grads, C, x, gamma, init):

@@ -15,6 +15,16 @@ def fcc(C, x, rounds):
     return v
 
 
+def neolithic(grads, C, C_server, x, gamma, R):
+    """Huang et al. 2022: R minibatches, R-fold compression up and down; grads[i](x, t, r)."""
+    t = 0
+    while True:
+        means = [np.mean([grad(x, t, r) for r in range(R)], axis=0) for grad in grads]
+        x = x - gamma * fcc(C_server, np.mean([fcc(C, g, R) for g in means], axis=0), R)
+        t += 1
+        yield Step(x=x)
+
+
 def qsparse_local_sgd(grads, C, x, eta, period):
     """Basu et al. 2019: local steps; every ``period`` steps the drift is sent with memory."""
     y = [np.copy(x) for _ in grads]

@@ -70,3 +70,35 @@ def dgc(grads, k, x, gamma, m, nesterov=False, masking=True):
                 u[i] = u[i] * (1 - mask)
         x = x - gamma * np.mean(sent, axis=0)
         yield Step(x=x, u=u, v=v, sent=sent, increments=increments)
+
+
+def fetch_sgd(grads, bucket, sign, columns, k, x, gamma, rho, clear):
+    """Rothchild et al. 2020: momentum and error in the server's sketch.
+
+    Row r puts coordinate i into cell bucket[r, i] with sign[r, i].
+    """
+    rows = len(bucket)
+
+    def sketch(v):
+        table = np.zeros((rows, columns))
+        for r in range(rows):
+            for i in range(len(v)):
+                table[r, bucket[r, i]] += sign[r, i] * v[i]
+        return table
+
+    S_u, S_e = np.zeros((rows, columns)), np.zeros((rows, columns))
+    while True:
+        S = np.mean([sketch(grad(x)) for grad in grads], axis=0)
+        S_u = rho * S_u + S
+        S_e = S_e + S_u
+        U = np.median([sign[r] * S_e[r, bucket[r]] for r in range(rows)], axis=0)
+        D = np.zeros_like(x)
+        chosen = np.argsort(-np.abs(U), kind="stable")[:k]
+        D[chosen] = U[chosen]
+        if clear == "subtract":
+            S_e = S_e - sketch(D)
+        else:
+            hit = sketch(D) != 0
+            S_e, S_u = np.where(hit, 0.0, S_e), np.where(hit, 0.0, S_u)
+        x = x - gamma * D
+        yield Step(x=x, S_u=S_u, S_e=S_e)
