@@ -136,7 +136,7 @@ def test_dgc_warmup_falls_from_epoch_to_epoch():
     """Leaves of 3 and 4 entries: every one, then 2 of each, then 1; the memories go on."""
     warm = ef.dgc_warmup(0.25, 3, warmup_epochs=1)
     ratio = ef.dgc_warmup_ratio(0, 0.25, 1)
-    assert ratio == 0.5 and warm.codec.boundaries == (3,)
+    assert ratio == 0.5 and warm.codec.starts == (0, 3)
     got = run(optimizer(ef.dgc(warm, momentum=0.5, axis_name=AXIS)))
     x, u, v = START, np.zeros((3, 7)), np.zeros((3, 7))
     for t in range(20):
