@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _kernels, _packing
 from ef_optax._base import Array, Message, Shape, bits_of, size_of
-from ef_optax._block_selection import block_top_k_indices
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import check_positive
@@ -47,7 +46,7 @@ class BlockTopK(SparseCodec):
         length, full, k, rest, last = self._plan(flat.size)
         local = []
         if full:
-            local.append(block_top_k_indices(flat, length, k).reshape(-1))
+            local.append(_kernels.block_top_k_indices(flat, length, k).reshape(-1))
         if rest:
             local.append(top_k_indices(flat[full * length :], last))
         indices = jnp.concatenate(local) if local else jnp.zeros(0, jnp.int32)

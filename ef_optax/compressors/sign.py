@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _kernels, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 
@@ -69,7 +69,7 @@ class ScaledSign(SignCodec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         """Signs and scale from one reading of x."""
         del key
-        signs, norm = _packing.pack_signs_and_norm(x.reshape(-1))
+        signs, norm = _kernels.pack_signs_and_norm(x.reshape(-1))
         return {"signs": signs, "scale": (norm / max(1, x.size))[None]}
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:

@@ -1,0 +1,106 @@
+"""The choice between a kernel and the XLA form, at lowering, by platform."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ef_optax import _block_selection, _packing
+
+# Below this size a launch of its own costs more than a kernel saves, and equal leaves are stacked.
+MIN_SIZE = 1 << 16
+# Entries are numbered in int32.
+_MAX_SIZE = (1 << 31) - (1 << 20)
+_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+# A block stays in the registers of one program (GPU), and is cut into whole tiles (TPU).
+_LENGTHS = (2048, 4096)
+# On TPU every slot compares the whole block: above this the XLA form does less.
+_TPU_MAX_K = 256
+
+
+def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`ef_optax._packing.pack_signs_and_norm`, by a kernel on GPU and TPU where one fits.
+
+    float32 and bfloat16 from `MIN_SIZE` entries on. The words are the same to the bit; the norm is
+    the same to the rounding of its sum.
+
+    Args:
+      x: floating array of shape (count,).
+
+    Returns:
+      The words of `ef_optax._packing.pack_signs`, and the 1-norm, a scalar, float32 or as wide as
+      x.
+
+    Example:
+      >>> words, norm = pack_signs_and_norm(jnp.array([1.0, -2.0, 0.5]))
+      >>> words.tolist(), norm.item()
+      ([5], 3.5)
+    """
+    if not _fits(x):
+        return _packing.pack_signs_and_norm(x)
+    kernels = _kernels("signs", "pack_signs_and_norm")
+    return lax.platform_dependent(x, default=_packing.pack_signs_and_norm, **kernels)
+
+
+def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
+    """`ef_optax._block_selection.block_top_k_indices`, by a kernel on GPU and TPU where one fits.
+
+    float32 and bfloat16 from `MIN_SIZE` entries on, blocks of 2048 or 4096, ``0 < k < length`` (on
+    TPU k up to 256). The indices are the same.
+
+    Args:
+      x: floating array of shape (d,). What is left after the last whole block is not looked at.
+      length: static length of a block.
+      k: static number of entries of each block, ``0 <= k <= length``.
+
+    Returns:
+      int32 of shape (d // length, k), ascending in each block; ties went to the lowest index.
+
+    Raises:
+      ValueError: if ``k`` is not in ``0 ... length`` or ``x`` is not one-dimensional.
+
+    Example:
+      >>> block_top_k_indices(jnp.array([1.0, -3.0, 2.0, 0.0, 0.0, -1.0]), 3, 2).tolist()
+      [[1, 2], [0, 2]]
+    """
+
+    def xla(x: jax.Array) -> jax.Array:
+        return _block_selection.block_top_k_indices(x, length, k)
+
+    if x.ndim != 1 or not _fits(x) or length not in _LENGTHS or not 0 < k < length:
+        return xla(x)
+    kernels = _kernels("block_top_k", "block_top_k_indices")
+    if k > _TPU_MAX_K:
+        kernels.pop("tpu", None)
+    chosen = {name: partial(kernel, length=length, k=k) for name, kernel in kernels.items()}
+    # Indices have no derivative; a kernel is not asked for one.
+    return lax.platform_dependent(lax.stop_gradient(x), default=xla, **chosen)
+
+
+def _fits(x: jax.Array) -> bool:
+    return x.dtype in _DTYPES and MIN_SIZE <= x.size <= _MAX_SIZE
+
+
+def _kernels(step: str, function: str) -> dict[str, Callable[..., Any]]:
+    """The kernels of a step by platform: those that this version of JAX has the means for.
+
+    Pallas is imported by the first leaf that is large enough, not with the library.
+    """
+    found = {}
+    for platform, backend in (("cuda", "triton"), ("tpu", "tpu")):
+        if importlib.util.find_spec(f"jax.experimental.pallas.{backend}") is not None:
+            module = importlib.import_module(f"ef_optax._kernels.{step}_{backend}")
+            found[platform] = getattr(module, function)
+    return found
+
+
+def like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An output of a kernel: it varies over the mesh as ``x`` does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -1,0 +1,284 @@
+"""The kernels for GPU and TPU: equal to the XLA form, lowered on their platform and nowhere else.
+
+No accelerator is needed: values are checked in interpret mode, and programs are lowered for an
+abstract device.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+import ef_optax as ef
+from ef_optax import _block_selection, _kernels, _packing
+from ef_optax._kernels import block_top_k_tpu, block_top_k_triton, dispatch, signs_tpu, signs_triton
+
+SIGNS = {"cuda": signs_triton.pack_signs_and_norm, "tpu": signs_tpu.pack_signs_and_norm}
+TOP_K = {
+    "cuda": block_top_k_triton.block_top_k_indices,
+    "tpu": block_top_k_tpu.block_top_k_indices,
+}
+DEVICES = {
+    "cuda": AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu"),
+    "tpu": AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu"),
+}
+CALLS = {"cuda": "xla.gpu.triton", "tpu": "tpu_custom_call"}
+LARGE = dispatch.MIN_SIZE
+DTYPES = [jnp.float32, jnp.bfloat16]
+# JAX 0.12 announces that its Triton backend will go.
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+
+
+def adversaries(size: int, dtype) -> dict[str, jax.Array]:
+    """Vectors on which a threshold, a tie rule or a comparison goes wrong."""
+    rng = np.random.default_rng(size)
+    normal = rng.standard_normal(size)
+    special = normal.copy()
+    special[rng.permutation(size)[: size // 8]] = 0.0
+    special[rng.permutation(size)[: size // 8]] = -0.0
+    special[rng.permutation(size)[: size // 9]] = np.inf
+    special[rng.permutation(size)[: size // 9]] = -np.inf
+    nan = normal.copy()
+    nan[rng.permutation(size)[: size // 7 + 1]] = np.nan
+    cases = {
+        "normal": normal,
+        "equal": np.full(size, -0.37),
+        "zero": np.zeros(size),
+        "negative zero": np.full(size, -0.0),
+        "rising": np.linspace(-1.0, 3.0, size),
+        "falling": np.linspace(5.0, 0.0, size),
+        "ties": rng.integers(-2, 3, size) * 0.5,
+        "almost all zero": np.where(rng.random(size) < 1e-3, normal, 0.0),
+        "one": np.eye(1, size, size - 1)[0],
+        "heavy tail": normal * np.exp(8 * rng.standard_normal(size)),
+        "inf and zeros": special,
+        "nan": nan,
+    }
+    arrays = {name: jnp.asarray(x.astype(np.float32)).astype(dtype) for name, x in cases.items()}
+    # Not through a conversion, which may flush them.
+    narrow, integer = (23, np.uint32) if dtype == jnp.float32 else (7, np.uint16)
+    denormal = rng.integers(0, 1 << narrow, size).astype(integer)
+    arrays["denormal"] = lax.bitcast_convert_type(jnp.asarray(denormal), dtype)
+    return arrays
+
+
+def magnitudes(x: jax.Array) -> np.ndarray:
+    """Bits without the sign: ordered as the magnitudes, denormals and NaN included."""
+    bits = np.asarray(x).view(np.uint32 if x.dtype.itemsize == 4 else np.uint16)
+    return bits & np.asarray(np.iinfo(bits.dtype).max >> 1, bits.dtype)
+
+
+# ---------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("size", [33, 3 * 4096, 35 * 4096 + 1501])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("platform", SIGNS)
+def test_signs_and_norm_in_interpret_mode(platform: str, dtype, size: int) -> None:
+    kernel = functools.partial(SIGNS[platform], interpret=True)
+    xla = jax.jit(_packing.pack_signs_and_norm)
+    for name, x in adversaries(size, dtype).items():
+        words, norm = kernel(x)
+        expected, _ = xla(x)
+        assert words.dtype == jnp.uint32 and norm.dtype == jnp.float32
+        np.testing.assert_array_equal(np.asarray(words), np.asarray(expected), name)
+        if name != "denormal":  # what is flushed there is the processor's choice
+            plus = np.asarray(x, np.float32) >= 0
+            bits = np.packbits(plus, bitorder="little")
+            bits = np.pad(bits, (0, -len(bits) % 4)).view("<u4")
+            np.testing.assert_array_equal(np.asarray(words), bits, name)
+            exact = np.sum(np.abs(np.asarray(x, np.float64)))
+            np.testing.assert_allclose(np.asarray(norm), exact, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "k"),
+    [(p, *case) for p in TOP_K for case in [(4096, 1), (4096, 41), (4096, 256), (2048, 21)]]
+    + [("cuda", 2048, 2047)],  # the kernel for TPU is not used for so many
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_block_top_k_in_interpret_mode(platform: str, dtype, length: int, k: int) -> None:
+    # More blocks than a program of the TPU has, and a rest.
+    size = 9 * length + 17
+    kernel = functools.partial(TOP_K[platform], length=length, k=k, interpret=True)
+    xla = jax.jit(lambda x: _block_selection.block_top_k_indices(x, length, k))
+    for name, x in adversaries(size, dtype).items():
+        indices = kernel(x)
+        assert indices.dtype == jnp.int32
+        blocks = magnitudes(x[: 9 * length]).reshape(9, length).astype(np.int64)
+        order = np.argsort(-blocks, axis=1, kind="stable")
+        np.testing.assert_array_equal(np.asarray(indices), np.sort(order[:, :k], axis=1), name)
+        np.testing.assert_array_equal(np.asarray(indices), np.asarray(xla(x)), name)
+
+
+@pytest.mark.parametrize("platform", SIGNS)
+def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
+    x = jnp.stack(list(adversaries(2 * 4096, jnp.float32).values())[:3])
+    words, norms = jax.vmap(functools.partial(SIGNS[platform], interpret=True))(x)
+    expected, sums = jax.vmap(_packing.pack_signs_and_norm)(x)
+    np.testing.assert_array_equal(np.asarray(words), np.asarray(expected))
+    np.testing.assert_allclose(np.asarray(norms), np.asarray(sums), rtol=1e-5)
+    found = jax.vmap(functools.partial(TOP_K[platform], length=4096, k=41, interpret=True))(x)
+    same = jax.vmap(lambda x: _block_selection.block_top_k_indices(x, 4096, 41))(x)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
+
+
+@pytest.mark.parametrize("compressor", [ef.scaled_sign(), ef.block_top_k(0.01)], ids=["sign", "k"])
+@pytest.mark.parametrize("platform", SIGNS)
+def test_error_feedback_with_the_kernels_in_interpret_mode(
+    platform: str, compressor: ef.Compressor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps through the public door with and without, on ragged leaves of both dtypes."""
+    rng = np.random.default_rng(3)
+    gradients = {
+        "a": jnp.asarray(rng.standard_normal((130, 1001)), jnp.float32),
+        "b": jnp.asarray(rng.standard_normal((64, 2048)), jnp.bfloat16),
+    }
+
+    def run() -> tuple:
+        tx = ef.error_feedback(compressor)
+        state = tx.init(gradients)
+        step = jax.jit(tx.update)
+        for _ in range(3):
+            updates, state = step(gradients, state)
+        return updates, state
+
+    expected = run()
+    calls = []
+
+    def kernels(step: str, function: str) -> dict:
+        calls.append(step)
+        kernel = {"signs": SIGNS, "block_top_k": TOP_K}[step][platform]
+        return {"cpu": functools.partial(kernel, interpret=True)}
+
+    monkeypatch.setattr(dispatch, "_kernels", kernels)
+    actual = run()
+    assert len(calls) >= 2
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, b = (np.asarray(x, np.float32) for x in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+# ---------------------------------------------------------------------------- programs
+
+
+def sign_step(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _kernels.pack_signs_and_norm(x)
+
+
+def top_k_step(x: jax.Array) -> jax.Array:
+    return _kernels.block_top_k_indices(x, 4096, 41)
+
+
+def update_of(compressor: ef.Compressor):
+    def update(x: jax.Array) -> jax.Array:
+        tx = ef.error_feedback(compressor)
+        return tx.update({"w": x}, tx.init({"w": x}))
+
+    return update
+
+
+DOORS = {
+    "signs": sign_step,
+    "block_top_k": top_k_step,
+    "ef.scaled_sign": update_of(ef.scaled_sign()),
+    "ef.block_top_k": update_of(ef.block_top_k(0.01)),
+}
+
+
+@contextlib.contextmanager
+def abstract_device(platform: str, workers: int | None = None) -> Iterator[AbstractMesh]:
+    axes = ((), (), ()) if workers is None else ((workers,), ("data",), (AxisType.Auto,))
+    mesh = AbstractMesh(*axes, abstract_device=DEVICES.get(platform))
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield mesh
+
+
+def program(function, platform: str, shape, dtype=jnp.float32, workers: int | None = None) -> str:
+    """The program lowered for a platform."""
+    with abstract_device(platform, workers):
+        traced = jax.jit(function).trace(jax.ShapeDtypeStruct(shape, dtype))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def kernels_in(text: str) -> set[str]:
+    return {platform for platform, call in CALLS.items() if call in text}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_platform_is_lowered_to_its_own_kernel(door: str, dtype) -> None:
+    for size in (LARGE, LARGE + 1001):
+        for platform in ("cuda", "tpu", "cpu"):
+            text = program(DOORS[door], platform, (size,), dtype)
+            expected = {platform} - {"cpu"}
+            assert kernels_in(text) == expected, (platform, size)
+
+
+@pytest.mark.parametrize("door", ["signs", "block_top_k"])
+def test_what_does_not_fit_takes_the_xla_form(door: str) -> None:
+    function = DOORS[door]
+    for platform in ("cuda", "tpu"):
+        assert kernels_in(program(function, platform, (LARGE - 1,))) == set()
+        assert kernels_in(program(function, platform, (LARGE,), jnp.float16)) == set()
+
+    for length, k, expected in [(4095, 41, []), (4096, 4096, []), (4096, 257, ["cuda"])]:
+        select = functools.partial(_kernels.block_top_k_indices, length=length, k=k)
+        found = [p for p in CALLS if kernels_in(program(select, p, (LARGE,)))]
+        assert found == expected, (length, k)
+
+
+@pytest.mark.parametrize("platform", SIGNS)
+@pytest.mark.parametrize("door", DOORS)
+def test_kernels_under_vmap_and_in_maps(door: str, platform: str) -> None:
+    function = DOORS[door]
+    assert kernels_in(program(jax.vmap(function), platform, (3, LARGE))) == {platform}
+    for checked in (True, False):
+        local = lambda x: jax.tree.map(lambda y: y[None], function(x[0]))  # noqa: E731
+        mapped = jax.shard_map(local, in_specs=P("data"), out_specs=P("data"), check_vma=checked)
+        text = program(mapped, platform, (4, LARGE), workers=4)
+        assert kernels_in(text) == {platform}, f"check_vma={checked}"
+
+
+def instructions(lowered: jax.stages.Lowered) -> collections.Counter[str]:
+    """Every instruction of the optimised program with its type, without names and numbers."""
+    lines = re.findall(r"= (\S+ [\w-]+)\(", lowered.compile().as_text())
+    return collections.Counter(lines)
+
+
+def test_the_program_for_the_cpu_is_that_of_the_xla_form() -> None:
+    x = jax.ShapeDtypeStruct((2 * LARGE + 77,), jnp.float32)
+    with_choice = jax.jit(sign_step).lower(x)
+    without = jax.jit(_packing.pack_signs_and_norm).lower(x)
+    assert instructions(with_choice) == instructions(without)
+    with_choice = jax.jit(top_k_step).lower(x)
+    without = jax.jit(lambda x: _block_selection.block_top_k_indices(x, 4096, 41)).lower(x)
+    assert instructions(with_choice) == instructions(without)
+    assert sum(instructions(without).values()) > 10
+
+
+def test_indices_may_be_differentiated_through() -> None:
+    """The values sent depend on the input; their places do not."""
+
+    def sent(x: jax.Array) -> jax.Array:
+        return jnp.sum(x[_kernels.block_top_k_indices(x, 4096, 1)[0]])
+
+    x = jnp.zeros(LARGE).at[5].set(2.0)
+    np.testing.assert_array_equal(np.asarray(jax.grad(sent)(x)), np.eye(1, LARGE, 5)[0])
+
+
+def test_a_version_without_the_backend_takes_the_xla_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    for platform in CALLS:
+        assert kernels_in(program(lambda x: sign_step(x), platform, (LARGE,))) == set()
