@@ -42,6 +42,26 @@ def test_mean_is_kept_and_the_run_goes_on(n: int, m: int) -> None:
     assert np.isfinite(updates).all()
 
 
+@pytest.mark.parametrize(("n", "m"), [(8, 4), (4, 8)])
+def test_state_moves_to_the_devices_of_the_new_mesh(n: int, m: int) -> None:
+    """Also what is equal on all workers: the momentum, the counters."""
+    chain = optax.chain(ef.error_feedback(ef.top_k(k=2), axis_name="w"), optax.sgd(0.1, 0.9))
+
+    def on(count: int):
+        mesh = jax.make_mesh((count,), ("w",), devices=jax.devices()[:count])
+        params = jax.device_put(jnp.zeros(7), jax.NamedSharding(mesh, jax.P()))
+        return ef.data_parallel(chain, mesh, "w"), params
+
+    (old_tx, old_params), (new_tx, new_params) = on(n), on(m)
+    update = jax.jit(old_tx.update)
+    _, old = update(jnp.ones((n, 7)), old_tx.init(old_params), old_params)
+    new = ef.change_workers(old, new_tx.init(new_params))
+    assert all(len(x.sharding.device_set) == m for x in jax.tree.leaves(new))
+    np.testing.assert_array_equal(new[1][0].trace, old[1][0].trace)
+    updates, _ = jax.jit(new_tx.update)(jnp.ones((m, 7)), new, new_params)
+    assert np.isfinite(updates).all()
+
+
 def test_same_number_is_bit_exact() -> None:
     old = state_after(3)
     new = ef.change_workers(old, lifted(3).init(jnp.zeros(7)))

@@ -46,7 +46,8 @@ def change_workers(state: Any, fresh: Any) -> Any:
         and new keys.
 
     Returns:
-      A state like ``fresh``. With m = n it is ``state`` unchanged, bit for bit.
+      A state like ``fresh``, on its devices. With m = n the values are those of ``state``, bit for
+      bit.
 
     Raises:
       ValueError: if the two states do not come from the same chain.
@@ -71,11 +72,10 @@ def change_workers(state: Any, fresh: Any) -> Any:
 
 def _carry(old: Any, new: Any, role: str) -> Any:
     if old.shape == new.shape:
-        return old
+        return _placed(old, new)
     if role == SHARDS:
         whole = old.reshape(-1)[: new.size]  # beyond the leaf's size all is padding
-        value = jnp.pad(whole, (0, new.size - whole.size)).reshape(new.shape)
-        return jax.device_put(value, new.sharding) if hasattr(new, "sharding") else value
+        return _placed(jnp.pad(whole, (0, new.size - whole.size)).reshape(new.shape), new)
     if old.ndim != new.ndim or old.shape[1:] != new.shape[1:]:
         raise ValueError(
             f"change_workers: a leaf of shape {old.shape} cannot become {new.shape}; only the "
@@ -89,7 +89,12 @@ def _carry(old: Any, new: Any, role: str) -> Any:
         weights = jnp.asarray(overlap_weights(old.shape[0], new.shape[0]), jnp.float32)
         wide = wide_dtype(old.dtype)
         value = jnp.tensordot(weights.astype(wide), old.astype(wide), 1).astype(old.dtype)
-    return jax.device_put(value, new.sharding) if hasattr(new, "sharding") else value
+    return _placed(value, new)
+
+
+def _placed(value: Any, like: Any) -> Any:
+    """The value where the new state lives: its devices may be others, also of equal leaves."""
+    return jax.device_put(value, like.sharding) if hasattr(like, "sharding") else value
 
 
 def _roles(state: Any, role: str = "") -> Any:
