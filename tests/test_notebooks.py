@@ -130,4 +130,4 @@ def test_runs(path: Path, tmp_path: Path) -> None:
     for fresh, committed in zip(notebook.cells, read(path)["cells"], strict=True):
         if fresh.cell_type == "code":
             assert "stderr" not in kinds(fresh), fresh.outputs
-            assert kinds(fresh) == kinds(committed), f"run {path.name} again and commit what it shows"
+            assert kinds(fresh) == kinds(committed), f"run {path.name} again and commit it"
