@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
+from benchmarks.adversaries import adversaries, block_top_k, sign_words
 from ef_optax import _block_selection, _kernels, _packing
 from ef_optax._kernels import block_top_k_tpu, block_top_k_triton, dispatch, signs_tpu, signs_triton
 
@@ -40,45 +40,6 @@ DTYPES = [jnp.float32, jnp.bfloat16]
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
 
-def adversaries(size: int, dtype) -> dict[str, jax.Array]:
-    """Vectors on which a threshold, a tie rule or a comparison goes wrong."""
-    rng = np.random.default_rng(size)
-    normal = rng.standard_normal(size)
-    special = normal.copy()
-    special[rng.permutation(size)[: size // 8]] = 0.0
-    special[rng.permutation(size)[: size // 8]] = -0.0
-    special[rng.permutation(size)[: size // 9]] = np.inf
-    special[rng.permutation(size)[: size // 9]] = -np.inf
-    nan = normal.copy()
-    nan[rng.permutation(size)[: size // 7 + 1]] = np.nan
-    cases = {
-        "normal": normal,
-        "equal": np.full(size, -0.37),
-        "zero": np.zeros(size),
-        "negative zero": np.full(size, -0.0),
-        "rising": np.linspace(-1.0, 3.0, size),
-        "falling": np.linspace(5.0, 0.0, size),
-        "ties": rng.integers(-2, 3, size) * 0.5,
-        "almost all zero": np.where(rng.random(size) < 1e-3, normal, 0.0),
-        "one": np.eye(1, size, size - 1)[0],
-        "heavy tail": normal * np.exp(8 * rng.standard_normal(size)),
-        "inf and zeros": special,
-        "nan": nan,
-    }
-    arrays = {name: jnp.asarray(x.astype(np.float32)).astype(dtype) for name, x in cases.items()}
-    # Not through a conversion, which may flush them.
-    narrow, integer = (23, np.uint32) if dtype == jnp.float32 else (7, np.uint16)
-    denormal = rng.integers(0, 1 << narrow, size).astype(integer)
-    arrays["denormal"] = lax.bitcast_convert_type(jnp.asarray(denormal), dtype)
-    return arrays
-
-
-def magnitudes(x: jax.Array) -> np.ndarray:
-    """Bits without the sign: ordered as the magnitudes, denormals and NaN included."""
-    bits = np.asarray(x).view(np.uint32 if x.dtype.itemsize == 4 else np.uint16)
-    return bits & np.asarray(np.iinfo(bits.dtype).max >> 1, bits.dtype)
-
-
 # ---------------------------------------------------------------------------- values
 
 
@@ -94,10 +55,7 @@ def test_signs_and_norm_in_interpret_mode(platform: str, dtype, size: int) -> No
         assert words.dtype == jnp.uint32 and norm.dtype == jnp.float32
         np.testing.assert_array_equal(np.asarray(words), np.asarray(expected), name)
         if name != "denormal":  # what is flushed there is the processor's choice
-            plus = np.asarray(x, np.float32) >= 0
-            bits = np.packbits(plus, bitorder="little")
-            bits = np.pad(bits, (0, -len(bits) % 4)).view("<u4")
-            np.testing.assert_array_equal(np.asarray(words), bits, name)
+            np.testing.assert_array_equal(np.asarray(words), sign_words(x), name)
             exact = np.sum(np.abs(np.asarray(x, np.float64)))
             np.testing.assert_allclose(np.asarray(norm), exact, rtol=1e-5, err_msg=name)
 
@@ -116,9 +74,7 @@ def test_block_top_k_in_interpret_mode(platform: str, dtype, length: int, k: int
     for name, x in adversaries(size, dtype).items():
         indices = kernel(x)
         assert indices.dtype == jnp.int32
-        blocks = magnitudes(x[: 9 * length]).reshape(9, length).astype(np.int64)
-        order = np.argsort(-blocks, axis=1, kind="stable")
-        np.testing.assert_array_equal(np.asarray(indices), np.sort(order[:, :k], axis=1), name)
+        np.testing.assert_array_equal(np.asarray(indices), block_top_k(x, length, k), name)
         np.testing.assert_array_equal(np.asarray(indices), np.asarray(xla(x)), name)
 
 
