@@ -16,6 +16,9 @@ from ef_optax._base import Workers as Workers
 from ef_optax._compressor import Compressor as Compressor
 from ef_optax._exchange import Exchange as Exchange
 from ef_optax._exchange import ExchangeState as ExchangeState
+from ef_optax._fields import Packed as Packed
+from ef_optax._fields import pack as pack
+from ef_optax._fields import unpack as unpack
 from ef_optax.checkpoint import Checkpoint as Checkpoint
 from ef_optax.checkpoint import restore as restore
 from ef_optax.checkpoint import save as save

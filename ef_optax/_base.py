@@ -26,7 +26,8 @@ from ef_optax._random import mix32
 from ef_optax._timeline import Timeline
 
 Message = Any
-"""A pytree of arrays of exactly the dtypes that travel (packed words, narrow values, scales)."""
+"""A pytree of fields: arrays of exactly the dtypes that travel (narrow values, scales), and bits
+packed by :func:`ef_optax.pack`."""
 
 Shape = int | Sequence[int]
 """The shape of a leaf; an integer counts as a one-dimensional shape."""

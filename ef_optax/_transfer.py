@@ -2,13 +2,13 @@
 
 Everything that is gathered travels as the words of one ``uint32`` buffer, because a backend may
 widen a collective of narrow numbers (XLA's CPU backend sends bf16 as float32) and because one
-transfer is much cheaper than one for each leaf. Only sums and maxima travel as numbers, in one
+transfer is much cheaper than one for each leaf. The fields of all leaves lie end to end to the bit,
+so that less than one word of a round is padding. Only sums and maxima travel as numbers, in one
 buffer for each dtype.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ef_optax import _collectives as coll
 from ef_optax._base import Array
+from ef_optax._fields import from_words, to_words
 
 Tree = Any
 
@@ -54,57 +55,17 @@ def _reduced(trees: Sequence[Tree], axis: coll.AxisName, collective: Any) -> lis
     return jax.tree.map(one, list(trees))
 
 
-def word_count(shape: Sequence[int], dtype: Any) -> int:
-    """Words that an array occupies on the wire: its bytes, padded to a multiple of four.
-
-    >>> word_count((5,), jnp.bfloat16)
-    3
-    """
-    return math.ceil(math.prod(shape) * jnp.dtype(dtype).itemsize / 4)
-
-
-def to_words(x: Array) -> Array:
-    """The bytes of a 1-D array as ``uint32`` words, padded with zeros to a whole word."""
-    itemsize = x.dtype.itemsize
-    if jnp.issubdtype(x.dtype, jnp.bool_) or itemsize not in (1, 2, 4, 8):
-        raise TypeError(
-            f"a message holds an array of dtype {x.dtype}; send whole bytes (pack bits into words)."
-        )
-    if itemsize >= 4:
-        return jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
-    per_word = 4 // itemsize
-    padded = jnp.pad(x, (0, -x.size % per_word)).reshape(-1, per_word)
-    return jax.lax.bitcast_convert_type(padded, jnp.uint32)
-
-
-def from_words(words: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """The inverse of :func:`to_words`, for one array of the given shape and dtype."""
-    dtype, size = jnp.dtype(dtype), math.prod(shape)
-    if dtype.itemsize == 8:
-        words = words.reshape(-1, 2)
-    return jax.lax.bitcast_convert_type(words, dtype).reshape(-1)[:size].reshape(shape)
-
-
 def _through_words(
     trees: Sequence[Tree], transfer: Callable[[Array], Array], leading: int
 ) -> list[Tree]:
-    """Flattens all arrays into one buffer of words, transfers it, and takes it apart again.
+    """Lays all fields in one buffer of words, transfers it, and takes it apart again.
 
-    With ``leading=0`` the arrays are whole messages and the transfer adds a worker axis; with
+    With ``leading=0`` the trees are whole messages and the transfer adds a worker axis; with
     ``leading=1`` they already have one, which the transfer keeps.
     """
-    leaves, treedef = jax.tree.flatten(list(trees))
-    if not leaves:
-        return list(trees)
-    pack = to_words if leading == 0 else jax.vmap(to_words)
-    shapes = [x.shape[leading:] for x in leaves]
-    flat = [pack(x.reshape(*x.shape[:leading], -1)) for x in leaves]
-    buffer = flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=leading)
-    received = transfer(buffer)
-    out, start = [], 0
-    for x, shape in zip(leaves, shapes, strict=True):
-        stop = start + word_count(shape, x.dtype)
-        part = received[:, start:stop]
-        out.append(jax.vmap(lambda w, s=shape, d=x.dtype: from_words(w, s, d))(part))
-        start = stop
-    return jax.tree.unflatten(treedef, out)
+    messages = list(trees)
+    if not jax.tree.leaves(messages):
+        return messages
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[leading:], x.dtype), messages)
+    words = to_words(messages) if leading == 0 else jax.vmap(to_words)(messages)
+    return jax.vmap(lambda row: from_words(row, like))(transfer(words))

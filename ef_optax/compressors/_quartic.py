@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array
 
 _POWERS = np.asarray([81, 27, 9, 3, 1], np.int32)
@@ -34,7 +34,7 @@ def quartic_bytes(ternary: Array) -> Array:
 
 def pack_quartic(ternary: Array) -> Array:
     """Packs a vector of {-1, 0, 1} into words, four bytes each."""
-    return _packing.pack(quartic_bytes(ternary), 8)
+    return _fields.pack(quartic_bytes(ternary), 8)
 
 
 def unpack_quartic(words: Array, count: int) -> Array:
@@ -43,5 +43,5 @@ def unpack_quartic(words: Array, count: int) -> Array:
     >>> unpack_quartic(pack_quartic(jnp.array([1, -1, 0, 0, 1, -1])), 6).tolist()
     [1, -1, 0, 0, 1, -1]
     """
-    packed = _packing.unpack(words, 8, math.ceil(count / 5)).astype(jnp.int32)
+    packed = _fields.unpack(words, 8, math.ceil(count / 5)).astype(jnp.int32)
     return (packed[:, None] // _POWERS % 3 - 1).reshape(-1)[:count]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k, scatter
@@ -52,18 +52,18 @@ class Adaq(Codec):
         other = jnp.take(places[1], jnp.maximum(slot - kept[0], 0), mode="clip")
         codes = jnp.where(plus, PLUS, jnp.where(used, MINUS, UNUSED))
         return {
-            "indices": _packing.pack(
+            "indices": _fields.pack(
                 jnp.where(plus, places[0], other), _packing.bits_for(flat.size)
             ),
-            "codes": _packing.pack(codes, 2),
+            "codes": _fields.pack(codes, 2),
             "means": jnp.stack(means),
         }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         size = size_of(like.shape)
         slots = self.capacity(size)
-        indices = _packing.unpack(message["indices"], _packing.bits_for(size), slots)
-        codes = _packing.unpack(message["codes"], 2, slots)
+        indices = _fields.unpack(message["indices"], _packing.bits_for(size), slots)
+        codes = _fields.unpack(message["codes"], 2, slots)
         plus, minus = message["means"]
         zero = jnp.zeros((), plus.dtype)
         values = jnp.where(codes == PLUS, plus, jnp.where(codes == MINUS, -minus, zero))

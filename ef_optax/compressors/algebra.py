@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _fields, _packing
 from ef_optax._base import (
     Array,
     Codec,
@@ -19,7 +20,6 @@ from ef_optax._base import (
     like_of,
 )
 from ef_optax._compressor import Compressor, codec_of
-from ef_optax._transfer import from_words, to_words
 from ef_optax.compressors.identity import Identity
 from ef_optax.compressors.sparsify import RandomK
 
@@ -185,53 +185,45 @@ class Mixture(Codec):
         key = None if codec.deterministic else self.key
         return jax.eval_shape(lambda x: codec.encode(x, key), like)
 
-    def _words(self, codec: Codec, like: jax.ShapeDtypeStruct) -> int:
-        template = jax.tree.leaves(self._template(codec, like))
-        flat = [jax.eval_shape(lambda a: to_words(a.reshape(-1)), leaf) for leaf in template]
-        return sum(leaf.size for leaf in flat)
-
     def _longest(self, like: jax.ShapeDtypeStruct) -> int:
-        return max(self._words(codec, like) for codec in self.codecs)
+        """Bits of the longest of the messages."""
+        return max(_fields.exact_bits(self._template(codec, like)) for codec in self.codecs)
+
+    @property
+    def _choice_bits(self) -> int:
+        return _packing.bits_for(len(self.codecs))
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
-        length = self._longest(like_of(x))
+        bits = self._longest(like_of(x))
+        length = _packing.packed_words(bits, 1)
         thresholds = jnp.cumsum(jnp.asarray(self.probabilities, jnp.float32))[:-1]
         choice = jnp.sum(jax.random.uniform(key) >= thresholds, dtype=jnp.int32)
 
         def branch(number: int, codec: Codec) -> Any:
             def run(x: Array) -> Array:
-                message = codec.encode(x, _split(key, codec, number + 1))
-                words = [to_words(leaf.reshape(-1)) for leaf in jax.tree.leaves(message)]
-                flat = jnp.concatenate([jnp.zeros(0, jnp.uint32), *words])
-                return jnp.pad(flat, (0, length - flat.size))
+                words = _fields.to_words(codec.encode(x, _split(key, codec, number + 1)))
+                return jnp.pad(words, (0, length - words.size))
 
             return run
 
         words = jax.lax.switch(choice, [branch(i, c) for i, c in enumerate(self.codecs)], x)
-        return {"choice": choice.astype(jnp.uint32)[None], "words": words}
+        return {
+            "choice": _fields.pack(choice[None], self._choice_bits),
+            "message": _fields.Packed(words, bits),
+        }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         def branch(codec: Codec) -> Any:
-            leaves, treedef = jax.tree.flatten(self._template(codec, like))
+            template = self._template(codec, like)
+            return lambda words: codec.decode(_fields.from_words(words, template), like)
 
-            def run(words: Array) -> Array:
-                parts, start = [], 0
-                for leaf in leaves:
-                    size = jax.eval_shape(lambda a: to_words(a.reshape(-1)), leaf).size
-                    part = words[start : start + size]
-                    parts.append(from_words(part, leaf.shape, leaf.dtype))
-                    start += size
-                return codec.decode(treedef.unflatten(parts), like)
-
-            return run
-
-        choice = message["choice"][0].astype(jnp.int32)
-        return jax.lax.switch(choice, [branch(c) for c in self.codecs], message["words"])
+        choice = _fields.unpack(message["choice"], self._choice_bits, 1)[0].astype(jnp.int32)
+        return jax.lax.switch(choice, [branch(c) for c in self.codecs], message["message"].words)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return 32 + 32 * self._longest(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))
+        return self._choice_bits + self._longest(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
         """Sum p_j alpha_j."""
@@ -327,7 +319,7 @@ def probabilistic_mix(
       key: a JAX random key or an int; step, leaf and worker are folded in.
 
     Returns:
-      The compressor. Bits: 32 and the whole words of the longest message.
+      The compressor. Bits: ceil(log2 of how many) and those of the longest message.
 
     Raises:
       ValueError: for bad probabilities. TypeError: without a key.
@@ -338,7 +330,7 @@ def probabilistic_mix(
       >>> import ef_optax as ef
       >>> both = [ef.top_k(0.5), ef.cast("float32")]
       >>> ef.probabilistic_mix(both, [0.5, 0.5], key=0).bits((10,))
-      352
+      321
 
     References:
       Burlachenko, Horvath, Richtarik, FL_PyTorch, 2021 (probabilistic switching).

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 
@@ -32,13 +33,17 @@ class Bernoulli(Codec):
         sent = jax.random.bernoulli(key, self.p)
         factor = 1 / self.p if self.scaled else 1.0
         values = jnp.where(sent, x * jnp.asarray(factor, x.dtype), jnp.zeros((), x.dtype))
-        return {"sent": sent.astype(jnp.uint32)[None], "values": values.reshape(-1)}
+        return {
+            "sent": _fields.pack(sent.astype(jnp.uint32)[None], 1),
+            "values": values.reshape(-1),
+        }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         return message["values"].astype(like.dtype).reshape(like.shape)
 
     def support(self, x: Array, message: Message) -> Array:
-        return jnp.broadcast_to(message["sent"] == 1, x.size).reshape(x.shape)
+        sent = _fields.unpack(message["sent"], 1, 1) == 1
+        return jnp.broadcast_to(sent, x.size).reshape(x.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         return 1 + size_of(shape) * bits_of(dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _kernels, _packing
+from ef_optax import _fields, _kernels, _packing
 from ef_optax._base import Array, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
@@ -51,7 +51,7 @@ class BlockTopK(SparseCodec):
             local.append(top_k_indices(flat[full * length :], last))
         indices = jnp.concatenate(local) if local else jnp.zeros(0, jnp.int32)
         return {
-            "indices": _packing.pack(indices, _packing.bits_for(length)),
+            "indices": _fields.pack(indices, _packing.bits_for(length)),
             "values": flat[self._global(indices.astype(jnp.uint32), flat.size)],
         }
 
@@ -65,7 +65,7 @@ class BlockTopK(SparseCodec):
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
         width = _packing.bits_for(self._plan(size)[0])
-        local = _packing.unpack(message["indices"], width, self.count(size))
+        local = _fields.unpack(message["indices"], width, self.count(size))
         return self._global(local, size), message["values"]
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import check_bits, check_positive, safe_divisor
@@ -39,10 +39,10 @@ class CodebookCodec(Codec):
         codes = self.bins(flat) if flat.size else jnp.zeros(0, jnp.int32)
         sums = jnp.zeros(self.count, flat.dtype).at[codes].add(flat)
         members = jnp.zeros(self.count, flat.dtype).at[codes].add(jnp.ones((), flat.dtype))
-        return {"codes": _packing.pack(codes, self._width), "means": sums / safe_divisor(members)}
+        return {"codes": _fields.pack(codes, self._width), "means": sums / safe_divisor(members)}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = _packing.unpack(message["codes"], self._width, size_of(like.shape))
+        codes = _fields.unpack(message["codes"], self._width, size_of(like.shape))
         return message["means"][codes].astype(like.dtype).reshape(like.shape)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import Array, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._random import random_subset
@@ -43,13 +43,13 @@ class CompK(SparseCodec):
         seed = jax.random.bits(key, (), jnp.uint32)
         indices = top_k_indices(flat, top)[random_subset(seed, top, k)]
         return {
-            "indices": _packing.pack(indices, _packing.bits_for(flat.size)),
+            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
             "values": flat[indices] * jnp.asarray(top / max(1, k), x.dtype),
         }
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
-        indices = _packing.unpack(message["indices"], _packing.bits_for(size), self.count(size))
+        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
         return indices, message["values"]
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -97,7 +97,7 @@ class MixK(SparseCodec):
         top = top_k_indices(flat, self._plan(flat.size)[0]).astype(jnp.uint32)
         seed = jax.random.bits(key, (1,), jnp.uint32)
         indices = self._indices(top, seed, flat.size)
-        packed = _packing.pack(top, _packing.bits_for(flat.size))
+        packed = _fields.pack(top, _packing.bits_for(flat.size))
         return {"top": packed, "seed": seed, "values": flat[indices]}
 
     def _indices(self, top: Array, seed: Array, size: int) -> Array:
@@ -111,7 +111,7 @@ class MixK(SparseCodec):
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
-        top = _packing.unpack(message["top"], _packing.bits_for(size), self._plan(size)[0])
+        top = _fields.unpack(message["top"], _packing.bits_for(size), self._plan(size)[0])
         return self._indices(top, message["seed"], size), message["values"]
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:

@@ -13,6 +13,8 @@ import optax
 from ef_optax._base import (
     Array,
     Codec,
+    Gather,
+    Gathered,
     Mean,
     Message,
     Outcome,
@@ -26,7 +28,8 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._context import path_string
-from ef_optax.compressors.sparsify import SparseCodec
+from ef_optax.compressors.random_block import RandomBlock
+from ef_optax.compressors.sparsify import RandomK, SparseCodec
 
 Policy = Callable[[str, jax.ShapeDtypeStruct], Compressor]
 
@@ -62,14 +65,41 @@ class Composed(SparseCodec):
         """Number of values kept of a leaf of ``size``."""
         return self.sparsifier.count(size)
 
+    @property
+    def shared_positions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.sparsifier.shared_positions
+
     def step_key(self, workers: Workers) -> Array | None:
         first = self.quantizer if self.sparsifier.deterministic else self.sparsifier
         return first.step_key(workers)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        message = self.sparsifier.encode(x, key)
         inner = None if key is None else jax.random.fold_in(key, 1)  # other numbers than the mask's
+        return self._encode(x, key, inner)
+
+    def _encode(self, x: Array, key: Array | None, inner: Array | None) -> Message:
+        message = self.sparsifier.encode(x, key)
         return {**message, "values": self.quantizer.encode(message["values"], inner)}
+
+    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
+        if not self.shared_positions:
+            return (yield from super().protocol(x, state, workers))
+        # Everybody knows the positions, so only the values are gathered; each rounds its own.
+        like, key = like_of(x), self.step_key(workers)
+        assert key is not None
+        own = jax.random.fold_in(jax.random.fold_in(key, 1), workers.index)
+        message = self._encode(x, key, own)
+        got: Gathered = yield Gather(message["values"])
+        positions = {name: part for name, part in message.items() if name != "values"}
+        copies = jax.tree.map(lambda p: jnp.stack([p] * workers.size), positions)
+        messages = {**copies, "values": got.messages}
+        return Outcome(
+            aggregate=self.decode_mean(messages, like, got.weights, got.total),
+            state=state,
+            sent=lambda: self.decode(message, like),
+            residual=lambda: self.residual(x, message),
+            support=lambda: self.support(x, message),
+        )
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         values_like = jax.ShapeDtypeStruct((self.count(size_of(like.shape)),), like.dtype)
@@ -164,10 +194,11 @@ def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
     """Quantised sparse values: ``C(x) = scatter(Q(values of S(x)))``.
 
     The sparsifier's message carries the quantiser's message in place of its values, so a top-k
-    message with bf16 values costs k (16 + ceil(log2 d)) bits. One error feedback goes around the
-    composition. If both are randomised, the sparsifier's key drives both. alpha = alpha_S times the
-    contraction of Q on k values (derived; for an unbiased Q with variance omega that is
-    (1 - omega) k/d, Basu et al. 2019).
+    message with bf16 values costs k (16 + ceil(log2 d)) bits. Where all workers share the positions
+    (``random_k(shared_mask=True)``, ``random_block``) nothing but the quantised values travels, by
+    a gather. One error feedback goes around the composition. If both are randomised, the
+    sparsifier's key drives both. alpha = alpha_S times the contraction of Q on k values (derived;
+    for an unbiased Q with variance omega that is (1 - omega) k/d, Basu et al. 2019).
 
     Args:
       quantizer: any compressor of leaves, applied to the vector of kept values.
@@ -177,7 +208,8 @@ def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
       The compressor.
 
     Raises:
-      TypeError: if either is not such a compressor (the order is quantiser, sparsifier).
+      TypeError: if either is not such a compressor (the order is quantiser, sparsifier), or if
+        the sparsifier's choice depends on the other workers (``leader_top_k``).
 
     Example:
       >>> import ef_optax as ef
@@ -192,6 +224,14 @@ def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
         raise TypeError(
             f"sparsifier={outer!r} does not send indices and values, so nothing can be quantised "
             "inside its message; the order is compose(quantizer, sparsifier)."
+        )
+    alone = type(outer).protocol in (Codec.protocol, Composed.protocol) or isinstance(
+        outer, RandomK | RandomBlock
+    )
+    if not alone:
+        raise TypeError(
+            f"sparsifier={outer!r} has an exchange of its own, which a quantiser inside its "
+            "message would leave out; compose with a sparsifier of single workers, such as top_k."
         )
     if inner.granularity != "leaf" or inner.stateful:
         raise TypeError(f"quantizer={inner!r} must be a stateless compressor of single leaves.")

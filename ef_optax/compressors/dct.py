@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
@@ -59,7 +59,7 @@ class DctTopK(Codec):
         indices = jax.vmap(lambda row: top_k_indices(row, k))(spectrum)
         values = jnp.take_along_axis(spectrum, indices, axis=1)
         width = _packing.bits_for(a * b)
-        return {"indices": _packing.pack(indices.reshape(-1), width), "values": values.reshape(-1)}
+        return {"indices": _fields.pack(indices.reshape(-1), width), "values": values.reshape(-1)}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         one = jax.tree.map(lambda m: m[None], message)
@@ -86,7 +86,7 @@ class DctTopK(Codec):
         _, _, a, b, k = self.plan(shape)
         chunks, values = self.chunks(shape), messages["values"]
         width = _packing.bits_for(a * b)
-        local = jax.vmap(lambda w: _packing.unpack(w, width, chunks * k))(messages["indices"])
+        local = jax.vmap(lambda w: _fields.unpack(w, width, chunks * k))(messages["indices"])
         start = jnp.repeat(jnp.arange(chunks, dtype=jnp.uint32) * jnp.uint32(a * b), k)
         flat = jnp.zeros(chunks * a * b, values.dtype)
         return flat.at[(local + start).reshape(-1)].add(values.reshape(-1), mode="drop")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
@@ -92,11 +92,11 @@ class DitheringCodec(Codec):
         level = self.level(jnp.abs(blocks) / unit, safe_divisor(norm / unit), key)
         level = jnp.minimum(level.astype(jnp.int32), self.levels)
         codes = (jnp.where(blocks < 0, -level, level) + self.levels).reshape(-1)[: x.size]
-        return {"codes": _packing.pack(codes, self._width), "norm": norm[:, 0]}
+        return {"codes": _fields.pack(codes, self._width), "norm": norm[:, 0]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         size = size_of(like.shape)
-        codes = _packing.unpack(message["codes"], self._width, size)
+        codes = _fields.unpack(message["codes"], self._width, size)
         signed = codes.astype(jnp.int32) - self.levels
         signed, norm = to_blocks(signed, self.bucket), message["norm"][:, None]
         unit = power_of_two(norm)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
@@ -47,10 +47,10 @@ class Dorefa(Codec):
         largest = block_norm(blocks, "linf")
         y = jnp.clip(blocks / safe_divisor(largest) / 2 + 0.5, 0, 1)
         codes = round_randomly(y * self._steps, key).reshape(-1)[: x.size]
-        return {"codes": _packing.pack(codes, self.bits_per_value), "largest": largest[:, 0]}
+        return {"codes": _fields.pack(codes, self.bits_per_value), "largest": largest[:, 0]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = _packing.unpack(message["codes"], self.bits_per_value, size_of(like.shape))
+        codes = _fields.unpack(message["codes"], self.bits_per_value, size_of(like.shape))
         largest = message["largest"]
         odd = (2 * codes.astype(jnp.int32) - self._steps).astype(largest.dtype)
         step = divide(largest, self._steps)

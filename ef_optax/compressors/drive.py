@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import check_bits, safe_divisor
@@ -84,12 +84,12 @@ class Eden(Codec):
         # Zero counts as positive: the upper of the two middle values.
         codes = jnp.searchsorted((centroids[1:] + centroids[:-1]) / 2, z, side="right")
         scale = fitted_scale(centroids[codes], y, self.scale)
-        return {"seed": seed, "codes": _packing.pack(codes, self.width), "scale": scale[None]}
+        return {"seed": seed, "codes": _fields.pack(codes, self.width), "scale": scale[None]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         size = size_of(like.shape)
         scale = message["scale"]
-        codes = _packing.unpack(message["codes"], self.width, hadamard_length(size))
+        codes = _fields.unpack(message["codes"], self.width, hadamard_length(size))
         y = self._centroids(scale.dtype)[codes] * scale
         x = hadamard_inverse(y, jax.random.key(message["seed"][0]), size)
         return x.astype(like.dtype).reshape(like.shape)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, size_of
 from ef_optax._compressor import Compressor
 
@@ -27,10 +27,10 @@ class ThresholdSign(Codec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
         above = x.reshape(-1) > jnp.asarray(self.threshold, x.dtype)
-        return _packing.pack(above.astype(jnp.uint32), 1)
+        return _fields.pack(above.astype(jnp.uint32), 1)
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        return _packing.unpack_signs(message, size_of(like.shape), like.dtype).reshape(like.shape)
+        return _fields.unpack_signs(message, size_of(like.shape), like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         del dtype
@@ -48,10 +48,10 @@ class TwoBit(Codec):
         del key
         flat, t = x.reshape(-1), jnp.asarray(self.threshold, x.dtype)
         code = jnp.where(flat >= t, jnp.uint32(2), jnp.where(flat <= -t, jnp.uint32(1), 0))
-        return _packing.pack(code, 2)
+        return _fields.pack(code, 2)
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        code = _packing.unpack(message, 2, size_of(like.shape))
+        code = _fields.unpack(message, 2, size_of(like.shape))
         t, zero = jnp.asarray(self.threshold, like.dtype), jnp.zeros((), like.dtype)
         return jnp.where(code == 2, t, jnp.where(code == 1, -t, zero)).reshape(like.shape)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import (
     Array,
     Mean,
@@ -46,13 +46,13 @@ class LeaderTopK(SparseCodec):
         flat = x.reshape(-1)
         indices = top_k_indices(flat, self.count(flat.size))
         return {
-            "indices": _packing.pack(indices, _packing.bits_for(flat.size)),
+            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
             "values": flat[indices],
         }
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
-        indices = _packing.unpack(message["indices"], _packing.bits_for(size), self.count(size))
+        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
         return indices, message["values"]
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -70,9 +70,9 @@ class LeaderTopK(SparseCodec):
         leads = workers.step % workers.size == workers.index
         own = self.encode(x)["indices"]
         # Only the leader's words are not zero, so the sum is the leader's message.
-        words = yield Sum(jnp.where(leads, own, jnp.zeros_like(own)))
-        indices, _ = self.parts({"indices": words, "values": None}, like)
-        message = {"indices": words, "values": x.reshape(-1)[indices]}
+        packed = yield Sum(jax.tree.map(lambda words: jnp.where(leads, words, 0), own))
+        indices, _ = self.parts({"indices": packed, "values": None}, like)
+        message = {"indices": packed, "values": x.reshape(-1)[indices]}
         mean = yield Mean(message["values"])
         return Outcome(
             aggregate=self.decode({**message, "values": mean}, like),

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import check_bits, safe_divisor
@@ -131,10 +131,10 @@ class LogQuantize(Codec):
         code = jnp.where(flat == 0, 0, exponent - top + 2**self.width - 1)
         code = jnp.maximum(code, 0)
         negative = jnp.where((flat < 0) & (code > 0), 2**self.width, 0)
-        return {"codes": _packing.pack(code + negative, self.width + 1), "top": _power(top, flat)}
+        return {"codes": _fields.pack(code + negative, self.width + 1), "top": _power(top, flat)}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = _packing.unpack(message["codes"], self.width + 1, size_of(like.shape))
+        codes = _fields.unpack(message["codes"], self.width + 1, size_of(like.shape))
         code = (codes & jnp.uint32(2**self.width - 1)).astype(jnp.int32)
         top = message["top"][0]
         magnitude = jnp.ldexp(top, code - (2**self.width - 1))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import random_words
@@ -36,12 +36,12 @@ class Natural(Codec):
         own = magnitude >> fraction
         exponent = jnp.where(own == top, own, jnp.minimum(raised, top - 1)).astype(jnp.uint32)
         negative = (bits >> (bits_of(x.dtype) - 1)).astype(jnp.uint32)
-        return _packing.pack((negative << width) | exponent, width + 1)
+        return _fields.pack((negative << width) | exponent, width + 1)
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         fraction, width = _layout(like.dtype)
         unsigned = jnp.dtype(f"uint{bits_of(like.dtype)}")
-        codes = _packing.unpack(message, width + 1, size_of(like.shape)).astype(unsigned)
+        codes = _fields.unpack(message, width + 1, size_of(like.shape)).astype(unsigned)
         exponent = codes & jnp.asarray(2**width - 1, unsigned)
         negative = codes >> width
         bits = (negative << (bits_of(like.dtype) - 1)) | (exponent << fraction)

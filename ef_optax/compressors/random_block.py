@@ -36,6 +36,7 @@ class RandomBlock(SparseCodec):
 
     deterministic: ClassVar[bool] = False
     linear: ClassVar[bool] = True
+    shared_positions: ClassVar[bool] = True
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _kernels, _packing
+from ef_optax import _fields, _kernels
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 
@@ -32,12 +32,12 @@ class SignCodec(Codec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
         return {
-            "signs": _packing.pack_signs(x.reshape(-1)),
+            "signs": _fields.pack_signs(x.reshape(-1)),
             "scale": self.scale(x).astype(scale_dtype(x.dtype))[None],
         }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        signs = _packing.unpack_signs(message["signs"], size_of(like.shape), like.dtype)
+        signs = _fields.unpack_signs(message["signs"], size_of(like.shape), like.dtype)
         return (signs * message["scale"].astype(like.dtype)).reshape(like.shape)
 
     def residual(self, x: Array, message: Message) -> Array:
@@ -69,7 +69,8 @@ class ScaledSign(SignCodec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         """Signs and scale from one reading of x."""
         del key
-        signs, norm = _kernels.pack_signs_and_norm(x.reshape(-1))
+        words, norm = _kernels.pack_signs_and_norm(x.reshape(-1))
+        signs = _fields.Packed(words, x.size)
         return {"signs": signs, "scale": (norm / max(1, x.size))[None]}
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:

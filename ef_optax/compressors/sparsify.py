@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import (
     Array,
     Codec,
@@ -73,7 +73,10 @@ class SparseCodec(Codec):
     """A codec whose messages are (indices, values): decoding and averaging by scatter.
 
     Subclasses give ``parts(message, like) -> (indices, values)`` for one message, and ``count``.
+    Where all workers draw the same positions (``shared_positions``) only the values travel.
     """
+
+    shared_positions: ClassVar[bool] = False
 
     @abc.abstractmethod
     def count(self, size: int) -> int:
@@ -132,13 +135,13 @@ class TopK(SparseCodec):
         flat = x.reshape(-1)
         indices = top_k_indices(flat, self.count(flat.size))
         return {
-            "indices": _packing.pack(indices, _packing.bits_for(flat.size)),
+            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
             "values": flat[indices],
         }
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
-        indices = _packing.unpack(message["indices"], _packing.bits_for(size), self.count(size))
+        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
         return indices, message["values"]
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -167,6 +170,10 @@ class RandomK(SparseCodec):
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.scaled
+
+    @property
+    def shared_positions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.shared_mask
 
     @property
     def transports(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -204,11 +211,14 @@ class RandomK(SparseCodec):
         size = size_of(shape)
         return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
 
+    def step_key(self, workers: Workers) -> Array:
+        return workers.fold(self.key, shared=self.shared_mask)
+
     def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
         if not self.shared_mask:
             return (yield from super().protocol(x, state, workers))
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        message = self.encode(x, workers.fold(self.key, shared=True))
+        message = self.encode(x, self.step_key(workers))
         mean = yield Mean(message["values"])
         return Outcome(
             aggregate=self.decode({**message, "values": mean}, like),

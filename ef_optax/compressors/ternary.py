@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import round_randomly, safe_divisor
@@ -34,7 +34,7 @@ class TernaryCodec(Codec):
         if self.packing == "quartic":
             words = pack_quartic(ternary)
         else:
-            words = _packing.pack(ternary.astype(jnp.int32) + 1, 2)
+            words = _fields.pack(ternary.astype(jnp.int32) + 1, 2)
         return {"ternary": words, "scale": scale[None]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
@@ -42,7 +42,7 @@ class TernaryCodec(Codec):
         if self.packing == "quartic":
             ternary = unpack_quartic(message["ternary"], size)
         else:
-            ternary = _packing.unpack(message["ternary"], 2, size).astype(jnp.int32) - 1
+            ternary = _fields.unpack(message["ternary"], 2, size).astype(jnp.int32) - 1
         values = ternary.astype(message["scale"].dtype) * message["scale"]
         return values.astype(like.dtype).reshape(like.shape)
 

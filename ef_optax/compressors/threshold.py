@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import Array, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
@@ -46,13 +46,13 @@ class ThresholdCodec(SparseCodec):
         room = jnp.zeros(capacity, bool).at[largest].set(within)
         return {
             "passed": passed[None],
-            "indices": _packing.pack(indices, _packing.bits_for(flat.size)),
+            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
             "values": jnp.where(passing[indices] & room, values, jnp.zeros((), x.dtype)),
         }
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
-        indices = _packing.unpack(message["indices"], _packing.bits_for(size), self.count(size))
+        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
         return indices, message["values"]
 
     def support(self, x: Array, message: Message) -> Array:

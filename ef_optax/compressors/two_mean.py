@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 
@@ -36,13 +36,13 @@ class TwoMeanSign(Codec):
             return jnp.sum(jnp.where(mask, matrix, 0), axis=0) / count
 
         return {
-            "signs": _packing.pack_signs(x.reshape(-1)),
+            "signs": _fields.pack_signs(x.reshape(-1)),
             "plus": mean(plus),
             "minus": mean(~plus),
         }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        plus = _packing.unpack(message["signs"], 1, size_of(like.shape)) == 1
+        plus = _fields.unpack(message["signs"], 1, size_of(like.shape)) == 1
         plus = plus.reshape(self._matrix(like.shape))
         values = jnp.where(plus, message["plus"], message["minus"])
         return values.astype(like.dtype).reshape(like.shape)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
@@ -66,13 +66,13 @@ class UniformBuckets(Rounding):
         y = jnp.clip((blocks - low) / safe_divisor(spread), 0, 1) * self._steps
         codes = self.round(y, key).reshape(-1)[: x.size]
         return {
-            "codes": _packing.pack(codes, self.width),
+            "codes": _fields.pack(codes, self.width),
             "low": low[:, 0],
             "unit": divide(spread[:, 0], self._steps),
         }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = _packing.unpack(message["codes"], self.width, size_of(like.shape))
+        codes = _fields.unpack(message["codes"], self.width, size_of(like.shape))
         blocks = to_blocks(codes.astype(message["unit"].dtype), self.block)
         values = message["low"][:, None] + blocks * message["unit"][:, None]
         return from_blocks(values, like)
@@ -114,10 +114,10 @@ class BlockQuantize(Rounding):
         largest = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
         y = jnp.clip(blocks / safe_divisor(largest), -1, 1) * self._steps
         codes = (self.round(y, key).astype(jnp.int32) + self._steps).reshape(-1)[: x.size]
-        return {"codes": _packing.pack(codes, self.width), "largest": largest[:, 0]}
+        return {"codes": _fields.pack(codes, self.width), "largest": largest[:, 0]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = _packing.unpack(message["codes"], self.width, size_of(like.shape))
+        codes = _fields.unpack(message["codes"], self.width, size_of(like.shape))
         step = divide(message["largest"], self._steps)
         blocks = to_blocks((codes.astype(jnp.int32) - self._steps).astype(step.dtype), self.block)
         return from_blocks(blocks * step[:, None], like)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _packing
+from ef_optax import _fields, _packing
 from ef_optax._base import Array, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
@@ -72,13 +72,13 @@ class Wangni(SparseCodec):
             flat = jnp.where(kept, flat / safe_divisor(p), jnp.zeros((), flat.dtype))
         indices = top_k_indices(flat, self.count(flat.size))
         return {
-            "indices": _packing.pack(indices, _packing.bits_for(flat.size)),
+            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
             "values": flat[indices],
         }
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
-        indices = _packing.unpack(message["indices"], _packing.bits_for(size), self.count(size))
+        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
         return indices, message["values"]
 
     def support(self, x: Array, message: Message) -> Array:

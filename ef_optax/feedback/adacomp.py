@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _packing
+from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._exchange import Exchange, ExchangeState
@@ -36,10 +36,10 @@ class ThreeLevels(Codec):
         del key
         flat = x.reshape(-1)
         codes = jnp.where(flat > 0, 1, jnp.where(flat < 0, 2, 0)).astype(jnp.uint32)
-        return {"codes": _packing.pack(codes, 2), "scale": jnp.max(jnp.abs(flat), initial=0)[None]}
+        return {"codes": _fields.pack(codes, 2), "scale": jnp.max(jnp.abs(flat), initial=0)[None]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = _packing.unpack(message["codes"], 2, size_of(like.shape))
+        codes = _fields.unpack(message["codes"], 2, size_of(like.shape))
         scale = message["scale"][0].astype(like.dtype)
         level = jnp.where(codes == 1, scale, jnp.where(codes == 2, -scale, 0))
         return level.astype(like.dtype).reshape(like.shape)
