@@ -188,13 +188,9 @@ def _cut(field: Field, full: int, rest: int) -> tuple[jax.Array, jax.Array]:
     # As integers, so that nothing on the way may touch a NaN.
     flat = jax.lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
     each = 4 // dtype.itemsize
-
-    def words(part: jax.Array) -> jax.Array:
-        return jax.lax.bitcast_convert_type(part.reshape(-1, each), jnp.uint32)
-
-    end = flat[full * each :]
-    last = words(jnp.pad(end, (0, each - end.size))) if rest else end
-    return words(flat[: full * each] if rest else flat), last
+    flat = jnp.pad(flat, (0, -flat.size % each)).reshape(-1, each)
+    words = jax.lax.bitcast_convert_type(flat, jnp.uint32)
+    return (words[:full], words[full:]) if rest else (words, words)
 
 
 def _from_rows(rows: jax.Array, like: Field) -> Field:
