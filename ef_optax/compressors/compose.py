@@ -306,7 +306,7 @@ def message_bits(compressor: Compressor, params: Any, dtype: Any = None) -> int:
       dtype: dtype of the compressed values; default float32 or the leaf's own if that is wider.
 
     Returns:
-      Bits, before each leaf's message is padded to a word and without the two header words.
+      Bits, before they are rounded up to a word and without the two header words of a step.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
