@@ -32,16 +32,16 @@ def quartic_bytes(ternary: Array) -> Array:
     return jnp.sum(digits.reshape(-1, 5) * _POWERS, axis=1)
 
 
-def pack_quartic(ternary: Array) -> Array:
-    """Packs a vector of {-1, 0, 1} into words, four bytes each."""
+def pack_quartic(ternary: Array) -> _fields.Packed:
+    """Packs a vector of {-1, 0, 1}, five values to a byte."""
     return _fields.pack(quartic_bytes(ternary), 8)
 
 
-def unpack_quartic(words: Array, count: int) -> Array:
+def unpack_quartic(field: _fields.Packed, count: int) -> Array:
     """The inverse of :func:`pack_quartic`: int32 values of {-1, 0, 1}.
 
     >>> unpack_quartic(pack_quartic(jnp.array([1, -1, 0, 0, 1, -1])), 6).tolist()
     [1, -1, 0, 0, 1, -1]
     """
-    packed = _fields.unpack(words, 8, math.ceil(count / 5)).astype(jnp.int32)
+    packed = _fields.unpack(field, 8, math.ceil(count / 5)).astype(jnp.int32)
     return (packed[:, None] // _POWERS % 3 - 1).reshape(-1)[:count]
