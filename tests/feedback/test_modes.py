@@ -1,4 +1,4 @@
-"""Every rule in a checked ``shard_map``: what its types say, and the same numbers as simulated."""
+"""Every rule in every way to run it: what its types say, and the same numbers as simulated."""
 
 from __future__ import annotations
 
@@ -9,83 +9,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
+from tests.feedback.rules import AXIS, EVERY, N, together
 
-N, AXIS = 4, "data"
-TOP, SIGN = ef.top_k(k=2), ef.scaled_sign()
-UNBIASED = ef.random_k(key=5, k=2, scaled=True)
-WEIGHTS = (0.125, 0.125, 0.25, 0.5)
-
-RULES = {
-    "adacomp": lambda: ef.adacomp(2, axis_name=AXIS),
-    "clip21": lambda: ef.clip21(0.5, axis_name=AXIS),
-    "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
-    "diana": lambda: ef.diana(UNBIASED, axis_name=AXIS),
-    "dist_ef_sgdm": lambda: ef.dist_ef_sgdm(SIGN, 0.1, axis_name=AXIS),
-    "double_squeeze": lambda: ef.double_squeeze(TOP, SIGN, axis_name=AXIS),
-    "ec_sgd_diana": lambda: ef.ec_sgd_diana(TOP, UNBIASED, 0.5, axis_name=AXIS),
-    "dgc scheduled": lambda: ef.dgc(ef.scheduled([1], [ef.identity(), TOP]), axis_name=AXIS),
-    "econtrol": lambda: ef.econtrol(TOP, 0.1, axis_name=AXIS, init="full"),
-    "ecq_sgd": lambda: ef.ecq_sgd(TOP, 0.5, 0.9, axis_name=AXIS),
-    "ef21": lambda: ef.ef21(TOP, axis_name=AXIS, init="full"),
-    "ef21 zero": lambda: ef.ef21(SIGN, axis_name=AXIS, init="zero"),
-    "ef21_bidirectional": lambda: ef.ef21_bidirectional(TOP, SIGN, axis_name=AXIS),
-    "ef21_double_momentum": lambda: ef.ef21_double_momentum(TOP, 0.5, axis_name=AXIS),
-    "ef21_heavy_ball": lambda: ef.ef21_heavy_ball(TOP, 0.5, axis_name=AXIS),
-    "ef21_partial_participation": lambda: ef.ef21_partial_participation(
-        TOP, 0.5, 3, weights=WEIGHTS, axis_name=AXIS
-    ),
-    "ef21_plus": lambda: ef.ef21_plus(TOP, axis_name=AXIS, init="full"),
-    "ef21_w": lambda: ef.ef21_w(SIGN, WEIGHTS, axis_name=AXIS),
-    "ef_bv": lambda: ef.ef_bv(UNBIASED, 0.3, 0.8, axis_name=AXIS),
-    "ef_momentum": lambda: ef.ef_momentum(TOP, 0.5, axis_name=AXIS),
-    "fcc": lambda: ef.error_feedback(ef.fcc(SIGN, 2), axis_name=AXIS),
-    "two_shot": lambda: ef.error_feedback(ef.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS),
-    "scalecom": lambda: ef.scalecom(k=2, beta=0.5, axis_name=AXIS),
-    "three_point clag": lambda: ef.three_point_compressor("clag", TOP, zeta=2.0, axis_name=AXIS),
-    "three_point v1": lambda: ef.three_point_compressor("v1", TOP, axis_name=AXIS, init="full"),
-    "three_point v2": lambda: ef.three_point_compressor("v2", TOP, second=SIGN, axis_name=AXIS),
-    "three_point v5": lambda: ef.three_point_compressor(
-        "v5", TOP, probability=0.5, key=1, axis_name=AXIS
-    ),
-}
-# These ask for gradients at points of their own; here they get the same gradient at each.
-WITH_POINTS = {
-    "cser": lambda: ef.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),
-    "cser without gradients": lambda: ef.cser(SIGN, None, 0.1, 2, axis_name=AXIS),
-    "marina": lambda: ef.marina(UNBIASED, 0.5, 0, axis_name=AXIS),
-    "page": lambda: optax.chain(ef.page(), ef.ef21(TOP, axis_name=AXIS)),
-    "storm": lambda: optax.chain(ef.storm(0.5), ef.ef21(TOP, axis_name=AXIS)),
-    "hessian momentum": lambda: optax.chain(
-        ef.hessian_momentum(0.5, 0), ef.ef21(TOP, axis_name=AXIS)
-    ),
-    "igt": lambda: optax.chain(ef.igt(0.5), ef.ef21(TOP, axis_name=AXIS)),
-}
-EVERY = RULES | WITH_POINTS
+ROUNDS = 3
 
 
-def mesh():
-    return jax.make_mesh(
-        (N,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:N]
-    )
+def mesh_of(kind=AxisType.Auto, shape=(N,), names=(AXIS,)):
+    devices = jax.devices()[: int(np.prod(shape))]
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape), devices=devices)
 
 
-def checked(tx, params):
-    """``update`` of one worker in a map that checks types, and the specs of its state."""
+def by_hand(tx, params, check):
+    """``update`` of one worker in a hand-written ``shard_map``, and which state leaves differ."""
     flags = ef.worker_axes(tx, params, AXIS, N)
     specs = jax.tree.map(lambda own: P(AXIS) if own else P(), flags)
 
     def local(grads, state, params):
         grads = jax.tree.map(lambda g: g[0], grads)
         state = jax.tree.map(lambda x, own: x[0] if own else x, state, flags)
-        more = dict.fromkeys(ef.query_points(state, params), grads)
-        updates, state = tx.update(grads, state, params, grads=more)
+        updates, state = tx.update(grads, state, params)
         return updates, jax.tree.map(lambda x, own: x[None] if own else x, state, flags)
 
     update = jax.shard_map(
-        local, mesh=mesh(), in_specs=(P(AXIS), specs, P()), out_specs=(P(), specs)
+        local,
+        mesh=mesh_of(),
+        in_specs=(P(AXIS), specs, P()),
+        out_specs=(P(), specs),
+        check_vma=check,
     )
     return update, flags
 
@@ -97,9 +51,9 @@ def test_types_in_a_checked_map(name):
     Traced only: what the types say needs no compiled program. The state keeps its shapes and
     dtypes, so that it scans.
     """
-    params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(3, jnp.bfloat16)}
-    tx = optax.with_extra_args_support(EVERY[name]())
-    update, flags = checked(tx, params)
+    params = {name: {"w": jnp.zeros((3, 2)), "b": jnp.zeros(3, jnp.bfloat16)}}
+    tx = together([name])
+    update, flags = by_hand(tx, params, check=True)
     lead = lambda x: jax.ShapeDtypeStruct((N, *x.shape), x.dtype)  # noqa: E731
     init = jax.vmap(lambda _: tx.init(params), axis_name=AXIS, axis_size=N)
     state = jax.tree.map(
@@ -123,17 +77,23 @@ def test_a_fresh_state_may_be_donated(name):
     assert len(set(pointers)) == len(pointers)
 
 
-@functools.cache
-def together():
-    """All rules in one program: each has its own copy of the parameters."""
-    one = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
-    params = {name: {"w": one, "b": one[:, 0]} for name in RULES}
-    labels = {name: name for name in RULES}
-    return params, optax.partition({name: make() for name, make in RULES.items()}, labels)
+########################################################################################
+# Numbers: all rules in one program a mode
+########################################################################################
+
+FEW = ("ef21 unbiased", "dist_ef_sgdm", "pp-marina")
+SPECS = {"w": P("model"), "b": P()}
+
+
+def parameters(names):
+    rng = np.random.default_rng(0)
+    one = {"w": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}
+    one = jax.tree.map(lambda x: x.astype(np.float32), one)
+    return {name: one for name in names}
 
 
 def gradients(params, t):
-    """Of every worker, in round t: (w - target) times a curvature that differs by worker."""
+    """Of every worker, in round t: (x + noise) times a curvature that differs by worker."""
     rng = np.random.default_rng(t)
     scale = np.array([0.5, 1.0, 2.0, 4.0], np.float32)
 
@@ -141,24 +101,132 @@ def gradients(params, t):
         noise = rng.normal(size=(N, *x.shape)).astype(np.float32)
         return scale.reshape(N, *[1] * x.ndim) * (x + noise)
 
-    shared = jax.tree.map(one, params["ef21"])  # every rule sees the same
+    shared = jax.tree.map(one, next(iter(params.values())))  # every rule sees the same
     return dict.fromkeys(params, shared)
 
 
+def follow(step, params, state, place=lambda g: g):
+    """The updates of every round, as NumPy arrays."""
+    seen = []
+    for t in range(ROUNDS):
+        updates, state = jax.block_until_ready(step(place(gradients(params, t)), state, params))
+        seen.append(jax.device_get(updates))
+    return seen
+
+
+def simulated(names, split=False):
+    params = parameters(names)
+    options = {"param_specs": dict.fromkeys(names, SPECS), "model_axes": {"model": 2}}
+    tx = ef.simulate(together(names), N, AXIS, **(options if split else {}))
+    return follow(jax.jit(tx.update), params, tx.init(params))
+
+
+def on_mesh(names, kind, split=False):
+    """Lifted to a mesh; ``split`` over a second, model axis too."""
+    mesh = mesh_of(kind, (N, 2), (AXIS, "model")) if split else mesh_of(kind)
+    specs = dict.fromkeys(names, SPECS if split else {"w": P(), "b": P()})
+    tx = ef.data_parallel(together(names), mesh, AXIS, specs if split else None)
+
+    def put(lead):
+        return lambda x, spec: jax.device_put(x, NamedSharding(mesh, P(*lead, *spec)))
+
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(put(()), parameters(names), specs)
+        place = lambda g: jax.tree.map(put((AXIS,)), g, specs)  # noqa: E731
+        return follow(jax.jit(tx.update), params, tx.init(params), place)
+
+
+def mapped(names, check):
+    params, tx = parameters(names), together(names)
+    update, _ = by_hand(tx, params, check)
+    return follow(jax.jit(update), params, ef.simulate(tx, N, AXIS).init(params))
+
+
+def pmapped(names):
+    params, tx = parameters(names), together(names)
+    flags = ef.worker_axes(tx, params, AXIS, N)
+    state = jax.tree.map(
+        lambda x, own: x if own else np.stack([x] * N),
+        ef.simulate(tx, N, AXIS).init(params),
+        flags,
+    )
+    run = jax.pmap(tx.update, axis_name=AXIS, in_axes=(0, 0, None), devices=jax.devices()[:N])
+    seen = follow(run, params, state)
+    for leaf in jax.tree.leaves(seen):
+        assert (leaf == leaf[:1]).all(), "the workers' updates differ"
+    return [jax.tree.map(lambda x: x[0], updates) for updates in seen]
+
+
+MODES = {
+    "auto": lambda names: on_mesh(names, AxisType.Auto),
+    "explicit": lambda names: on_mesh(names, AxisType.Explicit),
+    "pmap": pmapped,
+    "shard_map checked": lambda names: mapped(names, check=True),
+    "shard_map unchecked": lambda names: mapped(names, check=False),
+    "split auto": lambda names: on_mesh(names, AxisType.Auto, split=True),
+    "split explicit": lambda names: on_mesh(names, AxisType.Explicit, split=True),
+}
+reference = functools.cache(simulated)
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [(mode, FEW) for mode in ("auto", "shard_map checked", "split auto")]
+    + [pytest.param(mode, tuple(EVERY), marks=pytest.mark.slow) for mode in MODES],
+    ids=lambda x: x if isinstance(x, str) else "few" if x == FEW else "all",
+)
+def test_devices_follow_the_simulation(mode, names):
+    """Every number, on split parameters too; a residual of exactly zero stays one."""
+    split = mode.startswith("split")
+    got, expected = MODES[mode](names), reference(names, split)
+    wrong = []
+    for t, (one, other) in enumerate(zip(got, expected, strict=True)):
+        for name in names:
+            for a, b in zip(jax.tree.leaves(one[name]), jax.tree.leaves(other[name]), strict=True):
+                if not np.allclose(a, b, rtol=2e-5, atol=2e-6):
+                    wrong.append(f"{name}, round {t}: off by {np.max(np.abs(a - b)):.2g}")
+    assert not wrong, wrong
+
+
+def test_split_parameters_are_compressed_slice_by_slice():
+    """What the split modes are compared with is not what whole parameters would give."""
+    whole, split = reference(FEW, False), reference(FEW, True)
+    for name in FEW:
+        off = [np.abs(a[name]["w"] - b[name]["w"]) for a, b in zip(whole, split, strict=True)]
+        assert np.max(off) > 1e-2, name
+
+
+########################################################################################
+# Descent
+########################################################################################
+
+# No memory, or one that only lasts a step: these stay away from the optimum of workers that differ.
+WITHOUT_MEMORY = {"compressed_mean", "neolithic"}
+
+
 @pytest.mark.slow
-def test_devices_follow_the_simulation():
-    params, tx = together()
-    lifted = ef.simulate(tx, N, AXIS)
-    update, flags = checked(tx, params)
-    state = simulated = lifted.init(params)
-    on_devices, in_process = jax.jit(update), jax.jit(lifted.update)
-    for t in range(3):
-        g = gradients(params, t)
-        expected, simulated = in_process(g, simulated, params)
-        got, state = on_devices(g, state, params)
-        for name in RULES:
-            for a, b in zip(
-                jax.tree.leaves(got[name]), jax.tree.leaves(expected[name]), strict=True
-            ):
-                np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=f"{name}, round {t}")
-    jax.block_until_ready(state)
+def test_every_rule_descends_where_workers_differ():
+    """Parabolas of four workers, whose own optima are far apart: all near the common one."""
+    names = tuple(EVERY)
+    curvature = jnp.asarray([0.5, 1.0, 1.5, 2.0])
+    own = jnp.asarray(np.random.default_rng(2).normal(size=(N, 8)), jnp.float32)
+    best = (curvature @ own) / curvature.sum()
+    tx = ef.simulate(together(names, rate=0.02), N, AXIS)
+    params = dict.fromkeys(names, {"x": best + 3.0})
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.tree.map(
+            lambda x: curvature[:, None] * (x - own),
+            params,
+        )
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=1500)[0][0])
+    end = jax.device_get(run(params))
+    far = {
+        n: float(np.linalg.norm(end[n]["x"] - best) / np.linalg.norm(3.0 * np.ones(8)))
+        for n in names
+    }
+    assert {n: d for n, d in far.items() if not d < 0.1 and n not in WITHOUT_MEMORY} == {}

@@ -1,0 +1,171 @@
+"""Every rule of the library with example options, for the tests that run over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import optax
+
+import ef_optax as ef
+
+N, AXIS = 4, "data"
+TOP, SIGN = ef.top_k(k=2), ef.scaled_sign()
+UNBIASED = ef.random_k(key=5, k=2, scaled=True)
+WEIGHTS = (0.125, 0.125, 0.25, 0.5)
+
+Make = Callable[[], optax.GradientTransformation]
+
+RULES: dict[str, Make] = {
+    "adacomp": lambda: ef.adacomp(2, axis_name=AXIS),
+    "clip21": lambda: ef.clip21(0.5, axis_name=AXIS),
+    "compressed_mean": lambda: ef.compressed_mean(SIGN, axis_name=AXIS),
+    "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
+    "dgc warm-up": lambda: ef.dgc(ef.dgc_warmup(0.4, 1, 2), axis_name=AXIS),
+    "diana": lambda: ef.diana(UNBIASED, axis_name=AXIS),
+    "dist_ef_sgdm": lambda: ef.dist_ef_sgdm(SIGN, 0.1, axis_name=AXIS),
+    "double_squeeze": lambda: ef.double_squeeze(TOP, SIGN, axis_name=AXIS),
+    "ec_sgd_diana": lambda: ef.ec_sgd_diana(TOP, UNBIASED, 0.5, axis_name=AXIS),
+    "econtrol": lambda: ef.econtrol(TOP, 0.1, axis_name=AXIS, init="full"),
+    "ecq_sgd": lambda: ef.ecq_sgd(TOP, 0.5, 0.9, axis_name=AXIS),
+    "ef21": lambda: ef.ef21(TOP, axis_name=AXIS, init="full"),
+    "ef21 zero": lambda: ef.ef21(SIGN, axis_name=AXIS, init="zero"),
+    "ef21 unbiased": lambda: ef.ef21(UNBIASED, axis_name=AXIS),
+    "ef21_bidirectional": lambda: ef.ef21_bidirectional(TOP, SIGN, axis_name=AXIS),
+    "ef21_double_momentum": lambda: ef.ef21_double_momentum(TOP, 0.5, axis_name=AXIS),
+    "ef21_heavy_ball": lambda: ef.ef21_heavy_ball(TOP, 0.5, axis_name=AXIS),
+    "ef21_momentum": lambda: ef.ef21_momentum(UNBIASED, 0.5, axis_name=AXIS),
+    "ef21_normalised": lambda: ef.ef21_normalised(TOP, axis_name=AXIS),
+    "ef21_p": lambda: optax.chain(
+        ef.compressed_mean(UNBIASED, axis_name=AXIS), optax.scale(-0.1), ef.ef21_p(TOP)
+    ),
+    "ef21_partial_participation": lambda: ef.ef21_partial_participation(
+        TOP, 0.5, 3, weights=WEIGHTS, axis_name=AXIS
+    ),
+    "ef21_plus": lambda: ef.ef21_plus(TOP, axis_name=AXIS, init="full"),
+    "ef21_prox": lambda: ef.ef21_prox(TOP, ef.l1_prox(0.1), 0.1, axis_name=AXIS),
+    "ef21_w": lambda: ef.ef21_w(SIGN, WEIGHTS, axis_name=AXIS),
+    "ef_bv": lambda: ef.ef_bv(UNBIASED, 0.3, 0.8, axis_name=AXIS),
+    "ef_momentum": lambda: ef.ef_momentum(TOP, 0.5, axis_name=AXIS),
+    "error_feedback": lambda: ef.error_feedback(TOP, axis_name=AXIS, decay=0.9, injection=0.5),
+    "error_feedback corrected": lambda: ef.error_feedback(
+        UNBIASED, axis_name=AXIS, learning_rate=ef.power_decay(0.1, 1.0)
+    ),
+    "fcc": lambda: ef.error_feedback(ef.fcc(SIGN, 2), axis_name=AXIS),
+    "fetch_sgd": lambda: ef.fetch_sgd(3, 5, k=2, axis_name=AXIS),
+    "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
+    "scheduled": lambda: ef.error_feedback(ef.scheduled([1], [SIGN, TOP]), axis_name=AXIS),
+    "two_shot": lambda: ef.error_feedback(ef.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS),
+    "scalecom": lambda: ef.scalecom(k=2, beta=0.5, axis_name=AXIS),
+    "three_point clag": lambda: ef.three_point_compressor("clag", TOP, zeta=2.0, axis_name=AXIS),
+    "three_point v1": lambda: ef.three_point_compressor("v1", TOP, axis_name=AXIS, init="full"),
+    "three_point v2": lambda: ef.three_point_compressor("v2", TOP, second=UNBIASED, axis_name=AXIS),
+    "three_point v3": lambda: ef.three_point_compressor(
+        "v3", TOP, second=SIGN, zeta=2.0, axis_name=AXIS
+    ),
+    "three_point v4": lambda: ef.three_point_compressor("v4", TOP, second=SIGN, axis_name=AXIS),
+    "three_point v5": lambda: ef.three_point_compressor(
+        "v5", TOP, probability=0.5, key=1, axis_name=AXIS
+    ),
+}
+"""Rules that need nothing but the gradients."""
+
+WITH_POINTS: dict[str, Make] = {
+    "cser": lambda: ef.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),
+    "cser without gradients": lambda: ef.cser(SIGN, None, 0.1, 2, axis_name=AXIS),
+    "ef21_page": lambda: ef.ef21_page(TOP, axis_name=AXIS),
+    "marina": lambda: ef.marina(UNBIASED, 0.2, 0, axis_name=AXIS),
+    "pp-marina": lambda: ef.marina(UNBIASED, 0.2, 0, participants=2, axis_name=AXIS),
+    "qsparse_local_sgd": lambda: ef.qsparse_local_sgd(TOP, 0.1, 2, axis_name=AXIS),
+    "normalised mvr": lambda: ef.ef21_normalised(TOP, "mvr", axis_name=AXIS),
+    "normalised igt": lambda: ef.ef21_normalised(TOP, "igt", axis_name=AXIS),
+    "normalised rhm": lambda: ef.ef21_normalised(TOP, "rhm", key=0, axis_name=AXIS),
+}
+"""Rules that ask for gradients at points of their own."""
+
+EVERY = RULES | WITH_POINTS
+
+Arguments = dict[tuple[str, str], Callable[[ef.Compressor], optax.GradientTransformation]]
+
+COMPRESSED: Arguments = {
+    ("compressed_mean", "compressor"): lambda C: ef.compressed_mean(C, axis_name=AXIS),
+    ("cser", "errors"): lambda C: ef.cser(C, SIGN, 0.1, 2, axis_name=AXIS),
+    ("cser", "gradients"): lambda C: ef.cser(SIGN, C, 0.1, 2, axis_name=AXIS),
+    ("dgc", "compressor"): lambda C: ef.dgc(C, axis_name=AXIS),
+    ("diana", "compressor"): lambda C: ef.diana(C, 0.5, axis_name=AXIS),
+    ("dist_ef_sgdm", "compressor"): lambda C: ef.dist_ef_sgdm(C, 0.1, server=SIGN, axis_name=AXIS),
+    ("dist_ef_sgdm", "server"): lambda C: ef.dist_ef_sgdm(SIGN, 0.1, server=C, axis_name=AXIS),
+    ("double_squeeze", "compressor"): lambda C: ef.double_squeeze(C, SIGN, axis_name=AXIS),
+    ("double_squeeze", "server"): lambda C: ef.double_squeeze(SIGN, C, axis_name=AXIS),
+    ("econtrol", "compressor"): lambda C: ef.econtrol(C, 0.1, axis_name=AXIS),
+    ("ecq_sgd", "compressor"): lambda C: ef.ecq_sgd(C, 0.5, 0.9, axis_name=AXIS),
+    ("ef21", "compressor"): lambda C: ef.ef21(C, axis_name=AXIS),
+    ("ef21_bidirectional", "compressor"): lambda C: ef.ef21_bidirectional(C, SIGN, axis_name=AXIS),
+    ("ef21_bidirectional", "server"): lambda C: ef.ef21_bidirectional(SIGN, C, axis_name=AXIS),
+    ("ef21_double_momentum", "compressor"): lambda C: ef.ef21_double_momentum(
+        C, 0.5, axis_name=AXIS
+    ),
+    ("ef21_momentum", "compressor"): lambda C: ef.ef21_momentum(C, 0.5, axis_name=AXIS),
+    ("ef21_p", "compressor"): lambda C: optax.chain(
+        ef.compressed_mean(SIGN, axis_name=AXIS), ef.ef21_p(C)
+    ),
+    ("ef21_partial_participation", "compressor"): lambda C: ef.ef21_partial_participation(
+        C, 0.5, 0, axis_name=AXIS
+    ),
+    ("ef21_plus", "compressor"): lambda C: ef.ef21_plus(C, axis_name=AXIS),
+    ("ef21_w", "compressor"): lambda C: ef.ef21_w(C, WEIGHTS, axis_name=AXIS),
+    ("ef_bv", "compressor"): lambda C: ef.ef_bv(C, 0.5, axis_name=AXIS),
+    ("ef_momentum", "compressor"): lambda C: ef.ef_momentum(C, 0.5, axis_name=AXIS),
+    ("error_feedback", "compressor"): lambda C: ef.error_feedback(C, axis_name=AXIS),
+    ("gradient_shift", "compressor"): lambda C: optax.chain(
+        ef.gradient_shift(C, 0.5, axis_name=AXIS), ef.compressed_mean(SIGN, axis_name=AXIS)
+    ),
+    ("marina", "compressor"): lambda C: ef.marina(C, 0.5, 0, axis_name=AXIS),
+    ("qsparse_local_sgd", "compressor"): lambda C: ef.qsparse_local_sgd(C, 0.1, 2, axis_name=AXIS),
+    ("safe_ef", "compressor"): lambda C: ef.safe_ef(C, axis_name=AXIS),
+    ("three_point_compressor", "compressor"): lambda C: ef.three_point_compressor(
+        "clag", C, zeta=1.0, axis_name=AXIS
+    ),
+    ("three_point_compressor", "second"): lambda C: ef.three_point_compressor(
+        "v2", TOP, second=C, axis_name=AXIS
+    ),
+}
+"""Every compressor that a rule takes: (rule, argument) -> a maker from that compressor."""
+
+WHOLE = {"cser", "cser without gradients", "ef21_p", "ef21_prox", "qsparse_local_sgd"}
+"""Whole optimizers: their updates are steps already."""
+
+
+def together(names: Iterable[str], rate: float | None = None) -> optax.GradientTransformation:
+    """Several rules in one transformation, each for its own copy of the parameters.
+
+    Parameters, gradients and states are dictionaries by rule; each rule sees a tree with that one
+    entry, so that paths (and with them partition specs) are those of the whole tree. A rule that
+    asks for gradients at points of its own is given the same gradient at each.
+
+    Args:
+      names: of ``EVERY``.
+      rate: follows every rule that is no whole optimizer by gradient descent with this rate.
+    """
+
+    def made(name: str) -> optax.GradientTransformationExtraArgs:
+        tx = EVERY[name]()
+        if rate is not None and name not in WHOLE:
+            tx = optax.chain(tx, optax.sgd(rate))
+        return optax.with_extra_args_support(tx)
+
+    rules = {name: made(name) for name in names}
+
+    def init(params: Any) -> Any:
+        return {name: tx.init({name: params[name]}) for name, tx in rules.items()}
+
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        updates, after = {}, {}
+        for name, tx in rules.items():
+            own, g = {name: params[name]}, {name: grads[name]}
+            points = dict.fromkeys(ef.query_points(state[name], own), g)
+            u, after[name] = tx.update(g, state[name], own, grads=points)
+            updates[name] = u[name]
+        return updates, after
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,93 @@
+"""What every Optax transformation must bear, over every rule."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ef_optax as ef
+from tests.feedback.rules import AXIS, EVERY, RULES, N
+
+TREES = {
+    "empty": {},
+    "bare array": np.ones((3, 2), np.float32),
+    "odd leaves": {
+        "none": None,
+        "scalar": np.ones((), np.float32),
+        "no elements": np.ones((0, 4), np.float32),
+        "bfloat16": np.ones(5, jnp.bfloat16),
+        "float16": np.ones(3, np.float16),
+    },
+}
+
+
+def one_step(tx, gradient, params):
+    inner = optax.with_extra_args_support(tx)
+    state = inner.init(params)
+    points = dict.fromkeys(ef.query_points(state, params), gradient)
+    return state, *inner.update(gradient, state, params, grads=points, loss=jnp.float32(0))
+
+
+def traced(tx, params):
+    """Shapes of the state before, of the updates, of the state after, for each worker."""
+    grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct((N, *x.shape), x.dtype), params)
+    run = jax.vmap(lambda g: one_step(tx, g, params), axis_name=AXIS, axis_size=N)
+    if not jax.tree.leaves(grads):  # nothing to map over: one worker does
+        run = jax.vmap(lambda _: one_step(tx, grads, params), axis_name=AXIS, axis_size=N)
+        return jax.eval_shape(run, jnp.zeros(N))
+    return jax.eval_shape(run, grads)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_trees_of_every_kind(name):
+    """Updates are like the parameters and the state keeps its form, whatever the tree."""
+    for kind, params in TREES.items():
+        before, updates, after = traced(EVERY[name](), params)
+        form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+        assert form(before) == form(after), kind
+        assert form(updates) == jax.tree.map(lambda x: ((N, *x.shape), x.dtype), params), kind
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_operation_on_the_parameters_in_the_state(name):
+    """``optax.tree.map_params`` finds what is like the parameters, and gives the state back."""
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    lifted = ef.simulate(EVERY[name](), N, AXIS)
+    state = jax.eval_shape(lifted.init, params)
+    same = optax.tree.map_params(lifted, lambda x: x, state)
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+    assert jax.tree.leaves(same) == jax.tree.leaves(state)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rates_under_inject_hyperparams(name):
+    """The optimizer's rate may be injected around the whole chain: everything else is static."""
+
+    def make(rate):
+        return optax.chain(RULES[name](), optax.sgd(rate))
+
+    params = {"w": np.ones((3, 2), np.float32)}
+    traced(optax.inject_hyperparams(make)(rate=0.1), params)
+
+
+@pytest.mark.parametrize("name", ["error_feedback", "pp-marina", "fetch_sgd", "dgc warm-up"])
+def test_unknown_arguments_are_accepted_and_nothing_is_compiled_twice(name):
+    lifted = ef.simulate(EVERY[name](), N, AXIS)
+    params = {"w": jnp.ones((3, 2))}
+    state = lifted.init(params)
+    grads = {"w": jnp.ones((N, 3, 2))}
+    points = dict.fromkeys(ef.query_points(state, params), grads)
+    traces = []
+
+    @jax.jit
+    def update(grads, state, params, value):
+        traces.append(1)
+        return lifted.update(grads, state, params, grads=points, value=value)
+
+    for t in range(4):
+        updates, state = update(grads, state, params, jnp.float32(t))
+        params = optax.apply_updates(params, updates)
+    assert len(traces) == 1
