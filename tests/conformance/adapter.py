@@ -53,6 +53,15 @@ class EfOptax:
         parts = (optax.sgd(rate), feedback) if step_units else (feedback, optax.sgd(rate))
         return optax.chain(*parts)
 
+    def rule(self, name: str, rate: float, compressor: str, **options: Any) -> Any:
+        """Another rule around a compressor with plain gradient descent, one worker."""
+        return optax.chain(getattr(ef, name)(getattr(ef, compressor)(), **options), optax.sgd(rate))
+
+    def corrected(self, name: str, schedule: Any, **options: Any) -> Any:
+        """EF14 in gradient units whose residual follows the learning rate, with that schedule."""
+        feedback = ef.error_feedback(getattr(ef, name)(**options), learning_rate=schedule)
+        return optax.chain(feedback, optax.sgd(schedule))
+
     def workers(self, tx: Any, n: int) -> Any:
         """``tx`` with n workers in one process."""
         return ef.simulate(tx, n, "w")

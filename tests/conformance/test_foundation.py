@@ -72,6 +72,31 @@ def test_17_identity_takes_exactly_the_sgd_step(library: EfOptax, step_units: bo
         assert updates.tolist() == [-1.0, 2.0]
 
 
+@pytest.mark.parametrize("rule", ["ef21", "ef21_plus"])
+def test_17_identity_takes_exactly_the_sgd_step_in_ef21_too(library: EfOptax, rule: str) -> None:
+    """-lr g once, not lr twice, with the full first message, also when the gradient changes."""
+    tx = library.rule(rule, 0.5, "identity", init="full")
+    state = tx.init(jnp.zeros(2))
+    for g in ([2.0, -4.0], [2.0, -4.0], [1.0, 8.0]):
+        updates, state = tx.update(jnp.asarray(g), state, jnp.zeros(2))
+        assert updates.tolist() == [-0.5 * x for x in g]
+
+
+def test_27_the_rate_drops_by_ten(library: EfOptax) -> None:
+    """The residual is rescaled: the update is lr_t C(g + (lr_{t-1}/lr_t) e) at every step."""
+    rates = [1.0, 1.0, 0.1, 0.1]
+    tx = library.corrected("top_k", lambda t: jnp.asarray(rates)[t], k=1)
+    state, e = tx.init(jnp.zeros(3)), np.zeros(3)
+    for t, rate in enumerate(rates):
+        g = np.asarray([3.0, 2.0, 1.0]) * (t + 1)
+        p = g + (rates[max(t - 1, 0)] / rate) * e
+        sent = np.where(np.arange(3) == np.argmax(np.abs(p)), p, 0.0)
+        e = p - sent
+        updates, state = tx.update(jnp.asarray(g, jnp.float32), state, jnp.zeros(3))
+        np.testing.assert_allclose(updates, -rate * sent, rtol=1e-6)
+    assert np.max(np.abs(e)) > 10  # what was owed did grow tenfold when the rate fell
+
+
 def test_19_the_first_step_in_step_units_is_already_scaled(library: EfOptax) -> None:
     tx = library.optimizer("scaled_sign", 0.25, step_units=True)
     updates, _ = tx.update(jnp.asarray([4.0, -4.0]), tx.init(jnp.zeros(2)), jnp.zeros(2))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import optax
 
 import ef_optax as ef
@@ -136,16 +139,26 @@ WHOLE = {"cser", "cser without gradients", "ef21_p", "ef21_prox", "qsparse_local
 """Whole optimizers: their updates are steps already."""
 
 
-def together(names: Iterable[str], rate: float | None = None) -> optax.GradientTransformation:
+@functools.cache
+def _twin(cls: type) -> type:
+    """A named tuple with the fields of a State class and without its methods."""
+    twin = collections.namedtuple(cls.__name__, cls._fields)
+    twin.original = cls
+    return twin
+
+
+def together(
+    names: Iterable[str], rate: float | None = None, elsewhere: float = 0.5
+) -> optax.GradientTransformation:
     """Several rules in one transformation, each for its own copy of the parameters.
 
     Parameters, gradients and states are dictionaries by rule; each rule sees a tree with that one
-    entry, so that paths (and with them partition specs) are those of the whole tree. A rule that
-    asks for gradients at points of its own is given the same gradient at each.
+    entry, so that paths (and with them partition specs) are those of the whole tree.
 
     Args:
       names: of ``EVERY``.
       rate: follows every rule that is no whole optimizer by gradient descent with this rate.
+      elsewhere: what a rule gets at points of its own, as a multiple of the gradient.
     """
 
     def made(name: str) -> optax.GradientTransformationExtraArgs:
@@ -156,16 +169,32 @@ def together(names: Iterable[str], rate: float | None = None) -> optax.GradientT
 
     rules = {name: made(name) for name in names}
 
+    def has_points(x: Any) -> bool:
+        return isinstance(x, tuple) and hasattr(type(x), "points")
+
+    def blind(state: Any) -> Any:
+        """The state without its points, which must not be asked for the whole tree."""
+        one = lambda x: _twin(type(x))(*x) if has_points(x) else x  # noqa: E731
+        return jax.tree.map(one, state, is_leaf=has_points)
+
+    def seeing(state: Any) -> Any:
+        """The inverse of ``blind``."""
+        twin = lambda x: hasattr(type(x), "original")  # noqa: E731
+        one = lambda x: type(x).original(*x) if twin(x) else x  # noqa: E731
+        return jax.tree.map(one, state, is_leaf=twin)
+
     def init(params: Any) -> Any:
-        return {name: tx.init({name: params[name]}) for name, tx in rules.items()}
+        return {name: blind(tx.init({name: params[name]})) for name, tx in rules.items()}
 
     def update(grads: Any, state: Any, params: Any = None) -> Any:
         updates, after = {}, {}
         for name, tx in rules.items():
             own, g = {name: params[name]}, {name: grads[name]}
-            points = dict.fromkeys(ef.query_points(state[name], own), g)
-            u, after[name] = tx.update(g, state[name], own, grads=points)
-            updates[name] = u[name]
+            before = seeing(state[name])
+            other = jax.tree.map(lambda x: elsewhere * x, g)
+            points = {p: g if p == "params" else other for p in ef.query_points(before, own)}
+            u, new = tx.update(g, before, own, grads=points)
+            updates[name], after[name] = u[name], blind(new)
         return updates, after
 
     return optax.GradientTransformation(init, update)

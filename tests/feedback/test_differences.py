@@ -274,17 +274,7 @@ def test_ec_sgd_diana_converges_where_error_feedback_stalls():
     assert max(end[name] for name in ("shifted", "ef21", "econtrol")) < 1e-6
 
 
-# ---------------------------------------------------------------------------- edges, refusals
-
-
-def test_edges_between_rules():
-    """One rule with other options, on the library's side: the same trajectories."""
-    one = run(optimizer(ef.ef21(ef.top_k(k=1), axis_name=AXIS))).x
-    for rule in (
-        ef.three_point_compressor("clag", ef.top_k(k=1), zeta=0.0, axis_name=AXIS),
-        optax.chain(ef.storm(1.0), ef.ef21(ef.top_k(k=1), axis_name=AXIS)),
-    ):
-        close(run(optimizer(rule)).x, one)
+# ---------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

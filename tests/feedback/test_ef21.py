@@ -211,23 +211,6 @@ def test_the_identity_takes_exactly_the_gradient_step(name):
         np.testing.assert_array_equal(u, np.float32(-0.1) * expected)
 
 
-EQUAL_TO_EF21 = {
-    "hb(0)": lambda: ef.ef21_heavy_ball(ef.top_k(k=1), 0.0, axis_name=AXIS),
-    "bc(server I)": lambda: ef.ef21_bidirectional(ef.top_k(k=1), ef.identity(), axis_name=AXIS),
-    "pp(all)": lambda: ef.ef21_partial_participation(ef.top_k(k=1), 1.0, 0, axis_name=AXIS),
-    "sgdm(1)": lambda: ef.ef21_momentum(ef.top_k(k=1), 1.0, axis_name=AXIS),
-    "sgd2m(1)": lambda: ef.ef21_double_momentum(ef.top_k(k=1), 1.0, axis_name=AXIS),
-    "w(1/n)": lambda: ef.ef21_w(ef.top_k(k=1), (1 / 3, 1 / 3, 1 / 3), axis_name=AXIS),
-    "ef-bv(1, 1)": lambda: ef.ef_bv(ef.top_k(k=1), 1.0, 1.0, axis_name=AXIS),
-    "econtrol(0)": lambda: ef.econtrol(ef.top_k(k=1), 0.0, axis_name=AXIS),
-}
-
-
-@pytest.mark.parametrize("name", EQUAL_TO_EF21)
-def test_special_cases_of_ef21(name):
-    check(optimizer(EQUAL_TO_EF21[name]()), ef21.ef21(GRADS, TOP1, START, GAMMA))
-
-
 def test_a_bad_step_changes_nothing():
     """NaN on one worker: zero update, all memories as they were, the start still to come."""
     rule = ef.ef21(ef.top_k(k=1), axis_name=AXIS, init="full")

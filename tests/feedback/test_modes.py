@@ -211,7 +211,7 @@ def test_every_rule_descends_where_workers_differ():
     curvature = jnp.asarray([0.5, 1.0, 1.5, 2.0])
     own = jnp.asarray(np.random.default_rng(2).normal(size=(N, 8)), jnp.float32)
     best = (curvature @ own) / curvature.sum()
-    tx = ef.simulate(together(names, rate=0.02), N, AXIS)
+    tx = ef.simulate(together(names, rate=0.02, elsewhere=1.0), N, AXIS)
     params = dict.fromkeys(names, {"x": best + 3.0})
 
     def step(carry, _):
