@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _context
 from ef_optax._base import Array, Codec
 from ef_optax._stack import Stacked, stackable
 
@@ -38,7 +39,9 @@ def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[A
     groups: dict[Any, list[int]] = {}
     for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
         if one.granularity == "group":
-            key: Any = ("group", identity_of(one))
+            # A group's codec sees all its members, so they must be split alike: what it does to a
+            # leaf that is whole may not depend on the slice of another one.
+            key: Any = ("group", identity_of(one), _context.spec_axes(specs[i]))
         elif stackable(one, x):
             key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
         else:

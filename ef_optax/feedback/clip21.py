@@ -22,7 +22,8 @@ def clip21(
               (\nabla f_i(x) - g_i), \quad \text{emit mean}_i\,g_i'
 
     After finitely many steps the differences are shorter than tau and clipping is inactive. It is
-    ``ef21(ef.dense(optax.clip_by_global_norm(tau)))``: the messages are dense.
+    ``ef21(ef.dense(optax.clip_by_global_norm(tau)))``: the messages are dense. On parameters split
+    over model axes the norm is that of one slice of the leaves that are split alike.
 
     Args:
       threshold: tau, the largest norm of a worker's difference over all leaves.

@@ -56,6 +56,7 @@ RULES: dict[str, Make] = {
     ),
     "fcc": lambda: ef.error_feedback(ef.fcc(SIGN, 2), axis_name=AXIS),
     "fetch_sgd": lambda: ef.fetch_sgd(3, 5, k=2, axis_name=AXIS),
+    "global_top_k": lambda: ef.error_feedback(ef.global_top_k(0.4), axis_name=AXIS),
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
     "scheduled": lambda: ef.error_feedback(ef.scheduled([1], [SIGN, TOP]), axis_name=AXIS),
     "two_shot": lambda: ef.error_feedback(ef.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS),

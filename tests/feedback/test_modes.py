@@ -81,7 +81,7 @@ def test_a_fresh_state_may_be_donated(name):
 # Numbers: all rules in one program a mode
 ########################################################################################
 
-FEW = ("ef21 unbiased", "dist_ef_sgdm", "pp-marina")
+FEW = ("clip21", "dist_ef_sgdm", "ef21 unbiased", "pp-marina")
 SPECS = {"w": P("model"), "b": P()}
 
 
