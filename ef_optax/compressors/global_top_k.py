@@ -112,8 +112,8 @@ def global_top_k(ratio: float | None = None, *, k: int | None = None) -> Compres
 
     The k largest magnitudes of all leaves together, k from their total size; ties go to the
     earlier leaf and index. alpha = k/d for the whole (exact). Leaves of different dtypes are
-    compared in float32. On parameters split over model axes, each slice of the leaves that are split
-    alike has its own budget.
+    compared in float32. On parameters split over model axes, each slice of the leaves that are
+    split alike has its own budget.
 
     Args:
       ratio: kept / total in (0, 1] of all leaves together.
