@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
+from ef_optax._rounding import rounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Cast(Codec):
         largest = jnp.asarray(jnp.finfo(self.dtype).max, jnp.float32)
         if bits_of(self.dtype) < bits_of(x.dtype):
             x = jnp.clip(x, -largest.astype(x.dtype), largest.astype(x.dtype))
-        return x.astype(self.dtype).reshape(-1)
+        return rounded(x, self.dtype).reshape(-1)
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         return message.astype(like.dtype).reshape(like.shape)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
+from ef_optax._rounding import rounded
 from ef_optax.compressors._blocks import check_bits, safe_divisor
 from ef_optax.compressors.dithering import power_of_two
 from ef_optax.compressors.sign import scale_dtype
@@ -54,7 +55,7 @@ class ScaledHalf(Codec):
         centred = rows - mean
         deviation = unit * jnp.sqrt(jnp.mean(jnp.square(centred / unit), axis=1, keepdims=True))
         limit = float(jnp.finfo(jnp.float16).max)
-        values = jnp.clip(centred / safe_divisor(deviation), -limit, limit).astype(jnp.float16)
+        values = rounded(jnp.clip(centred / safe_divisor(deviation), -limit, limit), jnp.float16)
         return {"values": values.reshape(-1), "mean": mean[:, 0], "deviation": deviation[:, 0]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
@@ -91,7 +92,8 @@ class Fp8(Codec):
         largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True, initial=0)
         unit = power_of_two(largest)
         scaled = jnp.clip(rows / unit * (top / safe_divisor(largest / unit)), -top, top)
-        return {"values": scaled.astype(FORMATS[self.format]).reshape(-1), "largest": largest[:, 0]}
+        values = rounded(scaled, FORMATS[self.format])
+        return {"values": values.reshape(-1), "largest": largest[:, 0]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         largest = message["largest"][:, None]

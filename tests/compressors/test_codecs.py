@@ -196,3 +196,23 @@ def test_declared_properties(name: str) -> None:
         many = many.reshape(len(x), draws, *x.shape[1:])
         error = np.abs(many.mean(1) - x)
         assert (error > 6 * many.std(1) / math.sqrt(draws) + 1e-3 * np.abs(x)).any()
+
+
+NARROW = {
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "float8_e4m3fn": "f8E4M3FN",
+    "float8_e5m2": "f8E5M2",
+}
+
+
+@names
+def test_no_compiler_may_skip_the_rounding(name: str) -> None:
+    """Narrow floats of a message stand behind a barrier, whatever precision XLA allows itself."""
+    codec = codec_of(name)
+    key = None if codec.deterministic else jax.random.key(0)
+    lowered = jax.jit(lambda x: codec.encode(x, key)).lower(jax.ShapeDtypeStruct(SHAPE, "float32"))
+    sent = {str(field.dtype) for field in jax.tree.leaves(lowered.out_info)}
+    barriers = [line for line in lowered.as_text().splitlines() if "optimization_barrier" in line]
+    for dtype in sent & NARROW.keys():
+        assert any(f"x{NARROW[dtype]}>" in line for line in barriers), dtype
