@@ -11,6 +11,7 @@ from ef_optax._base import Gathered as Gathered
 from ef_optax._base import Max as Max
 from ef_optax._base import Mean as Mean
 from ef_optax._base import Outcome as Outcome
+from ef_optax._base import Permute as Permute
 from ef_optax._base import Sum as Sum
 from ef_optax._base import Workers as Workers
 from ef_optax._compressor import Compressor as Compressor
@@ -56,6 +57,7 @@ from ef_optax.compressors.fixed_levels import two_bit as two_bit
 from ef_optax.compressors.global_top_k import global_top_k as global_top_k
 from ef_optax.compressors.global_top_k import global_top_k_of_sum as global_top_k_of_sum
 from ef_optax.compressors.identity import identity as identity
+from ef_optax.compressors.inceptionn import inceptionn as inceptionn
 from ef_optax.compressors.leader_top_k import leader_top_k as leader_top_k
 from ef_optax.compressors.low_rank import atomo as atomo
 from ef_optax.compressors.low_rank import svd as svd

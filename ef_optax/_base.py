@@ -6,9 +6,9 @@ and which theory holds (``alpha``, ``omega``, the declared properties). Hyper-pa
 fields and are static Python values; everything that changes from step to step is an array.
 
 A codec never calls a collective. Its ``protocol`` is a Python generator that runs at trace time and
-*yields requests* (:class:`Gather`, :class:`Mean`, :class:`Sum`, :class:`Max`, :class:`AllToAll`);
-the driver in ``_exchange`` advances the protocols of all leaves together and turns each round into
-one transfer. The default protocol is one ``Gather`` of the encoded message.
+*yields requests* (:class:`Gather`, :class:`Mean`, :class:`Sum`, :class:`Max`, :class:`AllToAll`,
+:class:`Permute`); the driver in ``_exchange`` advances the protocols of all leaves together and
+turns each round into one transfer. The default protocol is one ``Gather`` of the encoded message.
 """
 
 from __future__ import annotations
@@ -84,7 +84,18 @@ class AllToAll:
     message: Message
 
 
-Request = Gather | Mean | Sum | Max | AllToAll
+@dataclasses.dataclass(frozen=True)
+class Permute:
+    """Sends a message from worker ``source`` to worker ``target`` for each (source, target).
+
+    Answered by the message received; workers that are no target receive zeros.
+    """
+
+    message: Message
+    pairs: tuple[tuple[int, int], ...]  # each worker at most once as source, once as target
+
+
+Request = Gather | Mean | Sum | Max | AllToAll | Permute
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 AxisName = str | tuple[str, ...] | None
 
@@ -88,6 +89,19 @@ def all_to_all(x: jax.Array, axis: AxisName) -> jax.Array:
     if axis is None:
         return x
     return jax.lax.all_to_all(to_varying(x, axis), axis, 0, 0)
+
+
+def permute(x: jax.Array, pairs: Sequence[tuple[int, int]], axis: AxisName) -> jax.Array:
+    """The ``x`` of the worker that has this one as its target; zeros where none has."""
+    if axis is None:
+        return jnp.zeros_like(x)
+    if by_device(axis):
+        return jax.lax.ppermute(to_varying(x, axis), axis, list(pairs))
+    source = np.full(axis_size(axis), -1)  # under vmap everybody must send, along one axis
+    for start, target in pairs:
+        source[target] = start
+    own = jnp.asarray(source)[axis_index(axis)]
+    return jnp.where(own >= 0, all_gather(x, axis)[own], jnp.zeros_like(x))
 
 
 def to_varying(x: jax.Array, axis: AxisName) -> jax.Array:

@@ -24,6 +24,7 @@ from ef_optax._base import (
     Max,
     Mean,
     Outcome,
+    Permute,
     Protocol,
     Request,
     Sum,
@@ -99,15 +100,31 @@ class Rounds:
             else:
                 received = []
             raw.update(zip(members, received, strict=True))
+        raw.update(self._permute(requests, kinds.get(Permute, [])))
         return [self._incoming(requests[i], raw[i]) for i in range(len(requests))]
+
+    def _permute(self, requests: list[Any], members: list[int]) -> dict[int, Any]:
+        """One transfer for all messages that go between the same workers."""
+        if members and self.weight is not None:
+            raise ValueError(
+                "weight is not None, but messages that are merged on their way (Permute) carry no "
+                "weights; choose a compressor whose messages are gathered or summed."
+            )
+        received = {}
+        for pairs in dict.fromkeys(requests[i].pairs for i in members):
+            own = [i for i in members if requests[i].pairs == pairs]
+            trees = [requests[i].message for i in own]
+            answers = _transfer.permute_trees(trees, pairs, self.axis)
+            received.update(zip(own, answers, strict=True))
+        return received
 
     def _carrier(self, kinds: dict[type, list[int]]) -> type | None:
         """Which transfer of this round takes the header along; None to wait for a later round.
 
-        What arrives by an all_to_all differs between the workers by type, even where the values are
-        equal, so the header waits for the gather or sum that follows.
+        What arrives by an all_to_all or a permutation differs between the workers by type, even
+        where the values are equal, so the header waits for the gather or sum that follows.
         """
-        if set(kinds) == {AllToAll}:
+        if set(kinds) <= {AllToAll, Permute} and kinds:
             return None
         return Gather if Gather in kinds or self.weight is not None else Sum
 

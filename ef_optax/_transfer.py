@@ -36,6 +36,16 @@ def exchange_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
     return _through_words(trees, lambda buffer: coll.all_to_all(buffer, axis), leading=1)
 
 
+def permute_trees(
+    trees: Sequence[Tree], pairs: Sequence[tuple[int, int]], axis: coll.AxisName
+) -> list[Tree]:
+    """Sends trees from source to target for each pair; the others receive zeros."""
+    messages = list(trees)
+    words = to_words(messages)
+    received = coll.permute(words, pairs, axis) if words.size else words
+    return from_words(received, messages)
+
+
 def sum_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
     """Sums over the workers. XLA merges the all-reduces of a round into one, without copies."""
     return _reduced(trees, axis, coll.psum)

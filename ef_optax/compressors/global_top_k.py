@@ -22,6 +22,7 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
+from ef_optax.compressors.global_top_k_tree import GlobalTopKTree
 from ef_optax.compressors.sparsify import TopK, check_ratio_or_k
 
 
@@ -141,26 +142,37 @@ def global_top_k(ratio: float | None = None, *, k: int | None = None) -> Compres
     return Compressor(GlobalTopK(TopK(ratio, k)))
 
 
-def global_top_k_of_sum(ratio: float | None = None, *, k: int | None = None) -> Compressor:
+def global_top_k_of_sum(
+    ratio: float | None = None, *, k: int | None = None, tree: bool = False
+) -> Compressor:
     """gTop-k: of the sum of all workers' top-k messages, only the k largest are applied.
 
-    Each worker sends its top-k; everybody adds them up and keeps the k largest magnitudes of the
-    sum. A worker has *sent* those of its values whose coordinate was kept; error feedback gets the
-    others back. The aggregate is the mean of what was sent in this sense (additive). For one worker
-    it is top-k (alpha = k/d); for several no constant is known.
+    A worker has *sent* those of its top-k values whose coordinate is among the k that are applied;
+    error feedback gets the others back. For one worker it is top-k (alpha = k/d); for several no
+    constant is known.
 
-    This is the all-gather form. The published tree of pairwise merges saves traffic and may lose
-    values that were merged away on one branch and kept on another; it is not offered.
+    By gather, each worker sends its top-k, everybody adds them up and keeps the k largest
+    magnitudes of the sum: the aggregate is exactly the mean of what was sent (additive).
+
+    With ``tree``, as published, the messages are merged pairwise in log2 n rounds: worker i + 2^j
+    sends k pairs to worker i, which keeps the k largest of both; in the end worker 0 tells all
+    others, by an all-reduce to which they add zeros. Then k pairs cross every link whatever n is.
+    A value that was dropped on one branch, while another branch brought the same coordinate to the
+    end, is neither applied nor given back (so it is in the published method): the aggregate is not
+    the mean of what was sent, ``additive`` is False, and rules that need it refuse it.
 
     Args:
       ratio: kept / total in (0, 1].
       k: number of values kept of each leaf; give either this or ``ratio``.
+      tree: merge pairwise; the number of workers must be a power of two.
 
     Returns:
-      The compressor. Bits: k (32 + ceil(log2 d)) for each worker.
+      The compressor. Bits: k (32 + ceil(log2 d)) for each worker, by gather; for the tree as many
+      in each of log2 n rounds and once more for the result.
 
     Raises:
-      ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range.
+      ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range; at the first
+        exchange, for a tree over a number of workers that is no power of two.
 
     Example:
       Two workers send 3 and 2 at the same place, 4 elsewhere: 5 is the largest of the sum.
@@ -175,7 +187,8 @@ def global_top_k_of_sum(ratio: float | None = None, *, k: int | None = None) -> 
 
     References:
       Shi et al., A distributed synchronous SGD algorithm with global top-k sparsification for low
-      bandwidth networks, 2019, section III.
+      bandwidth networks, 2019, section III; the tree and what is given back as in the authors'
+      public implementation.
     """
     check_ratio_or_k("global_top_k_of_sum", ratio, k)
-    return Compressor(GlobalTopKOfSum(ratio, k))
+    return Compressor(GlobalTopKTree(ratio, k) if tree else GlobalTopKOfSum(ratio, k))

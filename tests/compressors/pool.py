@@ -25,6 +25,7 @@ from ef_optax.compressors.drive import drive, eden
 from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
 from ef_optax.compressors.global_top_k import global_top_k_of_sum
 from ef_optax.compressors.identity import identity
+from ef_optax.compressors.inceptionn import inceptionn
 from ef_optax.compressors.low_rank import atomo, svd
 from ef_optax.compressors.majority import majority_vote
 from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
@@ -86,6 +87,7 @@ CASES = {
     "fp8": Case(lambda: fp8("e4m3")),
     "fp8-e5m2-leaf": Case(lambda: fp8("e5m2", rows=False)),
     "log_quantize": Case(lambda: log_quantize(3)),
+    "inceptionn": Case(lambda: inceptionn(2**-8, capacity=0.4)),
     "svd": Case(lambda: svd(2), shape=(6, 9)),
     "atomo": Case(lambda: atomo(1, 30), shape=(12, 11)),
     "dct_top_k": Case(lambda: dct_top_k(8, 3), shape=(6, 10)),
@@ -96,6 +98,7 @@ CASES = {
     "drive-mse": Case(lambda: drive(37, scale="mse")),
     "eden": Case(lambda: eden(3, 38)),
     "global_top_k_of_sum": Case(lambda: global_top_k_of_sum(0.2)),
+    "global_top_k_of_sum-tree": Case(lambda: global_top_k_of_sum(0.2, tree=True), additive=False),
     "induced": Case(lambda: induced(top_k(0.3), random_k(0.3, 40, scaled=True))),
     "scale_to_contractive": Case(lambda: scale_to_contractive(qsgd(2, 41))),
     "probabilistic_mix": Case(

@@ -72,6 +72,73 @@ def test_global_top_k_of_sum_gives_back_what_was_not_applied() -> None:
     np.testing.assert_allclose(np.mean(g - memory, axis=0), out, atol=1e-6)
 
 
+def merged(a: dict, b: dict, k: int) -> dict:
+    """The k largest magnitudes of the sum of two sparse vectors."""
+    total = {i: a.get(i, 0.0) + b.get(i, 0.0) for i in {*a, *b}}
+    return dict(sorted(total.items(), key=lambda item: (-abs(item[1]), item[0]))[:k])
+
+
+def tree_oracle(g: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Aggregate and memories of gTop-k: pairwise merges into worker 0, whose result all apply."""
+    n, d = g.shape
+    own = [np.argsort(-np.abs(row), kind="stable")[:k] for row in g.astype(np.float64)]
+    held = [{int(c): float(g[i, c]) for c in own[i]} for i in range(n)]
+    step = 1
+    while step < n:
+        for i in range(0, n, 2 * step):
+            held[i] = merged(held[i], held[i + step], k)
+        step *= 2
+    out, memory = np.zeros(d), g.astype(np.float64).copy()
+    for c, value in held[0].items():
+        out[c] = value / n
+    for i in range(n):
+        memory[i, [c for c in own[i] if c in held[0]]] = 0
+    return out, memory
+
+
+def tree_inputs(n: int) -> np.ndarray:
+    """A coordinate that is dropped on one branch and comes back on another; ties; overlaps."""
+    g = np.round(4 * normal(n, 24, seed=3)) / 4
+    g[0, 5], g[n - 1, 5] = 1.0, 9.0
+    return g.astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_global_top_k_tree_against_numpy(n: int) -> None:
+    g = tree_inputs(n)
+    out, memory = feedback(global_top_k_of_sum(k=4, tree=True), g)
+    expected, owed = tree_oracle(g, 4)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    np.testing.assert_array_equal(memory, owed)
+
+
+@pytest.mark.parametrize("how", ["shard_map", "pmap"])
+def test_global_top_k_tree_on_devices(how: str, mesh4) -> None:
+    """Equal on all workers, and equal to the oracle."""
+    g = jnp.asarray(tree_inputs(4))
+    rule = error_feedback(global_top_k_of_sum(k=4, tree=True), axis_name="data")
+
+    def one(row):
+        out, state = rule.update(row, rule.init(row))
+        return out, state.residual
+
+    if how == "pmap":
+        out, memory = jax.pmap(one, axis_name="data", devices=jax.devices()[:4])(g)
+    else:
+        local = lambda x: jax.tree.map(lambda a: a[None], one(x[0]))  # noqa: E731
+        spec = jax.sharding.PartitionSpec("data")
+        out, memory = jax.jit(jax.shard_map(local, mesh=mesh4, in_specs=spec, out_specs=spec))(g)
+    expected, owed = tree_oracle(np.asarray(g), 4)
+    np.testing.assert_array_equal(out, np.stack([out[0]] * 4))
+    np.testing.assert_allclose(out[0], expected, atol=1e-6)
+    np.testing.assert_array_equal(memory, owed)
+
+
+def test_a_tree_needs_a_power_of_two() -> None:
+    with pytest.raises(ValueError, match="3 workers.*tree=False"):
+        feedback(global_top_k_of_sum(k=1, tree=True), normal(3, 4))
+
+
 def test_sketch_is_linear_and_finds_large_values() -> None:
     """The sum of sketches is the sketch of the sum; alone in their buckets, values are exact."""
     key, x, y = jax.random.key(0), jnp.asarray(normal(50)), jnp.asarray(normal(50, seed=1))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ef_optax as ef
 from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_bins
 from ef_optax.compressors.compose import compose
 from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
@@ -148,3 +151,54 @@ def test_values_of_two_bits_inside_top_k() -> None:
 def test_bad_arguments(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def inceptionn_oracle(x: np.ndarray, e: int, room: int) -> tuple[np.ndarray, int, int]:
+    """C(x), the bytes that all payloads would take, and those that fit, value by value."""
+    h, size = e // 2, np.abs(x)
+    tags = np.select([size >= 1, size >= 2.0**-h, size >= 2.0**-e], [3, 2, 1], 0)
+    steps = np.select([tags == 2, tags == 1], [2.0**15, 2.0 ** (h + 7)], 1)
+    value = np.where(tags == 3, x, np.sign(x) * np.floor(size * steps) / steps)
+    lengths = np.asarray([0, 1, 2, 4])[tags]
+    out, used = np.zeros(x.size), 0
+    for i in np.argsort(-size, kind="stable"):  # the largest first, until one has no room
+        if used + lengths[i] > room:
+            break
+        out[i], used = value[i], used + lengths[i]
+    return out, int(lengths.sum()), int(used)
+
+
+@pytest.mark.parametrize("capacity", [1.0, 0.2, 0.01])
+def test_inceptionn_against_numpy(capacity: float) -> None:
+    """All four kinds of value; what finds no room is counted and kept, the smallest first."""
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.standard_normal(200) * 2.0 ** rng.integers(-14, 3, 200))
+    x[:8] = [1, -1, 0.5, 2.0**-5, 2.0**-10, 0, -0.0, -(2.0**-11)]
+    x[50:150:3] = 0.75  # ties, some of which find no room
+    codec = ef.inceptionn(2.0**-10, capacity=capacity).codec
+    message = jax.jit(codec.encode)(jnp.asarray(x))
+    expected, wanted, used = inceptionn_oracle(x.astype(np.float64), 10, math.ceil(800 * capacity))
+    got = codec.decode(message, jax.ShapeDtypeStruct((200,), jnp.float32))
+    np.testing.assert_array_equal(got, expected)
+    assert int(codec.information(message)) == 400 + 8 * wanted
+    assert int(codec.overflow(message)) == wanted - used
+    assert codec.bits(200) == 32 + 400 + 8 * math.ceil(800 * capacity)
+    if capacity == 1.0:
+        assert wanted == used and np.abs(expected - x).max() < 2.0**-10
+
+
+def test_inceptionn_serves_what_waited() -> None:
+    """With room for one whole value a step, error feedback gets to all of them in turn."""
+    tx = ef.error_feedback(ef.inceptionn(2.0**-4, capacity=0.25))
+    state, total = tx.init(jnp.zeros(4)), np.zeros(4)
+    for _ in range(40):
+        out, state = tx.update(jnp.asarray([0.5, 0.25, 0.5, 0.25]), state)
+        total += np.asarray(out)
+    np.testing.assert_allclose(total + np.asarray(state.residual), 40 * np.asarray([0.5, 0.25] * 2))
+    assert np.abs(np.asarray(state.residual)).max() < 8
+
+
+@pytest.mark.parametrize("bound", [0.3, 2.0**-15, 1, None])
+def test_inceptionn_refuses_other_bounds(bound) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        ef.inceptionn(bound)
