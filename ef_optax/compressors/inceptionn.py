@@ -73,7 +73,8 @@ class Inceptionn(Codec):
         # The exponent of the leading bit; -127 for zero and denormal numbers.
         exponent = ((jax.lax.bitcast_convert_type(flat, jnp.int32) >> 23) & 255) - 127
         limits = (-self.exponent, -self._middle, 0)
-        return sum((exponent >= limit).astype(jnp.int32) for limit in limits)
+        passed = jnp.stack([exponent >= limit for limit in limits])
+        return jnp.sum(passed, axis=0, dtype=jnp.int32)
 
     @property
     def _middle(self) -> int:
