@@ -188,6 +188,9 @@ class Codec(abc.ABC):
       transports: the ways its messages can travel: ``"gather"``, ``"reduce"`` (all-reduce), or the
         name of an exchange of its own that only makes sense between several workers.
       timeline: the steps at which the codec changes, if it does (see :meth:`at`).
+      basis: what ``alpha`` and ``omega`` are worth: ``"exact"`` (some input attains them),
+        ``"bound"`` (proved, perhaps not attained), ``"asymptotic"`` (there is a limit for long
+        vectors, given in the documentation, and no constant), or ``"none"``.
     """
 
     unbiased: ClassVar[bool] = False
@@ -200,6 +203,7 @@ class Codec(abc.ABC):
     granularity: ClassVar[str] = "leaf"
     transports: ClassVar[tuple[str, ...]] = ("gather",)
     timeline: ClassVar[Timeline] = Timeline()
+    basis: ClassVar[str] = "none"
 
     # -- the operator
 
@@ -347,6 +351,15 @@ def bits_of(dtype: Any) -> int:
     16
     """
     return jnp.dtype(dtype).itemsize * 8
+
+
+def joint_basis(*codecs: Codec) -> str:
+    """What the constants of a codec made of others are worth: a bound, if those of all are known.
+
+    >>> joint_basis()
+    'bound'
+    """
+    return "bound" if all(codec.basis in ("exact", "bound") for codec in codecs) else "none"
 
 
 def wide_dtype(dtype: Any) -> Any:

@@ -17,6 +17,7 @@ from ef_optax._base import (
     Shape,
     Workers,
     as_key,
+    joint_basis,
     like_of,
 )
 from ef_optax._compressor import Compressor, codec_of
@@ -54,6 +55,10 @@ class Induced(Codec):
     corrector: Codec
 
     unbiased: ClassVar[bool] = True
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return joint_basis(self.biased, self.corrector)
 
     @property
     def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -105,6 +110,10 @@ class Shrunk(Codec):
     """``U(x) / (1 + omega)``, omega of the leaf's shape."""
 
     inner: Codec
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.basis
 
     @property
     def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -167,6 +176,10 @@ class Mixture(Codec):
     key: Array
 
     deterministic: ClassVar[bool] = False
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return joint_basis(*self.codecs)
 
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

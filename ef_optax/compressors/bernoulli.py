@@ -23,6 +23,7 @@ class Bernoulli(Codec):
 
     linear: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    basis: ClassVar[str] = "exact"
 
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

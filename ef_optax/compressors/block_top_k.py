@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class BlockTopK(SparseCodec):
     ratio: float | None
     k: int | None
     block: int
+    basis: ClassVar[str] = "exact"
 
     def _plan(self, size: int) -> tuple[int, int, int, int, int]:
         """Block length, full blocks, k of each, length of the last short block, its k."""

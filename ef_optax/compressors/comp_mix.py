@@ -27,6 +27,7 @@ class CompK(SparseCodec):
     top: int
 
     deterministic: ClassVar[bool] = False
+    basis: ClassVar[str] = "bound"
 
     def _plan(self, size: int) -> tuple[int, int]:
         """K and k' of a leaf of this size."""
@@ -82,6 +83,7 @@ class MixK(SparseCodec):
     random: int
 
     deterministic: ClassVar[bool] = False
+    basis: ClassVar[str] = "exact"
 
     def _plan(self, size: int) -> tuple[int, int]:
         """How many are kept by size and how many at random."""

@@ -22,6 +22,7 @@ from ef_optax._base import (
     Shape,
     Workers,
     bits_of,
+    joint_basis,
     like_of,
     size_of,
     wide_dtype,
@@ -48,6 +49,10 @@ class Composed(SparseCodec):
 
     quantizer: Codec
     sparsifier: SparseCodec
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return joint_basis(self.quantizer, self.sparsifier)
 
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class DctTopK(Codec):
 
     chunk: int
     k: int
+    basis: ClassVar[str] = "exact"
 
     def plan(self, shape: Shape) -> tuple[int, int, int, int, int]:
         """Rows and columns of the matrix and of a chunk, and the coefficients kept of each."""

@@ -122,6 +122,10 @@ class Dithering(DitheringCodec):
     norm: str = "l2"
     bucket: int | None = None
 
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "exact" if self.norm == "linf" and self.levels == 1 else "bound"
+
     def level(self, x: Array, norm: Array, key: Array) -> Array:
         return round_randomly(x * self.levels / norm, key)
 
@@ -144,6 +148,7 @@ class NaturalDithering(DitheringCodec):
     levels: int
     norm: str = "l2"
     bucket: int | None = None
+    basis: ClassVar[str] = "bound"
 
     def level(self, x: Array, norm: Array, key: Array) -> Array:
         y, table = (x / norm).astype(jnp.float32), self._table

@@ -36,6 +36,7 @@ class Dorefa(Codec):
 
     unbiased: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    basis: ClassVar[str] = "exact"
 
     @property
     def _steps(self) -> int:

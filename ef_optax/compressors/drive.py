@@ -72,6 +72,10 @@ class Eden(Codec):
 
     deterministic: ClassVar[bool] = False
 
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "bound" if self.scale == "mse" and self.width == 1 else "asymptotic"
+
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
         seed = jax.random.bits(key, (1,), jnp.uint32)

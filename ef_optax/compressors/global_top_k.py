@@ -32,6 +32,7 @@ class GlobalTopK(Codec):
 
     inner: TopK
     granularity: ClassVar[str] = "group"
+    basis: ClassVar[str] = "exact"
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         return self.inner.encode(x, key)

@@ -61,7 +61,9 @@ class GlobalTopKTree(TopK):
         """K pairs from every sender in each round of the tree, and k pairs to all at the end."""
         return (self.bits(shape, dtype),) * (tree_rounds(num_workers) + 1)
 
-    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+    def alpha(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, shape: Shape, num_workers: int = 1
+    ) -> float | None:
         """k/d for one worker; none for several, whose values may all be kept back."""
         return super().alpha(shape) if num_workers == 1 else None
 

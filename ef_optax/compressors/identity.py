@@ -20,6 +20,7 @@ class Identity(Codec):
     unbiased: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     transports: ClassVar[tuple[str, ...]] = ("gather", "reduce")
+    basis: ClassVar[str] = "exact"
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

@@ -92,6 +92,7 @@ class Svd(FactorCodec):
     """The best approximation of rank r."""
 
     rank: int
+    basis: ClassVar[str] = "exact"
 
     def columns(self, shape: Shape) -> int:
         del shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ def _rows(x: Array) -> Array:
 class ScaledHalf(Codec):
     """Rows shifted to mean 0, scaled to standard deviation 1, and rounded to float16."""
 
+    basis: ClassVar[str] = "bound"
+
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
         rows = _rows(x)
@@ -79,6 +81,7 @@ class Fp8(Codec):
 
     format: str
     rows: bool = True
+    basis: ClassVar[str] = "bound"
 
     def _largest(self) -> float:
         return float(jnp.finfo(FORMATS[self.format]).max)
@@ -124,6 +127,7 @@ class LogQuantize(Codec):
     """Sign and nearest power of two (on the logarithm), 2^width - 1 powers below the largest."""
 
     width: int
+    basis: ClassVar[str] = "bound"
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

@@ -22,6 +22,7 @@ class Natural(Codec):
 
     unbiased: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    basis: ClassVar[str] = "exact"
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None

@@ -38,6 +38,7 @@ class PermK(Codec):
     unbiased: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    basis: ClassVar[str] = "exact"
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         """The message of a single worker, whose share is everything."""

@@ -38,6 +38,7 @@ class RandomBlock(SparseCodec):
     linear: ClassVar[bool] = True
     shared_positions: ClassVar[bool] = True
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
+    basis: ClassVar[str] = "exact"
 
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

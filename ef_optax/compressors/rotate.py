@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax._base import Array, Codec, Message, Shape, as_key, size_of, wide_dtype
+from ef_optax._base import Array, Codec, Message, Shape, as_key, joint_basis, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._transforms import TRANSFORMS
 from ef_optax.compressors.algebra import single_codec
@@ -23,6 +23,10 @@ class Rotated(Codec):
     kind: str = "hadamard"
 
     deterministic: ClassVar[bool] = False
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "none" if self.kind == "kashin" else joint_basis(self.inner)
 
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax._base import Array, Codec, Message, Shape
+from ef_optax._base import Array, Codec, Message, Shape, joint_basis
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._timeline import Timeline
 from ef_optax._units import identity_of
@@ -25,6 +25,10 @@ class Scheduled(Codec):
     granularity: ClassVar[str] = "schedule"
 
     # -- which one it is
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return joint_basis(*self.codecs)
 
     @property
     def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]

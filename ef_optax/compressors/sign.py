@@ -63,6 +63,8 @@ class Sign(SignCodec):
 class ScaledSign(SignCodec):
     """``C(x) = (||x||_1 / d) sign(x)``, sign(0) = +1."""
 
+    basis: ClassVar[str] = "exact"
+
     def scale(self, x: Array) -> Array:
         return jnp.sum(jnp.abs(x), dtype=scale_dtype(x.dtype)) / max(1, x.size)
 

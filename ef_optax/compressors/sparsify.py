@@ -125,6 +125,7 @@ class TopK(SparseCodec):
 
     ratio: float | None = None
     k: int | None = None
+    basis: ClassVar[str] = "exact"
 
     def count(self, size: int) -> int:
         """Number of values kept of a leaf of ``size``."""
@@ -166,6 +167,7 @@ class RandomK(SparseCodec):
 
     deterministic: ClassVar[bool] = False
     linear: ClassVar[bool] = True
+    basis: ClassVar[str] = "exact"
 
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

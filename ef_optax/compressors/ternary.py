@@ -67,6 +67,10 @@ class Ternary(TernaryCodec):
     deterministic: ClassVar[bool] = False
 
     @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "exact" if self.clip_sigmas is None else "none"
+
+    @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.clip_sigmas is None
 
@@ -94,6 +98,7 @@ class ThreeLC(TernaryCodec):
 
     sparsity: float
     packing: str = "quartic"
+    basis: ClassVar[str] = "exact"
 
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
         del key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ class TwoMeanSign(Codec):
     """The mean of the values >= 0 where x >= 0, the mean of the negative ones elsewhere."""
 
     columns: bool = False
+    basis: ClassVar[str] = "exact"
 
     def _matrix(self, shape: Shape) -> tuple[int, int]:
         """Rows and columns; one column for the whole leaf unless columns are asked for."""

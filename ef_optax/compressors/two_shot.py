@@ -24,6 +24,7 @@ from ef_optax._base import (
     Protocol,
     Shape,
     Workers,
+    joint_basis,
     size_of,
     wide_dtype,
 )
@@ -50,6 +51,10 @@ class TwoShot(Codec):
     additive: ClassVar[bool] = False
     stateful: ClassVar[bool] = True
     transports: ClassVar[tuple[str, ...]] = ("two_shot",)
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return joint_basis(self.worker)
 
     @property
     def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ class UniformBuckets(Rounding):
     width: int
     block: int | None = None
     key: Array | None = None
+    basis: ClassVar[str] = "exact"
 
     @property
     def _steps(self) -> int:
@@ -104,6 +105,10 @@ class BlockQuantize(Rounding):
     width: int
     block: int | None = None
     key: Array | None = None
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "exact" if self.key is None or self._steps == 1 else "bound"
 
     @property
     def _steps(self) -> int:
