@@ -76,6 +76,8 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
     dtype = jnp.int32 if x.size <= 1 << 31 else jnp.uint32
     if k == 0 or k == x.size:
         return jnp.arange(k, dtype=dtype)
+    if k == 1 and x.size <= SORT_SIZE:  # one pass, and also fast where a sort of 64 bits is slow
+        return jnp.argmax(magnitude_order(x))[None].astype(dtype)
     if x.size <= SORT_SIZE:
         return jnp.sort(lax.top_k(_as_normal_floats(magnitude_order(x)), k)[1])
     sample = min(_SAMPLE, x.size // 16)

@@ -93,6 +93,20 @@ def test_same_set_as_a_stable_sort_on_adversaries(size, k, dtype):
             raise AssertionError(f"differs on {name!r}") from error
 
 
+@pytest.mark.parametrize("size,dtype", [(100, np.float32), (64, ml_dtypes.bfloat16)])
+def test_the_largest_entry_of_a_small_leaf_on_adversaries(size, dtype):
+    test_same_set_as_a_stable_sort_on_adversaries(size, 1, dtype)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_same_set_as_a_stable_sort_in_float64(k):
+    with jax.enable_x64(True):
+        for name, x in adversaries(100).items():
+            indices = _selection.top_k_indices(jnp.asarray(x), k)
+            largest = np.sort(np.argsort(-np.abs(x), kind="stable")[:k])
+            np.testing.assert_array_equal(indices, largest, err_msg=name)
+
+
 @pytest.mark.parametrize("size,k,dtype", POOL[:1] + POOL[-1:], ids=[5000, 100])
 @given(data=st.data())
 @settings(max_examples=25)
