@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,13 +36,13 @@ from absl import flags
 
 import ef_optax as ef
 from ef_optax import theory
-from experiments import libsvm, study
+from experiments import libsvm, logistic, study
 
 STUDY = study.Study("ef21_logreg", __doc__)
 FLAGS = STUDY.flags
-flags.DEFINE_string("data_dir", None, "Where LibSVM files are.", flag_values=FLAGS)
+logistic.define_data_dir(FLAGS)
 flags.DEFINE_string(
-    "dataset", "breast_cancer", "breast_cancer or a file in --data_dir.", flag_values=FLAGS
+    "dataset", logistic.BUNDLED, "breast_cancer or a file in --data_dir.", flag_values=FLAGS
 )
 flags.DEFINE_integer("workers", 20, "Workers n.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 4000, "Rounds to run.", lower_bound=10, flag_values=FLAGS)
@@ -61,19 +60,6 @@ METHODS = {
     "ef21": ("EF21", study.BLUE, "-"),
     "ef21_plus": ("EF21+", study.GREEN, (0, (5, 1.5, 1, 1.5))),
 }
-
-
-def load() -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, d) and labels +-1 of the flags' data set."""
-    if FLAGS.dataset == "breast_cancer":
-        from sklearn import datasets
-
-        given: Any = datasets.load_breast_cancer()
-        low, high = given.data.min(0), given.data.max(0)
-        return 2 * (given.data - low) / (high - low) - 1, np.where(given.target == 0, -1.0, 1.0)
-    if FLAGS.data_dir is None:
-        raise flags.Error(f"--dataset={FLAGS.dataset} is a file: say where with --data_dir=DIR")
-    return libsvm.read(Path(FLAGS.data_dir) / FLAGS.dataset)
 
 
 def optimizer(method: str, rate: Any) -> optax.GradientTransformation:
@@ -98,31 +84,17 @@ def bits(method: str, dimension: int) -> int:
     return codec.bits((dimension,), jnp.float64) + (method == "ef21_plus")
 
 
-def padded(parts: list[tuple[np.ndarray, ...]]) -> np.ndarray:
-    """The workers' rows b_j a_j, (n, m, d): zero rows make them equally many."""
-    most = max(len(labels) for _, labels in parts)
-    signed = [labels[:, None] * features for features, labels in parts]
-    return np.stack([np.pad(rows, ((0, most - len(rows)), (0, 0))) for rows in signed])
-
-
-def gradients(x: jax.Array, signed: jax.Array, counts: jax.Array) -> jax.Array:
-    """Of every f_i, (n, d)."""
-    slopes = -jax.nn.sigmoid(-(signed @ x)) / counts[:, None]
-    data = jnp.einsum("nmd,nm->nd", signed, slopes)
-    return data + REGULARISER * 2 * x / (1 + x**2) ** 2
-
-
 @functools.partial(jax.jit, static_argnames=("method", "rounds"))
-def curves(method: str, steps: Any, start: Any, signed: Any, counts: Any, rounds: int) -> jax.Array:
+def curves(method: str, steps: Any, start: Any, rows: Any, rounds: int) -> jax.Array:
     """||grad f(x_t)||^2 for each step size and t = 0 .. rounds - 1."""
 
     def one(rate: jax.Array) -> jax.Array:
-        tx = ef.simulate(optimizer(method, rate), len(counts), AXIS)
+        tx = ef.simulate(optimizer(method, rate), len(rows.counts), AXIS)
 
         # The norm is that of the gradients in hand: they are nearly all of the work.
         def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
             x, state = carry
-            local = gradients(x, signed, counts)
+            local = logistic.gradients(x, rows, nonconvex=REGULARISER)
             updates, state = tx.update(local, state, x)
             return (optax.apply_updates(x, updates), state), jnp.sum(local.mean(0) ** 2)
 
@@ -131,19 +103,13 @@ def curves(method: str, steps: Any, start: Any, signed: Any, counts: Any, rounds
     return jax.vmap(one)(steps)
 
 
-def rounds_to(seen: np.ndarray) -> int | None:
-    """The first round within the tolerance, if there is one."""
-    reached = np.flatnonzero(seen <= TOLERANCE)
-    return int(reached[0]) if len(reached) else None
-
-
 def run() -> None:
     """Runs all methods with all steps, writes the table and the picture."""
     try:
         multiples = [float(word) for word in FLAGS.multiples]
     except ValueError as error:
         raise flags.Error(f"--multiples: {error}") from error
-    features, labels = load()
+    features, labels = logistic.load(FLAGS.dataset, FLAGS.data_dir)
     parts = libsvm.split(features, labels, FLAGS.workers)
     folder = STUDY.open()
 
@@ -156,11 +122,11 @@ def run() -> None:
     assert alpha is not None
     step = theory.ef21_step(constants, alpha, mean="QM")
     start = np.random.default_rng(FLAGS.seed).standard_normal(dimension)
-    data = padded(parts), np.array([float(len(b)) for _, b in parts])
+    data = logistic.rows_of(parts)
     given = {method: [step * multiple for multiple in multiples] for method in METHODS}
     given["gd"] = [1 / constants.L]
     seen = {
-        method: np.asarray(curves(method, np.array(steps), start, *data, FLAGS.rounds))
+        method: np.asarray(curves(method, np.array(steps), start, data, FLAGS.rounds))
         for method, steps in given.items()
     }
     tail = max(1, FLAGS.rounds // 4)
@@ -169,7 +135,7 @@ def run() -> None:
     for method in METHODS:
         words = []
         for multiple, values in zip(multiples, seen[method], strict=False):
-            needed, plateau = rounds_to(values), float(np.median(values[-tail:]))
+            needed, plateau = study.first_below(values, TOLERANCE), float(np.median(values[-tail:]))
             rows.append({"method": method, "rounds": needed, "plateau": plateau})
             rows[-1] |= {} if method == "gd" else {"multiple": multiple}
             if not np.isfinite(plateau):

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import flags
 
@@ -107,22 +108,34 @@ def descend(
     key: jax.Array,
     watch: Callable[[Any, Any], Any],
     project: Callable[[Any], Any] = lambda x: x,
+    every: int = 1,
 ) -> Any:
-    """What `watch(x, state)` sees before the first step and after each of `steps` steps.
+    """What `watch(x, state)` sees before the first step and after every `every` of `steps` steps.
 
     One step is `x <- project(x + tx(gradient(x, key_t)))`; `jax.vmap` over keys makes it many runs.
     """
     state = tx.init(start)
 
-    def step(carry: Any, key: jax.Array) -> tuple[Any, Any]:
+    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
         x, state = carry
         updates, state = tx.update(gradient(x, key), state, x)
-        x = project(optax.apply_updates(x, updates))
-        return (x, state), watch(x, state)
+        return (project(optax.apply_updates(x, updates)), state), None
 
-    _, seen = jax.lax.scan(step, (start, state), jax.random.split(key, steps))
+    def stretch(carry: Any, keys: jax.Array) -> tuple[Any, Any]:
+        # A single step is not worth a loop of its own.
+        carry, _ = step(carry, keys[0]) if every == 1 else jax.lax.scan(step, carry, keys)
+        return carry, watch(*carry)
+
+    keys = jax.random.split(key, (steps // every, every))
+    _, seen = jax.lax.scan(stretch, (start, state), keys)
     first = watch(start, state)
     return jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, seen)
+
+
+def first_below(seen: np.ndarray, tolerance: float) -> int | None:
+    """The first place at which `seen` is at most `tolerance`, if there is one."""
+    reached = np.flatnonzero(seen <= tolerance)
+    return int(reached[0]) if len(reached) else None
 
 
 ########################################################################################
@@ -136,14 +149,16 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def panels(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> Any:
     """A figure and its (rows, columns) axes with a light grid."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharey=sharey, layout="constrained", squeeze=False
+    )
     for axis in axes.flat:
         axis.grid(True, color="#dddddd", lw=0.6)
         axis.set_axisbelow(True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ef21_logreg, ef21_momentum, ef21_w, libsvm, storage
+from experiments import ef21_logreg, ef21_momentum, ef21_w, libsvm, logistic, storage
 
 Rows = list[dict[str, Any]]
 
@@ -82,7 +82,8 @@ def test_gradients_of_the_logistic_regression() -> None:
     assert [len(b) for _, b in parts] == [2, 2, 3]
 
     def loss(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-        return np.log1p(np.exp(-b * (a @ x))).mean() + 0.1 * (x**2 / (1 + x**2)).sum()
+        regulariser = 0.1 * (x**2 / (1 + x**2)).sum() + 0.1 * (x**2).sum()
+        return np.log1p(np.exp(-b * (a @ x))).mean() + regulariser
 
     x, h = rng.standard_normal(3), 1e-6
     slopes = [
@@ -90,9 +91,8 @@ def test_gradients_of_the_logistic_regression() -> None:
         for part in parts
     ]
     with jax.enable_x64(True):
-        found = ef21_logreg.gradients(
-            jnp.asarray(x), jnp.asarray(ef21_logreg.padded(parts)), jnp.array([2.0, 2.0, 3.0])
-        )
+        rows = jax.tree.map(jnp.asarray, logistic.rows_of(parts))
+        found = logistic.gradients(jnp.asarray(x), rows, nonconvex=0.1, l2=0.2)
     np.testing.assert_allclose(found, slopes, rtol=1e-7, atol=1e-9)
 
 

@@ -1,0 +1,417 @@
+"""One problem, a dial of how much the workers disagree, and ten ways of sending their gradients.
+
+```
+python -m experiments.heterogeneity
+python -m experiments.heterogeneity --data_dir=DIR --dataset=mushrooms
+```
+
+Logistic regression with (l2/2)||x||^2, exact gradients. The dial is the share of every worker's
+rows that comes from data sorted by label: at 0 the rows are dealt at random, at 1 most workers hold
+one label only. Every method takes the step of its theory times a power of two, the one that needs
+the fewest rounds, because some theories are more cautious than others:
+
+- GD sends all; *top-1, no memory* and EF14 have no theory for a constant step here, so theirs
+  are multiples of GD's 1/L and of EF21's;
+- EF21, EControl (strength 1/d, which is of the order of alpha; dense first message), CLAG and v2 of
+  the three-point compressors (EF21 that skips messages with little news; random-1 of the drift
+  before top-1);
+- DIANA and MARINA with unbiased random-1 (MARINA now and then sends all, with probability 1/d),
+  EF-BV with one of the d/2 largest entries at random.
+
+What travels upwards is counted in bits of one worker's messages, with numbers of 64 bits: by the
+codec where every round sends the same (*message*), and as the papers count it (*information*)
+where rounds differ: the dense rounds of MARINA, the first of EControl, the skipped ones of CLAG.
+
+Result (2 CPU cores, RESULT
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+import ef_optax as ef
+from ef_optax import theory
+from experiments import libsvm, logistic, study
+
+STUDY = study.Study("heterogeneity", __doc__)
+FLAGS = STUDY.flags
+logistic.define_data_dir(FLAGS)
+flags.DEFINE_string(
+    "dataset", logistic.BUNDLED, "breast_cancer or a file in --data_dir.", flag_values=FLAGS
+)
+flags.DEFINE_list("dials", ["0", "0.5", "1"], "Shares of sorted rows.", flag_values=FLAGS)
+flags.DEFINE_integer("workers", 20, "Workers n.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 5000, "Rounds to run.", lower_bound=10, flag_values=FLAGS)
+flags.DEFINE_integer("runs", 3, "Runs of a random method.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Of the order of the rows and of draws.", flag_values=FLAGS)
+
+AXIS = "workers"
+REGULARISER = 0.01
+TOLERANCE = 1e-6  # of the squared gradient norm at the start
+MULTIPLES = 2.0 ** np.arange(15)
+ZETA = 16.0  # of CLAG
+
+TOP_1 = ef.top_k(k=1)
+Rule = optax.GradientTransformation
+
+
+class Method(NamedTuple):
+    """How it is drawn, what it does, and the step of its theory."""
+
+    label: str
+    colour: str
+    dashes: Any
+    chain: Callable[[Any, Any, int], tuple[Rule, ...]]  # of rate, key, dimension
+    step: Callable[[theory.Smoothness, int], float]  # of the constants, dimension
+    random: bool = False
+
+
+def rate_after(rule: Rule, rate: Any) -> tuple[Rule, ...]:
+    """A rule in gradient units."""
+    return rule, optax.scale_by_learning_rate(rate)
+
+
+def random_1(key: Any) -> ef.Compressor:
+    """Unbiased: one entry at random, times d."""
+    return ef.random_k(k=1, key=key, scaled=True)
+
+
+def three_point(name: str, dimension: int) -> theory.ThreePoint:
+    """The constants of CLAG or of v2."""
+    if name == "clag":
+        return theory.three_point_constants("clag", alpha=1 / dimension, zeta=ZETA)
+    return theory.three_point_constants("v2", alpha=1 / dimension, omega=dimension - 1.0)
+
+
+def mixture(dimension: int, workers: int) -> theory.EFBVParameters:
+    """EF-BV's lambda and nu for one of the d/2 largest entries, drawn independently."""
+    codec = ef.comp_k(1, dimension // 2, key=0).codec
+    spread = codec.spread((dimension,))
+    return theory.ef_bv_parameters(codec.eta((dimension,)), spread, spread / workers)
+
+
+def ef21_step(constants: theory.Smoothness, dimension: int) -> float:
+    """EF21's step for top-1."""
+    return theory.ef21_step(constants, 1 / dimension, mean="QM")
+
+
+DASHED, DOTTED, MIXED = (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))
+METHODS = {
+    "gd": Method(
+        "GD",
+        study.BLACK,
+        DASHED,
+        lambda rate, key, d: rate_after(ef.compressed_mean(ef.identity(), axis_name=AXIS), rate),
+        lambda constants, d: 1 / constants.L,
+    ),
+    "top_1": Method(
+        "top-1, no memory",
+        study.VERMILION,
+        DOTTED,
+        lambda rate, key, d: rate_after(ef.compressed_mean(TOP_1, axis_name=AXIS), rate),
+        lambda constants, d: 1 / constants.L,
+    ),
+    "ef14": Method(
+        "EF14",
+        study.VERMILION,
+        "-",
+        lambda rate, key, d: rate_after(ef.error_feedback(TOP_1, axis_name=AXIS), rate)[::-1],
+        ef21_step,
+    ),
+    "ef21": Method(
+        "EF21",
+        study.BLUE,
+        "-",
+        lambda rate, key, d: rate_after(ef.ef21(TOP_1, axis_name=AXIS), rate),
+        ef21_step,
+    ),
+    "econtrol": Method(
+        "EControl",
+        study.PURPLE,
+        "-",
+        lambda rate, key, d: rate_after(
+            ef.econtrol(TOP_1, 1 / d, axis_name=AXIS, init="full"), rate
+        ),
+        ef21_step,
+    ),
+    "clag": Method(
+        "3PC: CLAG",
+        study.SKY,
+        DASHED,
+        lambda rate, key, d: rate_after(
+            ef.three_point_compressor("clag", TOP_1, zeta=ZETA, axis_name=AXIS), rate
+        ),
+        lambda constants, d: theory.three_point_step(constants, three_point("clag", d)),
+    ),
+    "v2": Method(
+        "3PC: v2",
+        study.SKY,
+        MIXED,
+        lambda rate, key, d: rate_after(
+            ef.three_point_compressor("v2", TOP_1, second=random_1(key), axis_name=AXIS), rate
+        ),
+        lambda constants, d: theory.three_point_step(constants, three_point("v2", d)),
+        random=True,
+    ),
+    "diana": Method(
+        "DIANA",
+        study.GREEN,
+        "-",
+        lambda rate, key, d: rate_after(ef.diana(random_1(key), axis_name=AXIS), rate),
+        lambda constants, d: theory.diana_step(constants, d - 1.0),
+        random=True,
+    ),
+    "ef_bv": Method(
+        "EF-BV",
+        study.GREEN,
+        DASHED,
+        lambda rate, key, d: rate_after(
+            ef.ef_bv(ef.comp_k(1, d // 2, key=key), *mixture(d, FLAGS.workers)[:2], axis_name=AXIS),
+            rate,
+        ),
+        lambda constants, d: theory.ef_bv_step(constants, mixture(d, constants.num_workers)),
+        random=True,
+    ),
+    "marina": Method(
+        "MARINA",
+        study.ORANGE,
+        "-",
+        lambda rate, key, d: rate_after(
+            ef.marina(random_1(key), 1 / d, jax.random.fold_in(key, 1), axis_name=AXIS), rate
+        ),
+        lambda constants, d: theory.marina_step(constants, d - 1.0, 1 / d),
+        random=True,
+    ),
+}
+
+
+def message_bits(method: str, dimension: int) -> int:
+    """One worker's message of an ordinary round, by its codecs."""
+    codecs = {
+        "gd": [ef.identity()],
+        "v2": [random_1(0), TOP_1],
+        "diana": [random_1(0)],
+        "ef_bv": [ef.comp_k(1, dimension // 2, key=0)],
+        "marina": [random_1(0)],
+    }
+    leaf = jax.ShapeDtypeStruct((dimension,), jnp.float64)
+    return sum(ef.message_bits(codec, leaf) for codec in codecs.get(method, [TOP_1]))
+
+
+def information(method: str, state: Any, first: Any, dimension: int) -> Any:
+    """What a worker sent in the round that led to this state, in bits, as the papers count it."""
+    ordinary, full = message_bits(method, dimension), 64 * dimension
+    if method == "marina":
+        return jnp.where(optax.tree.get(state, "exact"), full, ordinary)
+    if method == "econtrol":
+        return jnp.where(first, full, ordinary)
+    if method == "clag":  # of the mean worker; a silent one sends nothing
+        return ordinary * jnp.mean(optax.tree.get(state, "sent").astype(float))
+    return ordinary
+
+
+@functools.partial(jax.jit, static_argnames=("method", "rounds"))
+def curves(method: str, rates: Any, keys: Any, rows: Any, rounds: int) -> tuple[Any, Any]:
+    """Squared gradient norm before every round, bits sent before it: each (rates, runs, rounds)."""
+    dimension = rows.signed.shape[-1]
+
+    def one(rate: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chain = optax.chain(*METHODS[method].chain(rate, key, dimension))
+        tx = ef.simulate(chain, len(rows.counts), AXIS)
+
+        def step(carry: Any, first: jax.Array) -> tuple[Any, Any]:
+            x, state, sent = carry
+            points = ef.query_points(state, x)
+            grads = jax.tree.map(lambda z: logistic.gradients(z, rows, l2=REGULARISER), points)
+            local = grads["params"]
+            updates, state = tx.update(local, state, x, grads=grads)
+            more = sent + information(method, state, first, dimension)
+            return (optax.apply_updates(x, updates), state, more), (
+                jnp.sum(local.mean(0) ** 2),
+                sent,
+            )
+
+        start = jnp.zeros(dimension)
+        first = jnp.arange(rounds) == 0
+        return jax.lax.scan(step, (start, tx.init(start), jnp.zeros(())), first)[1]
+
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(rates, keys)
+
+
+class Best(NamedTuple):
+    """A method with its best multiple; curves are those of the run in the middle."""
+
+    multiple: float
+    rounds: float | None
+    bits: float | None
+    end: float  # median of the squared norms of the last quarter
+    norms: np.ndarray
+    sent: np.ndarray
+
+
+def tune(norms: np.ndarray, sent: np.ndarray) -> Best:
+    """The multiple with the fewest rounds, or if there is none, with the lowest end."""
+    norms = np.where(norms < 1e100, norms, np.inf) / norms[:1, :1, :1]
+    length = norms.shape[-1]
+    # Below the tolerance for good, and for a tenth of the run: an oscillation may pass it earlier.
+    rounds = length - (norms[..., ::-1] > TOLERANCE).argmax(-1)
+    middle = np.argsort(rounds, axis=1, kind="stable")[:, rounds.shape[1] // 2]
+    of_middle = rounds[np.arange(len(rounds)), middle]
+    ends = np.median(norms[..., -(length // 4) :], axis=-1).mean(1)
+    best = int(np.lexsort((ends, of_middle))[0])
+    run, count = middle[best], int(of_middle[best])
+    found = count <= 0.9 * length
+    return Best(
+        float(MULTIPLES[best]),
+        count if found else None,
+        float(sent[best, run, count]) if found else None,
+        float(ends[best]),
+        norms[best, run],
+        sent[best, run],
+    )
+
+
+def envelope(x: np.ndarray, y: np.ndarray, pieces: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """The largest y in each of so many stretches of x, equally long on a logarithmic axis."""
+    ends = np.unique(np.geomspace(1, len(x), pieces).round().astype(int))
+    starts = np.concatenate([[0], ends[:-1]])
+    return x[starts], np.maximum.reduceat(y, starts)
+
+
+def deal(
+    features: np.ndarray, labels: np.ndarray, workers: int, dial: float, seed: int
+) -> list[tuple[np.ndarray, ...]]:
+    """Equally many rows for every worker, this share of them sorted by label; the rest left out."""
+    each = len(labels) // workers
+    if each < 1:
+        raise libsvm.FormatError(f"{workers} workers need as many rows; there are {len(labels)}.")
+    order = np.random.default_rng(seed).permutation(len(labels))[: each * workers]
+    alike = round(dial * each)
+    first, rest = np.split(order, [alike * workers])
+    first = first[np.argsort(labels[first], kind="stable")]
+    own = np.concatenate([first.reshape(workers, -1), rest.reshape(workers, -1)], axis=1)
+    return [(features[rows], labels[rows]) for rows in own]
+
+
+def disagreement(rows: logistic.Rows) -> float:
+    """mean_i ||grad f_i(x*)||^2 over mean_i ||grad f_i(0)||^2, with x* by Newton's method."""
+    signed, counts = rows
+    flat = signed.reshape(-1, signed.shape[-1])
+    weight = np.repeat(1 / (len(counts) * counts), signed.shape[1])
+    x = np.zeros(flat.shape[1])
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(flat @ x))
+        slope = -(weight * chance) @ flat + REGULARISER * x
+        bend = (flat * (weight * chance * (1 - chance))[:, None]).T @ flat
+        x = x - np.linalg.solve(bend + REGULARISER * np.eye(len(x)), slope)
+    found = [
+        np.asarray((logistic.gradients(jnp.asarray(z), rows, l2=REGULARISER) ** 2).sum(1).mean())
+        for z in (x, 0 * x)
+    ]
+    return float(found[0] / found[1])
+
+
+def run() -> None:
+    """Runs all methods at every dial, writes the table and the picture."""
+    try:
+        dials = [float(word) for word in FLAGS.dials]
+    except ValueError as error:
+        raise flags.Error(f"--dials: {error}") from error
+    if not dials or not all(0 <= dial <= 1 for dial in dials):
+        raise flags.Error(f"--dials={','.join(FLAGS.dials)}: numbers in [0, 1] are needed")
+    features, labels = logistic.load(FLAGS.dataset, FLAGS.data_dir)
+    dealt = [deal(features, labels, FLAGS.workers, dial, FLAGS.seed) for dial in dials]
+    folder = STUDY.open()
+
+    ####################################################################################
+    # Measure
+    ####################################################################################
+    dimension = features.shape[1]
+    keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.runs)
+    found: dict[float, dict[str, Best]] = {}
+    rows, apart = [], {}
+    for dial, parts in zip(dials, dealt, strict=True):
+        constants = theory.logistic_regression([a for a, _ in parts], l2=REGULARISER)
+        data = logistic.rows_of(parts)
+        found[dial], apart[dial] = {}, disagreement(data)
+        for name, method in METHODS.items():
+            step = method.step(constants, dimension)
+            own = keys if method.random else keys[:1]
+            measured = curves(name, step * MULTIPLES, own, data, FLAGS.rounds)
+            best = found[dial][name] = tune(*map(np.asarray, measured))
+            rows.append({"method": name, "dial": dial, "theory_step": step})
+            rows[-1] |= {"multiple": best.multiple, "rounds": best.rounds, "bits": best.bits}
+            rows[-1] |= {
+                "end": float(best.norms[-1]),
+                "message_bits": message_bits(name, dimension),
+            }
+        rows.append({"dial": dial, "disagreement": apart[dial], "L": constants.L})
+        rows[-1] |= {"L_QM": constants.L_QM}
+    head = ["method", "message (bits)"]
+    for dial in dials:
+        head += [f"dial {dial:g}: step", "rounds", "information (kbit)"]
+    cells = []
+    for name in METHODS:
+        cells.append([f"`{name}`", f"{message_bits(name, dimension):,}"])
+        for dial in dials:
+            best = found[dial][name]
+            cells[-1].append(f"x {best.multiple:g}")
+            if best.rounds is None or best.bits is None:
+                cells[-1] += [f"({best.end:.0e})", ""]
+            else:
+                cells[-1] += [f"{best.rounds:,}", f"{best.bits / 1000:,.1f}"]
+    levels = ", ".join(f"{apart[dial]:.2g} (dial {dial:g})" for dial in dials)
+    text = (
+        f"# Disagreement of workers on {FLAGS.dataset}\n\n"
+        + study.markdown(head, cells)
+        + f"\n- {FLAGS.workers} workers with {len(dealt[0][0][1])} rows each, {dimension} "
+        "features, 64-bit numbers. Rounds after which the squared gradient norm stays below "
+        f"{TOLERANCE:g} of the first; in brackets its median over the last quarter of "
+        f"{FLAGS.rounds:,} rounds, where it did not.\n"
+        "- message: what one worker sends in an ordinary round, by its codec. information: what it "
+        "sent until then, as the papers count it (dense and skipped rounds as such).\n"
+        f"- step: times that of its theory. Random methods: the middle one of {FLAGS.runs} runs.\n"
+        f"- mean_i |grad f_i|^2 at the minimum, over that at the start: {levels}.\n"
+    )
+
+    ####################################################################################
+    # Draw
+    ####################################################################################
+    figure, axes = study.panels(2, len(dials), (5 * len(dials), 9), sharey=True)
+    for column, dial in enumerate(dials):
+        for name, best in found[dial].items():
+            method = METHODS[name]
+            look = {"color": method.colour, "linestyle": method.dashes, "lw": 1.8}
+            shown = slice(0, 1 + int(1.3 * best.rounds) if best.rounds else None)
+            norms = best.norms[shown]
+            time, sent = np.arange(1, 1 + len(norms)), best.sent[shown] / 1000
+            axes[0, column].plot(*envelope(time, norms), label=method.label, **look)
+            axes[1, column].plot(*envelope(sent, norms), **look)
+        axes[0, column].set(title=f"dial {dial:g}", xlabel="round", xscale="log")
+        axes[1, column].set(xlabel="kilobits sent by one worker (information)", xscale="log")
+    for axis in axes.flat:
+        axis.axhline(TOLERANCE, color="#888888", lw=0.8)
+        axis.set(yscale="log", ylim=(TOLERANCE / 5, 5))
+    for axis in axes[:, 0]:
+        axis.set(ylabel="squared gradient norm, relative (largest of a stretch)")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
+    STUDY.close(folder, rows, text, figure)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the study with these arguments; the first is the program's name."""
+    STUDY.main(run, argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
