@@ -1,11 +1,11 @@
 """Thousands of workers in one process: ``simulate`` beside a loop written by hand.
 
-``python -m benchmarks.many_workers``: EF21 with top-1 on logistic regression of the size of LibSVM's
-a9a (32,561 rows, 123 features, 14 of them 1 in each row) and a non-convex regulariser, exact
-gradients, 1,000 rounds in one compiled ``lax.scan``. Both programs compute the same iterates; the
-hand-written one is what a researcher would write for this one algorithm, with a ``vmap`` over the
-workers' gradients, an ``argmax`` and two scatters. Target: at most 1.3 times its time with 1,000
-workers. ``--data`` takes the file itself.
+``python -m benchmarks.many_workers``: EF21 with top-1 on logistic regression of the size of a9a
+(32,561 rows, 123 features, 14 of them 1 in each row) and a non-convex regulariser, exact gradients,
+1,000 rounds in one compiled ``lax.scan``. Both programs compute the same iterates; the hand-written
+one is what a researcher would write for this one algorithm: a ``vmap`` over the workers' gradients,
+an ``argmax`` and two scatters. Target: at most 1.3 times its time with 1,000 workers. ``--data``
+takes the LibSVM file itself.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def run() -> None:
     ####################################################################################
     # Draw
     ####################################################################################
-    figure, axes = study.panels(2, 3, (15, 9))
+    figure, axes = study.panels(3, 3, (15, 14))
     at = EPS.index(0.3)
 
     def draw(axis: Any, method: str, x: Any, y: Any, lw: float = 1.8) -> None:
@@ -218,9 +218,7 @@ def run() -> None:
     axis.set(title=f"1. Skewed noise: mean of {FLAGS.runs} runs", xlabel="step", ylabel="f(x)")
 
     axis = axes[0, 1]
-    grid = np.linspace(-0.45, 1.45, 200)
-    plane = np.stack(np.meshgrid(grid, grid), -1)
-    axis.contour(grid, grid, kink(plane, 0.3), 12, colors="#bbbbbb", linewidths=0.8)
+    levels(axis, -0.45, 1.45)
     axis.plot([0.55, 1.45], [1.45, 0.55], color=study.VERMILION, lw=0.8, alpha=0.5)
     for method in ("ef_sign", "sign"):
         x = points[method][at]
@@ -237,9 +235,7 @@ def run() -> None:
     axis.set(title="2. A kink: iterates in the plane, eps = 0.3", xlabel="$x_1$", ylabel="$x_2$")
     axis.set_aspect("equal")
 
-    arrows(axes[0, 2], points["ef_sign"][at], residuals["ef_sign"][at])
-
-    axis = axes[1, 0]
+    axis = axes[0, 2]
     window = 26  # the iterates hop over the kink at every step
     for method in METHODS:
         f = kink(points[method][at], 0.3)
@@ -248,9 +244,12 @@ def run() -> None:
     axis.set(title="2. A kink: f, mean over 26 steps", xlabel="step", ylabel="f(x)")
     axis.set(xscale="log", yscale="log")
 
+    for t, axis in enumerate(axes[1]):
+        one_step(axis, t, points["ef_sign"][at], residuals["ef_sign"][at])
+
     for axis, title, norms, limits, xlabel in (
-        (axes[1, 1], "3. Two data points", distances, (1e-20, 1e2), "step"),
-        (axes[1, 2], "4. Three workers that disagree", spread, (1e-6, 1e8), "round"),
+        (axes[2, 0], "3. Two data points", distances, (1e-20, 1e2), "step"),
+        (axes[2, 1], "4. Three workers that disagree", spread, (1e-6, 1e8), "round"),
     ):
         for method in METHODS:
             if norms is spread and method == "sign":
@@ -259,34 +258,54 @@ def run() -> None:
         axis.set(title=title, xlabel=xlabel, ylabel="distance to the minimum")
         axis.set(yscale="log", ylim=limits)
 
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    axes[2, 2].axis("off")
+    methods, arrows = (axes[at].get_legend_handles_labels() for at in ((0, 2), (1, 0)))
+    legend = axes[2, 2].legend(*methods, loc="upper center", frameon=False, fontsize=12)
+    axes[2, 2].add_artist(legend)
+    title = "second row: step t of error feedback"
+    axes[2, 2].legend(*arrows, loc="lower center", frameon=False, fontsize=12, title=title)
     STUDY.close(folder, rows, text, figure)
 
 
-def arrows(axis: Any, x: np.ndarray, residual: np.ndarray, count: int = 4) -> None:
-    """The first steps of error feedback: gradient step, compressed step, what is owed."""
-    ideal = x + residual  # the virtual iterate, which moves by the uncompressed gradient steps
-    kinds = {
-        "uncompressed step $-\\gamma_t g_t$": (study.GREEN, 1.8, 4),
-        "step taken $-\\Delta_t$ (scaled sign)": (study.BLUE, 3.0, 3),
-        "still owed after it $-e_{t+1}$": (study.ORANGE, 1.8, 5),
-    }
-    for t in range(count):
-        pairs = (x[t], x[t] + ideal[t + 1] - ideal[t]), (x[t], x[t + 1]), (x[t + 1], ideal[t + 1])
-        for (start, end), (colour, width, order) in zip(pairs, kinds.values(), strict=True):
-            arrow = {"arrowstyle": "-|>", "color": colour, "lw": width, "shrinkA": 0, "shrinkB": 0}
-            axis.annotate("", end, start, arrowprops=arrow, zorder=order)
-            axis.update_datalim([start, end])
-    axis.plot(*x[: count + 1].T, "o", color=study.BLACK, ms=5, zorder=6)
-    for t in range(count + 1):
-        axis.annotate(f"$x_{t}$", x[t], (7, -3), textcoords="offset points", fontsize=12)
-    for name, (colour, width, _) in kinds.items():
-        axis.plot([], [], color=colour, lw=width, label=name)
-    axis.set(title="2. A kink: the first steps", xlabel="$x_1$", ylabel="$x_2$")
-    axis.margins(0.12)
-    axis.set_aspect("equal", adjustable="datalim")
-    axis.legend(loc="lower left", fontsize=9)
+def levels(axis: Any, low: float, high: float) -> None:
+    """Lines of equal f of example 2, and the kink."""
+    grid = np.linspace(low, high, 200)
+    plane = np.stack(np.meshgrid(grid, grid), -1)
+    axis.contour(grid, grid, kink(plane, 0.3), 12, colors="#bbbbbb", linewidths=0.8)
+
+
+def one_step(axis: Any, t: int, x: np.ndarray, residual: np.ndarray) -> None:
+    """One step of error feedback: the sign of what is owed and the gradient step together is taken.
+
+    Residuals are differences of updates: the virtual iterate x + e moves by the gradient steps.
+    """
+    ideal = x + residual
+    low, high = 0.55, 1.3
+    levels(axis, low, high)
+    axis.plot([0.7, 1.3], [1.3, 0.7], color=study.VERMILION, lw=0.8, alpha=0.5)
+    kinds = (
+        ("owed before, $-e_t$", study.ORANGE, "-", x[t], ideal[t]),
+        ("gradient step $-\\gamma_t g_t$", study.GREEN, "-", ideal[t], ideal[t + 1]),
+        ("sign step taken, $-\\Delta_t$", study.BLUE, "-", x[t], x[t + 1]),
+        ("owed after, $-e_{t+1}$", study.ORANGE, "--", x[t + 1], ideal[t + 1]),
+    )
+    for label, colour, style, start, end in kinds:
+        width = 5.0 if colour == study.BLUE else 2.2
+        axis.plot([], [], color=colour, lw=width, ls=style, label=label)
+        if np.linalg.norm(end - start) < 1e-9:
+            continue
+        look = {"color": colour, "lw": width, "ls": style, "shrinkA": 0, "shrinkB": 0}
+        order = 4 if colour == study.BLUE else 5
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", **look}, zorder=order)
+    axis.plot(*x[: t + 1].T, "o", color=study.BLACK, ms=6, zorder=6)
+    axis.plot(*x[t + 1], "o", color=study.BLACK, mfc="white", ms=7, zorder=6)
+    axis.plot([], [], "o", color=study.BLACK, label="iterates so far")
+    for i in range(t + 2):
+        place = (-20, -14) if i == 3 else (8, 4)
+        axis.annotate(f"$x_{i}$", x[i], place, textcoords="offset points", fontsize=13)
+    axis.set(title=f"2. A kink: step t = {t}", xlabel="$x_1$", ylabel="$x_2$")
+    axis.set(xlim=(low, high), ylim=(low, high))
+    axis.set_aspect("equal")
 
 
 def main(argv: list[str]) -> None:

@@ -159,7 +159,7 @@ def run() -> None:
     ####################################################################################
     # Draw
     ####################################################################################
-    figure, axes = study.panels(2, len(multiples), (3.6 * len(multiples), 7.2))
+    figure, axes = study.panels(2, len(multiples), (2 + 2.4 * len(multiples), 7.2), sharey=True)
     time = np.arange(FLAGS.rounds)
     for i, multiple in enumerate(multiples):
         for method, (label, colour, dashes) in METHODS.items():
@@ -167,8 +167,8 @@ def run() -> None:
             look = {"color": colour, "linestyle": dashes, "lw": 1.6, "label": label}
             axes[0, i].plot(1 + time, values, **look)
             axes[1, i].plot((1 + time) * bits(method, dimension), values, **look)
-        axes[0, i].set(title=f"{multiple:g} times the theory step", xlabel="round")
-        axes[1, i].set(xlabel="bits of one worker")
+        axes[0, i].set(title=f"{multiple:g} x theory step", xlabel="round")
+        axes[1, i].set(xlabel="bits of a worker's messages")
     for axis in axes.flat:
         axis.axhline(TOLERANCE, color="#888888", lw=0.8)
         axis.set(xscale="log", yscale="log", ylim=(TOLERANCE / 10, 10 * seen["gd"].max()))

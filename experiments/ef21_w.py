@@ -26,7 +26,11 @@ gradients, because those of the paper could not be compared with it.
 With --datasets it is logistic regression, with the same regulariser, on LibSVM files as they are:
 --workers consecutive parts, at most one for each row.
 
-Result (2 CPU cores, RESULT
+Result (2 CPU cores, half a minute): steps 1.04, 2.10 and 8.71 times as long as with the quadratic
+mean need 1.04, 2.14 and 8.82 times fewer rounds, and up to 9.3 times fewer as L_var grows; EF21 and
+EF21-W agree to rounding; cloning needs up to 1.3 times their rounds, with more messages in each. On
+LibSVM files nothing changes but on australian, whose features are unscaled: L_var is 1e16 and the
+step 14 times as long.
 """
 
 from __future__ import annotations
@@ -418,10 +422,15 @@ def run_on_files() -> None:
         + "\n- QM from W: the largest difference of their curves; near 0 where the step ratio is "
         "near 1.\n"
     )
-    figure, axes = study.panels(1, len(outcomes), (3.75 * max(2, len(outcomes)), 4.4))
-    for axis, (name, outcome) in zip(axes[0], outcomes.items(), strict=True):
+    columns = min(3, len(outcomes))
+    lines = -(-len(outcomes) // columns)
+    figure, axes = study.panels(lines, columns, (4.6 * max(2, columns), 0.6 + 3.7 * lines))
+    for axis, (name, outcome) in zip(axes.flat, outcomes.items(), strict=False):
         draw(axis, f"{name}, n = {outcome.constants.num_workers:,}", outcome)
-    axes[0, 0].set(ylabel="squared gradient norm, relative")
+    for axis in axes.flat[len(outcomes) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set(ylabel="squared gradient norm, relative")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     STUDY.close(folder, rows, text, figure)
@@ -478,10 +487,9 @@ def draw(axis: Any, name: str, outcome: Outcome) -> None:
     length = len(outcome.curves["ef21_w"]) - 1
     reached = [count for count in outcome.needed.values() if count]
     most = min(length, 1.1 * max(reached)) if reached else length
-    lowest = min(y[: int(most) + 1].min() for y in outcome.curves.values())
     axis.set_title(f"{name}\nstep {outcome.gain:.3g} times as long", fontsize=11)
     axis.set(xlabel="round", yscale="log")
-    axis.set(xlim=(0, most), ylim=(TOLERANCE / 3 if reached else lowest / 1.5, 2))
+    axis.set(xlim=(0, most), ylim=(TOLERANCE / 3 if reached else TOLERANCE * 10, 2))
 
 
 def draw_growth(axis: Any, grown: dict[str, list[dict[str, Any]]]) -> None:

@@ -22,7 +22,10 @@ What travels upwards is counted in bits of one worker's messages, with numbers o
 codec where every round sends the same (*message*), and as the papers count it (*information*)
 where rounds differ: the dense rounds of MARINA, the first of EControl, the skipped ones of CLAG.
 
-Result (2 CPU cores, RESULT
+Result (2 CPU cores, two minutes): EF21 needs 4.8 to 7.7 kilobits of a worker, from the dial at 0 to
+1; the other methods that learn what the workers disagree about 16 to 83, GD 236; EF14 with a
+constant step and top-1 without memory stop before the tolerance, at the higher levels the more the
+workers disagree.
 """
 
 from __future__ import annotations

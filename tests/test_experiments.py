@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,12 @@ from absl.testing import flagsaver
 from experiments import report, storage, train
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = sorted((ROOT / "experiments" / "presets").glob("*.flags"))
+# Those of the small studies are in test_studies.py.
+PRESETS = [
+    path
+    for path in sorted((ROOT / "experiments" / "presets").glob("*.flags"))
+    if re.search(r"python -m experiments\.(train|batch_size_table)\b", path.read_text())
+]
 
 Refuse = Callable[..., str]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +143,42 @@ def test_batch_size_table_states_mean_deviation_and_difference() -> None:
         text = batch_size_table.table(["sgdm", "signsgd"], {8: rows})
     assert "| `sgdm` | 97.00 ± 1.41 |  |" in text
     assert "| `signsgd` | 90.00 ± 0.00 | -7.00 |" in text
+
+
+STUDY_OF = {
+    path: found.group(1)
+    for path in sorted((Path(span.__file__).parent / "presets").glob("*.flags"))
+    if (found := re.search(r"Command: python -m experiments\.(\w+)", path.read_text()))
+    and found.group(1) not in ("train", "batch_size_table")
+}
+
+
+@pytest.mark.parametrize("preset, name", STUDY_OF.items(), ids=[path.stem for path in STUDY_OF])
+def test_presets_of_the_studies_are_complete(preset: Path, name: str) -> None:
+    values = importlib.import_module(f"experiments.{name}").STUDY.flags
+    values.unparse_flags()
+    values([name, f"--flagfile={preset}"])
+    try:
+        header, given = preset.read_text().split("\n--", 1)
+        for word in ("Result:", f"--flagfile=experiments/presets/{preset.name}", "Hardware:"):
+            assert word in header
+        for line in f"--{given}".split():
+            flag, value = line.removeprefix("--").split("=")
+            assert str(values[flag].value).replace("'", "").strip("[]").replace(" ", "") == value
+    finally:
+        for flag in values:
+            values[flag].unparse()
+    assert values["out_dir"].default == f"runs/{name}"
+    assert preset.stem.startswith(name)
+
+
+def test_every_study_has_a_preset() -> None:
+    studies = {path.stem for path in Path(span.__file__).parent.glob("*.py")}
+    studies = {
+        name for name in studies if "STUDY" in vars(importlib.import_module(f"experiments.{name}"))
+    }
+    assert len(studies) == 8
+    assert studies == set(STUDY_OF.values())
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

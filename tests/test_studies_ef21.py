@@ -24,27 +24,90 @@ def value(rows: Rows, key: str, **where: Any) -> Any:
 def test_ef21_w_is_ef21_and_the_gain_is_that_of_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for family in ("uniform in [1, 3]", "exp(2 z), z normal"):
-        monkeypatch.delitem(ef21_w.FAMILIES, family)
-    monkeypatch.setitem(ef21_w.FAMILIES, "one", lambda n, _: np.array([100.0] + [1.0] * (n - 1)))
-    monkeypatch.delitem(ef21_w.FAMILIES, "one worker 1000, others 1")
-    ef21_w.main(["study", "--workers=20", "--rounds=3000", f"--out_dir={tmp_path / 'out'}"])
+    families = {"equal": lambda n, _: np.ones(n), "one": lambda n, _: np.array([100.0] + [1] * 19)}
+    monkeypatch.setattr(ef21_w, "FAMILIES", families)
+    monkeypatch.setattr(ef21_w, "UNEQUAL", ("one",))
+    monkeypatch.setattr(ef21_w, "VARIANCES", (0, 300, 1000))
+    ef21_w.main(["study", "--workers=20", "--rounds=6000", f"--out_dir={tmp_path / 'out'}"])
     rows = storage.read_rows(tmp_path / "out")
     assert (tmp_path / "out/curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    for family in ("equal", "one"):
-        assert value(rows, "apart", family=family) < 1e-9
-    slow, fast = (value(rows, "rounds", family="one", method=f"ef21 ({m})") for m in ("QM", "AM"))
-    gain = value(rows, "gain", family="one")
-    assert gain > 2
-    assert slow / fast == pytest.approx(gain, rel=0.2)
-    assert len({value(rows, "rounds", family="equal", method=m) for m in ef21_w.METHODS}) == 1
+    for problem in ("equal", "one"):
+        assert value(rows, "apart", problem=problem, form="exact") < 1e-9
+    for form in ("exact", "partial"):
+        place = {"problem": "one", "form": form}
+        assert value(rows, "apart", **place) < 1e-9
+        slow, fast = (value(rows, "rounds", method=f"ef21 ({m})", **place) for m in ("QM", "AM"))
+        gain = value(rows, "gain", **place)
+        assert gain > 2
+        assert slow / fast == pytest.approx(gain, rel=0.2)
+    ends = [value(rows, "rounds", problem="equal", method=method) for method in ef21_w.METHODS]
+    assert len(set(ends)) == 1
+    for spread in ef21_w.SPREADS:
+        gains = [row["gain"] for row in rows if row.get("spread") == spread]
+        lengths = [row["step gain"] for row in rows if row.get("spread") == spread]
+        assert len(gains) == 3 and gains[0] == 1
+        assert gains == sorted(gains) and gains[-1] > 2
+        np.testing.assert_allclose(gains, lengths, rtol=0.2)
 
 
 def test_ef21_w_problem_has_the_prescribed_constants() -> None:
-    a, b = ef21_w.problem("one worker 1000, others 1", 5, 0)
+    a, b = ef21_w.family("one worker 1000, others 1", 5, 0)
     found = [np.linalg.eigvalsh(0.2 * part.T @ part)[-1] for part in a]
     np.testing.assert_allclose(found, [1000, 1, 1, 1, 1], rtol=1e-12)
     assert a.shape == (5, 10, 10) and b.shape == (5, 10)
+    for spread in ef21_w.SPREADS:
+        for variance in (0, 30, 400):
+            given = ef21_w.spread(spread, variance, 50, np.random.default_rng(0))
+            np.testing.assert_allclose([given.mean(), given.var()], [10, variance], atol=1e-9)
+            assert given.min() > 0
+
+
+def test_one_row_a_step_is_the_gradient_on_average() -> None:
+    with jax.enable_x64(True):
+        data = ef21_w.family("exp(2 z), z normal", 3, 0)
+        x = jnp.linspace(-1, 1, 10)
+        keys = jax.random.split(jax.random.key(0), 20_000)
+        arrays = jax.tree.map(jnp.asarray, data)
+        drawn = jax.vmap(lambda key: ef21_w.of_one_row(x, arrays, key))(keys)
+        exact = np.asarray(ef21_w.gradients(x, arrays))
+    a, b = data
+    slopes = [
+        0.2 * part.T @ (part @ np.asarray(x) - target) for part, target in zip(a, b, strict=True)
+    ]
+    regulariser = 2e-3 * np.asarray(x) / (1 + np.asarray(x) ** 2) ** 2
+    np.testing.assert_allclose(exact, slopes + regulariser, rtol=1e-12)
+    error = np.asarray(drawn).std(0) / np.sqrt(len(keys))
+    assert (abs(np.asarray(drawn).mean(0) - exact) < 5 * error).all()
+
+
+def lines_of(rng: np.random.Generator, rows: int, features: int, steep: int) -> str:
+    """LibSVM text; every so many rows is a hundred times as long as the others."""
+    values = (
+        rng.standard_normal((rows, features)) * np.where(np.arange(rows) % steep, 1, 100)[:, None]
+    )
+    return "".join(
+        f"{1 + int(value[0] > 0)} "
+        + " ".join(f"{j + 1}:{v:.6g}" for j, v in enumerate(value))
+        + "\n"
+        for value in values
+    )
+
+
+def test_ef21_w_on_files_gains_nothing_where_workers_are_alike(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "libsvm").mkdir()
+    (tmp_path / "libsvm/steep").write_text(lines_of(rng, 12, 5, 12))
+    alike = [f"{sign} 1:{sign} 2:0.5 3:-1\n" for sign in (1, -1)] * 6
+    (tmp_path / "libsvm/alike").write_text("".join(alike))
+    words = ["--datasets=steep,alike", f"--data_dir={tmp_path}", "--workers=1000", "--rounds=60"]
+    ef21_w.main(["study", *words, f"--out_dir={tmp_path / 'out'}"])
+    rows = storage.read_rows(tmp_path / "out")
+    assert value(rows, "gain", problem="alike") == pytest.approx(1, abs=1e-9)
+    assert value(rows, "gained", problem="alike") < 1e-9
+    assert value(rows, "gain", problem="steep") > 2  # one worker of twelve
+    assert value(rows, "gained", problem="steep") > 1e-3
+    assert value(rows, "apart", problem="steep") < 1e-9
+    assert "| steep | 12 |" in (tmp_path / "out/table.md").read_text()
 
 
 def test_one_noisy_gradient_a_step_biases_ef21_but_not_its_momentum_form(
@@ -119,7 +182,8 @@ def test_libsvm_says_what_is_wrong(line: str, message: str) -> None:
 
 def test_a_file_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--data_dir"):
-        ef21_logreg.main(["study", "--dataset=mushrooms", f"--out_dir={tmp_path / 'out'}"])
+        words = ["--dataset=mushrooms", "--data_dir=", f"--out_dir={tmp_path / 'out'}"]
+        ef21_logreg.main(["study", *words])
     with pytest.raises(SystemExit, match="absent"):
         ef21_logreg.main(["study", "--dataset=absent", f"--data_dir={tmp_path}"])
     assert not (tmp_path / "out").exists()
