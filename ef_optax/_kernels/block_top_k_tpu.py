@@ -3,7 +3,8 @@
 Two bisections by counting, in all blocks of a program at once: on the bits of the magnitudes for
 the k-th of them, then on the index for where its ties are cut. What is kept is ranked by products
 with triangular matrices of ones, exact in float32. Slots lie on sublanes: each row of a block adds
-the indices that belong to the slots, and every slot gets one.
+the indices that belong to the slots, so that every slot has one on one lane; another product sums
+the lanes and lays the slots along them.
 """
 
 from __future__ import annotations
@@ -50,10 +51,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int, interpret: bool = Fal
         in_specs=[pl.BlockSpec((_BLOCKS, rows, _LANES), lambda i: (i, 0, 0))],
         out_specs=pl.BlockSpec((_BLOCKS, slots), lambda i: (i, 0)),
         out_shape=like(x, (count, slots), jnp.int32),
-        scratch_shapes=[
-            pltpu.VMEM((_BLOCKS, rows, _LANES), jnp.int32),
-            pltpu.VMEM((_BLOCKS, slots, _LANES), jnp.int32),
-        ],
+        scratch_shapes=[pltpu.VMEM((_BLOCKS, rows, _LANES), jnp.int32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         name="block_top_k_indices",
         interpret=interpret,
@@ -61,7 +59,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int, interpret: bool = Fal
     return indices[:, :k]
 
 
-def _kernel(x_ref: Any, indices_ref: Any, ranks_ref: Any, sums_ref: Any, *, k: int) -> None:
+def _kernel(x_ref: Any, indices_ref: Any, ranks_ref: Any, *, k: int) -> None:
     bits = 8 * x_ref.dtype.itemsize - 1
     order = magnitude_order(x_ref[...]).astype(jnp.int32)
     row = lax.broadcasted_iota(jnp.int32, order.shape, 1)
@@ -75,8 +73,7 @@ def _kernel(x_ref: Any, indices_ref: Any, ranks_ref: Any, sums_ref: Any, *, k: i
     keep = above | (tie & (index < end))
 
     ranks_ref[...] = jnp.where(keep, _ranks(keep), 0)
-    _place(ranks_ref, sums_ref)
-    indices_ref[...] = jnp.sum(sums_ref[...], axis=2, dtype=jnp.int32)
+    _place(ranks_ref, indices_ref)
 
 
 def _count(mask: jax.Array) -> jax.Array:
@@ -116,19 +113,31 @@ def _ranks(keep: jax.Array) -> jax.Array:
     return ranks.astype(jnp.int32).reshape(keep.shape)
 
 
-def _place(ranks_ref: Any, sums_ref: Any) -> None:
-    """Adds up, on each lane, the indices of the entries that belong to each slot."""
+def _place(ranks_ref: Any, indices_ref: Any) -> None:
+    """Writes, for each block, the index of the entry that belongs to each slot."""
     blocks, rows, lanes = ranks_ref.shape
-    shape = sums_ref.shape[1:]
+    shape = (indices_ref.shape[1], lanes)
     rank = lax.broadcasted_iota(jnp.int32, shape, 0) + 1
     lane = lax.broadcasted_iota(jnp.int32, shape, 1)
+    ones = jnp.ones((_SUBLANES, lanes), jnp.bfloat16)
+
+    def over_lanes(small: jax.Array) -> jax.Array:
+        """Sums over lanes, laid along lanes, of integers that bfloat16 has exactly."""
+        small = small.astype(jnp.float32).astype(jnp.bfloat16)
+        sums = lax.dot_general(
+            ones, small, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return sums.astype(jnp.int32)
 
     def block(b: jax.Array, carry: jax.Array) -> jax.Array:
         def row(r: jax.Array, total: jax.Array) -> jax.Array:
             own = ranks_ref[b, pl.ds(r, 1), :] == rank
             return total + jnp.where(own, r * lanes + lane, 0)
 
-        sums_ref[b] = lax.fori_loop(0, rows, row, jnp.zeros(shape, jnp.int32))
+        # Of the lanes of a slot one holds its index, in two parts of six bits.
+        found = lax.fori_loop(0, rows, row, jnp.zeros(shape, jnp.int32))
+        indices = (over_lanes(found >> 6) << 6) + over_lanes(found & 63)
+        indices_ref[pl.ds(b, 1), :] = indices[:1]
         return carry
 
     lax.fori_loop(0, blocks, block, jnp.int32(0))
