@@ -169,7 +169,22 @@ def contenders(size: int) -> list[tuple[str, Step, bool, int]]:
         ("scaled_sign step, XLA, sum twice", codec_step(sign, again=True), False, whole),
         ("scaled_sign step, kernel, sum twice", codec_step(sign, again=True), True, whole),
         ("block selection alone, XLA", reader(select), False, READ_BYTES),
+        *(other_warps() if jax.default_backend() == "gpu" else []),
     ]
+
+
+def other_warps() -> list[tuple[str, Step, bool, int]]:
+    """The kernels alone with other numbers of threads than the library takes."""
+    from ef_optax._kernels import block_top_k_triton, signs_triton
+
+    found = []
+    for warps in (2, 8):
+        signs = partial(signs_triton.pack_signs_and_norm, warps=warps)
+        select = partial(block_top_k_triton.block_top_k_indices, length=BLOCK, k=K, warps=warps)
+        name = f"alone, kernel, {warps} warps"
+        found.append((f"signs and norm {name}", reader(signs), True, READ_BYTES))
+        found.append((f"block selection {name}", reader(select), True, READ_BYTES))
+    return found
 
 
 class Runner:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
+from benchmarks import accelerator
 from benchmarks.adversaries import adversaries, block_top_k, sign_words
 from ef_optax import _block_selection, _kernels, _packing
 from ef_optax._kernels import block_top_k_tpu, block_top_k_triton, dispatch, signs_tpu, signs_triton
@@ -238,3 +241,13 @@ def test_a_version_without_the_backend_takes_the_xla_form(monkeypatch: pytest.Mo
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     for platform in CALLS:
         assert kernels_in(program(lambda x: sign_step(x), platform, (LARGE,))) == set()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_without_an_accelerator(tmp_path: Path) -> None:
+    accelerator.main(["--out", str(tmp_path), "--sizes", str(2 * LARGE)])
+    record = json.loads((tmp_path / "accelerator.json").read_text(encoding="utf-8"))
+    assert record["hardware"]["platform"] == "cpu"
+    assert len(record["checks"]) >= 8 and not any(record["checks"].values())
+    rows = record["results"][str(2 * LARGE)]
+    assert len(rows) >= 16 and rows[accelerator.FLOOR]["floors"] == 1.0

@@ -23,8 +23,10 @@ _WARPS = 4
 _SHIFT = 16
 
 
-@functools.partial(jax.jit, static_argnames=("length", "k", "interpret"))
-def block_top_k_indices(x: jax.Array, length: int, k: int, interpret: bool = False) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("length", "k", "interpret", "warps"))
+def block_top_k_indices(
+    x: jax.Array, length: int, k: int, interpret: bool = False, warps: int = _WARPS
+) -> jax.Array:
     """Indices in each block of its k largest magnitudes, ascending; ties to the lowest index.
 
     Args:
@@ -32,6 +34,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int, interpret: bool = Fal
       length: a power of two below ``2**16``.
       k: ``0 < k < length``.
       interpret: runs the kernel as JAX operations, on any backend.
+      warps: of 32 threads, of one program.
 
     Returns:
       int32 of shape (d // length, k).
@@ -44,7 +47,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int, interpret: bool = Fal
         # Slots are addressed by number: k is not a power of two.
         out_specs=pl.BlockSpec((count * k,), lambda i: (0,)),
         out_shape=like(x, (count * k,), jnp.int32),
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
         name="block_top_k_indices",
         interpret=interpret,
     )(x)

@@ -23,13 +23,16 @@ _WORDS = 128
 _WARPS = 4
 
 
-@functools.partial(jax.jit, static_argnames=("interpret",))
-def pack_signs_and_norm(x: jax.Array, interpret: bool = False) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("interpret", "warps"))
+def pack_signs_and_norm(
+    x: jax.Array, interpret: bool = False, warps: int = _WARPS
+) -> tuple[jax.Array, jax.Array]:
     """Words and norm of a float32 or bfloat16 vector.
 
     Args:
       x: shape (count,), at least one entry.
       interpret: runs the kernel as JAX operations, on any backend.
+      warps: of 32 threads, of one program.
 
     Returns:
       uint32 words, and the norm in float32.
@@ -42,7 +45,7 @@ def pack_signs_and_norm(x: jax.Array, interpret: bool = False) -> tuple[jax.Arra
         in_specs=[pl.BlockSpec((_WORDS * WORD_BITS,), lambda i: (i,))],
         out_specs=[pl.BlockSpec((_WORDS,), lambda i: (i,)), pl.BlockSpec((1,), lambda i: (i,))],
         out_shape=[like(x, (words,), jnp.uint32), like(x, (programs,), jnp.float32)],
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
         name="pack_signs_and_norm",
         interpret=interpret,
     )(x)
