@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import optax
+import pytest
 
 import ef_optax as ef
 
@@ -28,7 +29,7 @@ RULES: dict[str, Make] = {
     "diana": lambda: ef.diana(UNBIASED, axis_name=AXIS),
     "dist_ef_sgdm": lambda: ef.dist_ef_sgdm(SIGN, 0.1, axis_name=AXIS),
     "double_squeeze": lambda: ef.double_squeeze(TOP, SIGN, axis_name=AXIS),
-    "ec_sgd_diana": lambda: ef.ec_sgd_diana(TOP, UNBIASED, 0.5, axis_name=AXIS),
+    "ec_sgd_diana": lambda: ef.ec_sgd_diana(TOP, UNBIASED, 0.25, axis_name=AXIS),
     "econtrol": lambda: ef.econtrol(TOP, 0.1, axis_name=AXIS, init="full"),
     "ecq_sgd": lambda: ef.ecq_sgd(TOP, 0.5, 0.9, axis_name=AXIS),
     "ef21": lambda: ef.ef21(TOP, axis_name=AXIS, init="full"),
@@ -88,6 +89,15 @@ WITH_POINTS: dict[str, Make] = {
 """Rules that ask for gradients at points of their own."""
 
 EVERY = RULES | WITH_POINTS
+
+FEW = ("dgc warm-up", "ef21", "ef21_p", "fetch_sgd", "pp-marina", "qsparse_local_sgd", "two_shot")
+"""One of each kind: what holds for these in one test holds for the others in the slow run."""
+
+
+def thinned(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test; all but a few are slow."""
+    return [pytest.param(n, marks=() if n in FEW else (pytest.mark.slow,)) for n in names]
+
 
 Arguments = dict[tuple[str, str], Callable[[ef.Compressor], optax.GradientTransformation]]
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ef_optax as ef
-from tests.feedback.rules import AXIS, EVERY, RULES, N
+from tests.feedback.rules import AXIS, EVERY, RULES, N, thinned
 
 TREES = {
     "empty": {},
@@ -51,7 +51,7 @@ def test_trees_of_every_kind(name):
         assert form(updates) == jax.tree.map(lambda x: ((N, *x.shape), x.dtype), params), kind
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", thinned(EVERY))
 def test_no_operation_on_the_parameters_in_the_state(name):
     """``optax.tree.map_params`` finds what is like the parameters, and gives the state back."""
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
@@ -62,7 +62,7 @@ def test_no_operation_on_the_parameters_in_the_state(name):
     assert jax.tree.leaves(same) == jax.tree.leaves(state)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", thinned(RULES))
 def test_rates_under_inject_hyperparams(name):
     """The optimizer's rate may be injected around the whole chain: everything else is static."""
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
-from tests.feedback.rules import AXIS, EVERY, N, together
+from tests.feedback.rules import AXIS, EVERY, RULES, N, together
 
 ROUNDS = 3
 
@@ -200,18 +200,22 @@ def test_split_parameters_are_compressed_slice_by_slice():
 # Descent
 ########################################################################################
 
-# No memory, or one that only lasts a step: these stay away from the optimum of workers that differ.
-WITHOUT_MEMORY = {"compressed_mean", "neolithic"}
+# No memory of what was not sent: these stay away from the optimum of workers that differ.
+WITHOUT_MEMORY = {"compressed_mean", "ef21_p", "neolithic"}
+# Clipping of workers that differ has a bias, and a table with fewer cells than entries noise.
+BIASED = {"dgc", "fetch_sgd"}
+# Here with a compressor that is unbiased but not contractive, for which they are not meant.
+NOT_CONTRACTIVE = {"ef21 unbiased", "ef21_momentum", "error_feedback corrected"}
 
 
 @pytest.mark.slow
 def test_every_rule_descends_where_workers_differ():
     """Parabolas of four workers, whose own optima are far apart: all near the common one."""
-    names = tuple(EVERY)
+    names = tuple(RULES.keys() - WITHOUT_MEMORY - BIASED - NOT_CONTRACTIVE)
     curvature = jnp.asarray([0.5, 1.0, 1.5, 2.0])
     own = jnp.asarray(np.random.default_rng(2).normal(size=(N, 8)), jnp.float32)
     best = (curvature @ own) / curvature.sum()
-    tx = ef.simulate(together(names, rate=0.02, elsewhere=1.0), N, AXIS)
+    tx = ef.simulate(together(names, rate=0.02), N, AXIS)
     params = dict.fromkeys(names, {"x": best + 3.0})
 
     def step(carry, _):
@@ -229,4 +233,4 @@ def test_every_rule_descends_where_workers_differ():
         n: float(np.linalg.norm(end[n]["x"] - best) / np.linalg.norm(3.0 * np.ones(8)))
         for n in names
     }
-    assert {n: d for n, d in far.items() if not d < 0.1 and n not in WITHOUT_MEMORY} == {}
+    assert {n: d for n, d in far.items() if not d < 0.1} == {}
