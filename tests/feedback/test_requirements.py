@@ -107,3 +107,15 @@ def test_a_policy_and_a_schedule_are_held_to_the_needs_of_each_part():
     for stages in ([TOP, ef.majority_vote()], [TOP, bad]):
         with pytest.raises(ValueError, match="MajorityVote does not give the mean"):
             ef.ef21(ef.scheduled([5], stages)).init(PARAMS)
+
+
+def test_rules_that_keep_the_mean_of_the_workers_need_additive_codecs():
+    """A ``mean`` in a State is moved by the aggregate, while the estimates move by ``sent``."""
+    keep = set()
+    for (rule, argument), make in COMPRESSED.items():
+        states = make(ef.identity()).init(PARAMS)
+        nodes = states if type(states) is tuple else (states,)
+        if argument == "compressor" and any("mean" in getattr(s, "_fields", ()) for s in nodes):
+            keep.add(rule)
+    assert len(keep) > 8
+    assert {r for r in keep if "additive" not in REQUIRES[r]["compressor"]} == set()
