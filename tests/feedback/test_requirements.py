@@ -21,6 +21,7 @@ EXCHANGES = {
     "dense": lambda: ef.dense(optax.clip(1.0)),
     "fcc": lambda: ef.fcc(SIGN, 2),
     "global_top_k": lambda: ef.global_top_k(0.3),
+    "global_top_k_of_sum-tree": lambda: ef.global_top_k_of_sum(0.3, tree=True),
     "leader_top_k": lambda: ef.leader_top_k(k=2),
     "per_leaf": lambda: ef.per_leaf(lambda path, x: TOP if path == "w" else ef.identity()),
     "perm_k": lambda: ef.perm_k(0),
