@@ -31,6 +31,27 @@ def pack_mask(mask: jax.Array) -> jax.Array:
     return pack(mask.astype(jnp.uint32), 1)
 
 
+def pack_at_least(entries: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Packs the mask ``entries >= threshold`` of integers, as `pack_mask` would.
+
+    The bit is the sign of a difference: compilers turn this into vector code, and a comparison
+    whose result is shifted they often do not.
+
+    Args:
+      entries: signed integers of shape (count,), none below -1.
+      threshold: scalar of the same dtype, not negative; one beyond the largest integer, wrapped,
+        packs to no bit at all.
+
+    Example:
+      >>> pack_at_least(jnp.array([7, 2, 5]), jnp.array(5)).tolist()
+      [5]
+    """
+    width = entries.dtype.itemsize * 8
+    unsigned = jnp.dtype(f"uint{width}")
+    difference = threshold - jnp.ones((), entries.dtype) - entries
+    return pack(difference.astype(unsigned) >> np.array(width - 1, unsigned), 1)
+
+
 def count_ones(words: jax.Array) -> jax.Array:
     """Number of set bits, a uint32 scalar.
 

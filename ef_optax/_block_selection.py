@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from ef_optax import _selection
-from ef_optax._bitmask import count_ones, pack_mask, positions
+from ef_optax._bitmask import count_ones, pack_at_least, positions
 from ef_optax._packing import WORD_BITS
 from ef_optax._selection import (
     at_least,
@@ -75,8 +75,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
         return search(at_least(row), k, k + 1, groups, jnp.min(row), high)[0], high
 
     low, high = jax.vmap(bound)(maxima)
-    reached = magnitude_order(_blocks(x, length)) >= low[:, None]
-    words = jax.vmap(pack_mask)(reached)
+    words = jax.vmap(pack_at_least)(magnitude_order(_blocks(x, length)), low)
     counts = jax.vmap(count_ones)(words)
 
     def search_on() -> jax.Array:

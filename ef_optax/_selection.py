@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ef_optax._bitmask import count_ones, first_ones, pack_mask, positions
+from ef_optax._bitmask import count_ones, first_ones, pack_at_least, positions
 from ef_optax._packing import packed_words
 
 # Below this size one call of the backend's partial sort is as fast, and compiles faster.
@@ -136,7 +136,7 @@ def at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
         entries, threshold = lax.optimization_barrier((x, threshold))
         if jnp.issubdtype(entries.dtype, jnp.floating):
             entries = magnitude_order(entries)
-        return pack_mask(entries >= threshold)
+        return pack_at_least(entries, threshold)
 
     return mask
 
