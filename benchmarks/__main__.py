@@ -1,8 +1,19 @@
-"""``python -m benchmarks``: the benchmark of the codecs."""
+"""``python -m benchmarks``: all CPU benchmarks one after the other, each with its defaults."""
 
 from __future__ import annotations
 
-from benchmarks.codec import main
+import subprocess
+import sys
+
+BENCHMARKS = ("codec", "low_rank", "share")
+
+
+def main() -> None:
+    """Runs each benchmark in a process of its own; flags given go to all of them."""
+    for name in BENCHMARKS:
+        command = [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]
+        subprocess.run(command, check=True)
+
 
 if __name__ == "__main__":
     main()

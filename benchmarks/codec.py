@@ -4,12 +4,15 @@ A step adds the residual to the gradient and makes the packed message and the ne
 is written over the old one: (i). With the dense aggregate of one worker, written into a donated
 buffer: (ii). The floor is ``e <- g + e``, donated: the step with no compression at all. "obvious"
 is (i) by the backend's own operations (`lax.top_k`, `packbits`), with indices of 32 bits; "torch"
-is (i) in PyTorch. Medians of interleaved runs in one process, quartiles beside them; arguments are
-made anew before each run, outside the clock.
+is (i) in PyTorch; "no draw" is (i) of a random codec with 1/2 in place of every random number.
+Medians of interleaved runs in one process, quartiles beside them; arguments are made anew before
+each run, outside the clock.
 
-    python -m benchmarks.codec [--sizes 1048576 4194304 25000000] [--rounds 9] [--out DIR]
+    python -m benchmarks.codec [--sizes 1048576 4194304 25000000] [--rounds 9] [--only top_k]
+                               [--out DIR] [--merge]
 
-writes ``codec.json`` and ``codec.png`` and prints the table. Without PyTorch its rows are missing.
+prints the table and writes ``codec.json`` and ``codec.png``; with ``--merge`` into the rows that an
+earlier run left there. Without PyTorch its rows are missing.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +31,12 @@ import numpy as np
 from jax import lax
 
 import ef_optax as ef
-from benchmarks import peers, timing
+from benchmarks import peers, program, timing
 from ef_optax._base import Codec
+from ef_optax.compressors import _blocks
 
 RATIO = 0.01
+BUCKET = 512
 FLOOR = "floor"
 
 
@@ -61,7 +66,7 @@ class Case:
 
         def message_and_residual(g: jax.Array, e: jax.Array) -> Any:
             p = g + e
-            message = self.codec.encode(p)
+            message = self.codec.encode(p, self._key(g))
             if self.again:
                 g, e = lax.optimization_barrier((g, e))
                 p = g + e
@@ -74,6 +79,26 @@ class Case:
             return message, residual, self.codec.decode_mean(gathered, like)
 
         return with_aggregate if aggregate else message_and_residual
+
+    def without_draws(self) -> Callable[..., Any]:
+        """The step (i) with 1/2 in place of every random number."""
+        step = self.step(aggregate=False)
+
+        def constant(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            del key
+            return jnp.full(shape, 1 << 31, jnp.uint32)
+
+        def traced(g: jax.Array, e: jax.Array) -> Any:
+            with mock.patch.object(_blocks, "random_words", constant):
+                return step(g, e)
+
+        return traced
+
+    def _key(self, g: jax.Array) -> jax.Array | None:
+        """A key that is not known when the program is compiled, so that nothing is drawn then."""
+        if self.codec.deterministic:
+            return None
+        return jax.random.key(lax.bitcast_convert_type(g[0], jnp.uint32))
 
 
 def cases() -> list[Case]:
@@ -102,7 +127,18 @@ def cases() -> list[Case]:
             (2.0, None),
             again=True,
         ),
+        Case(
+            f"qsgd(7, bucket={BUCKET})",
+            ef.qsgd(7, key=0, bucket=BUCKET).codec,
+            lambda size: peers.obvious_qsgd(7, BUCKET),
+            lambda size: peers.torch_qsgd(7, BUCKET),
+            (None, None),
+        ),
     ]
+
+
+# What a random codec may cost without its random numbers, times the floor.
+NO_DRAW_TARGET = 4.0
 
 
 def contenders_of(size: int, chosen: list[Case]) -> tuple[list[timing.Contender], dict[str, Any]]:
@@ -113,31 +149,19 @@ def contenders_of(size: int, chosen: list[Case]) -> tuple[list[timing.Contender]
     host_e = np.clip(rng.standard_normal(size, dtype=np.float32) * 2, -2.5, 2.5)
     g, e = jnp.asarray(host_g), jnp.asarray(host_e)
     compiled: dict[str, Any] = {}
+    contenders: list[timing.Contender] = []
 
-    def add(name: str, step: Callable[..., Any], *arguments: jax.Array) -> timing.Contender:
-        # All but the gradient are donated, also those that are only overwritten.
-        donated = tuple(range(1, len(arguments)))
-        jitted = jax.jit(step, donate_argnums=donated, keep_unused=True)
-        lowered = jitted.lower(*arguments)
-        start = time.perf_counter()
-        program = lowered.compile()
-        compiled[name] = {
-            "compile_seconds": time.perf_counter() - start,
-            "bytes_per_element": program.cost_analysis()["bytes accessed"] / size,
-            "temporary_bytes_per_element": program.memory_analysis().temp_size_in_bytes / size,
-        }
+    def add(name: str, step: Callable[..., Any], *arguments: jax.Array) -> None:
+        one, compiled[name] = program.contender(name, step, *arguments)
+        contenders.append(one)
 
-        def prepare() -> tuple[jax.Array, ...]:
-            fresh = (arguments[0], *(jnp.copy(x) for x in arguments[1:]))
-            return jax.block_until_ready(fresh)
-
-        return timing.Contender(name, prepare, lambda fresh: jax.block_until_ready(program(*fresh)))
-
-    contenders = [add(FLOOR, lambda g, e: g + e, g, e)]
+    add(FLOOR, lambda g, e: g + e, g, e)
     for case in chosen:
-        contenders.append(add(f"{case.name} (i)", case.step(aggregate=False), g, e))
-        contenders.append(add(f"{case.name} (ii)", case.step(aggregate=True), g, e, e))
-        contenders.append(add(f"{case.name} obvious", case.obvious(size), g, e))
+        add(f"{case.name} (i)", case.step(aggregate=False), g, e)
+        if not case.codec.deterministic:
+            add(f"{case.name} no draw", case.without_draws(), g, e)
+        add(f"{case.name} (ii)", case.step(aggregate=True), g, e, e)
+        add(f"{case.name} obvious", case.obvious(size), g, e)
         if peers.has_torch():
             step = case.torch(size)
             tensors = (peers.to_torch(host_g), peers.to_torch(host_e))
@@ -177,11 +201,15 @@ def run(
 
 
 def table(size: int, rows: dict[str, Any]) -> str:
-    """The rows of one size as text."""
+    """The rows of one size as text.
+
+    B/value is what the program reads and writes (XLA's count), peak the memory that it needs beyond
+    its arguments, message and temporary buffers, both in bytes for each value.
+    """
     lines = [
         f"\n{size:,} float32 values",
         f"{'step':28} {'median ms':>10} {'quartiles':>17} {'best':>8} {'x floor':>8} "
-        f"{'best/best':>9} {'B/value':>8} {'compile s':>9}",
+        f"{'best/best':>9} {'B/value':>8} {'peak':>6} {'compile s':>9}",
     ]
     for name, row in rows.items():
         low, high = row["quartiles_ms"]
@@ -190,7 +218,8 @@ def table(size: int, rows: dict[str, Any]) -> str:
             f"{row['best_ms']:8.2f} {row['floors']:8.2f} {row['floors_best']:9.2f}"
         )
         if "bytes_per_element" in row:
-            line += f" {row['bytes_per_element']:8.1f} {row['compile_seconds']:9.2f}"
+            line += f" {row['bytes_per_element']:8.1f} {row['peak_bytes_per_element']:6.2f}"
+            line += f" {row['compile_seconds']:9.2f}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -201,8 +230,12 @@ def verdicts(results: dict[str, dict[str, Any]], chosen: list[Case]) -> str:
     rows = results[sizes[-1]]
     lines = [f"\nat {int(sizes[-1]):,} values, by medians:"]
     for case in chosen:
-        own = rows[f"{case.name} (i)"]
-        for part, target in zip(("(i)", "(ii)"), case.targets, strict=True):
+        own = rows.get(f"{case.name} (i)")
+        if own is None:
+            continue
+        parts = zip(("(i)", "(ii)"), case.targets, strict=True)
+        parts = [*parts, ("no draw", None if case.codec.deterministic else NO_DRAW_TARGET)]
+        for part, target in parts:
             if target is not None:
                 reached = rows[f"{case.name} {part}"]["floors"]
                 lines.append(f"  {case.name} {part}: {reached:.2f} floors, target {target:g}")
@@ -210,9 +243,11 @@ def verdicts(results: dict[str, dict[str, Any]], chosen: list[Case]) -> str:
             if f"{case.name} {peer}" in rows:
                 gain = rows[f"{case.name} {peer}"]["median_ms"] / own["median_ms"]
                 lines.append(f"  {case.name}: {gain:.1f} times faster than {peer}")
-        if len(sizes) > 1:
-            growth = own["floors"] / results[sizes[-2]][f"{case.name} (i)"]["floors"]
-            lines.append(f"  {case.name}: floors grow {growth:.2f} from {int(sizes[-2]):,} values")
+        for size in sizes[:-1]:
+            before = results[size].get(f"{case.name} (i)")
+            if before is not None:
+                growth = own["floors"] / before["floors"]
+                lines.append(f"  {case.name}: floors grow {growth:.2f} from {int(size):,} values")
     return "\n".join(lines)
 
 
@@ -223,6 +258,7 @@ def chart(rows: dict[str, Any], size: int, chosen: list[Case], path: pathlib.Pat
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    chosen = [case for case in chosen if f"{case.name} (i)" in rows]
     parts = [("(i)", "ef_optax"), ("(ii)", "ef_optax, with aggregate")]
     parts += [("obvious", "plain JAX"), ("torch", "PyTorch")]
     colours = ["#1b6ca8", "#7fb3d5", "#b0b0b0", "#e0a458"]
@@ -262,19 +298,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="most runs of each contender")
     parser.add_argument("--budget", type=float, default=5.0, help="seconds for each contender")
     parser.add_argument("--only", nargs="+", default=None, help="compressors, by name")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/out"))
+    parser.add_argument("--merge", action="store_true", help="keep the rows that --out has")
     flags = parser.parse_args()
     timing.one_device()
     hardware = timing.hardware()
     print(f"jax {jax.__version__}, {hardware}")
     chosen = [c for c in cases() if flags.only is None or c.name.split("(")[0] in flags.only]
-    results = run(flags.sizes, flags.rounds, flags.budget, chosen)
-    print(verdicts(results, chosen))
     flags.out.mkdir(parents=True, exist_ok=True)
+    path = flags.out / "codec.json"
+    results = run(flags.sizes, flags.rounds, flags.budget, chosen)
+    if flags.merge and path.exists():
+        results = merged(json.loads(path.read_text(encoding="utf-8"))["results"], results)
+    print(verdicts(results, cases()))
     record = {"hardware": hardware, "jax": jax.__version__, "results": results}
-    (flags.out / "codec.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    largest = max(flags.sizes)
-    chart(results[str(largest)], largest, chosen, flags.out / "codec.png")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    largest = max(results, key=int)
+    chart(results[largest], int(largest), cases(), flags.out / "codec.png")
+
+
+def merged(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The rows of both, the newer where both have one; each keeps the floor of its own run."""
+    return {size: {**before.get(size, {}), **now.get(size, {})} for size in {**before, **now}}
 
 
 if __name__ == "__main__":

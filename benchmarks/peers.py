@@ -50,6 +50,22 @@ def obvious_scaled_sign() -> Callable[..., Any]:
     return step
 
 
+def obvious_qsgd(states: int, bucket: int) -> Callable[..., Any]:
+    """Uniform numbers of `jax.random`, codes as bytes."""
+
+    def step(g: jax.Array, e: jax.Array) -> Any:
+        p = g + e
+        blocks = jnp.pad(p, (0, -p.size % bucket)).reshape(-1, bucket)
+        norm = jnp.linalg.norm(blocks, axis=1, keepdims=True)
+        key = jax.random.key(jax.lax.bitcast_convert_type(g[0], jnp.uint32))
+        y = blocks * states / jnp.where(norm == 0, 1.0, norm)
+        codes = jnp.floor(y + jax.random.uniform(key, y.shape)).astype(jnp.int8)
+        left = blocks - codes.astype(p.dtype) * norm / states
+        return (codes, norm), left.reshape(-1)[: p.size]
+
+    return step
+
+
 def has_torch() -> bool:
     """Whether PyTorch can be imported."""
     return importlib.util.find_spec("torch") is not None
@@ -85,15 +101,35 @@ def torch_block_top_k(k: int) -> Callable[..., Any]:
 
 
 def torch_scaled_sign() -> Callable[..., Any]:
-    """Bytes of signs and a mean; the bits are not packed."""
+    """A mean, and eight signs to a byte: PyTorch has no packing of its own."""
     import torch  # pyright: ignore[reportMissingImports]
+
+    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
     def step(g: Any, e: Any) -> Any:
         p = g + e
         scale = p.abs().mean()
-        signs = (p >= 0).to(torch.uint8)
-        dense = (signs.to(p.dtype) * 2 - 1) * scale
-        return (signs, scale), p - dense
+        plus = p >= 0
+        bits = torch.nn.functional.pad(plus.to(torch.uint8), (0, -p.numel() % 8)).view(-1, 8)
+        packed = (bits * places).sum(1, dtype=torch.uint8)
+        return (packed, scale), p - torch.where(plus, scale, -scale)
+
+    return step
+
+
+def torch_qsgd(states: int, bucket: int) -> Callable[..., Any]:
+    """``torch.rand`` and codes as bytes, two of them to a byte at the end."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    def step(g: Any, e: Any) -> Any:
+        p = g + e
+        blocks = torch.nn.functional.pad(p, (0, -p.numel() % bucket)).view(-1, bucket)
+        norm = blocks.norm(dim=1, keepdim=True)
+        unit = norm / states
+        codes = (blocks / torch.where(unit == 0, 1.0, unit) + torch.rand_like(blocks)).floor_()
+        nibbles = (codes + states).to(torch.uint8).view(-1, 2)
+        packed = nibbles[:, 0] | (nibbles[:, 1] << 4)
+        return (packed, norm), (blocks - codes * unit).view(-1)[: p.numel()]
 
     return step
 

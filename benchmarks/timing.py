@@ -77,6 +77,16 @@ def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str
     return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
 
 
+def lines(timings: dict[str, Timing]) -> str:
+    """One line for each contender: median, quartiles and fastest round, in milliseconds."""
+    text = []
+    for name, taken in timings.items():
+        low, high = (1e3 * quartile for quartile in taken.quartiles)
+        middle, best = 1e3 * taken.median, 1e3 * taken.best
+        text.append(f"{name:28} {middle:10.2f} ms  {low:.2f} - {high:.2f}  best {best:.2f}")
+    return "\n".join(text)
+
+
 def one_device() -> None:
     """Undoes the virtual devices that tests use: one worker is timed, with all cores.
 

@@ -1,0 +1,80 @@
+"""The step of scaled sign reads gradient and residual twice, writes once, and does no more."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ef_optax.compressors.sign import scaled_sign
+
+SIZE = 1 << 20
+CODEC = scaled_sign().codec
+
+
+def step(g: jax.Array, e: jax.Array):
+    """Message and new residual; the sum is formed again for the second reading, not stored."""
+    message = CODEC.encode(g + e)
+    g, e = lax.optimization_barrier((g, e))
+    return message, CODEC.residual(g + e, message)
+
+
+@pytest.fixture(scope="module")
+def program():
+    like = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
+    return jax.jit(step, donate_argnums=1).lower(like, like).compile()
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    g = rng.standard_normal(SIZE, dtype=np.float32)
+    e = rng.standard_normal(SIZE, dtype=np.float32)
+    g[:4], e[:4] = [0.0, -0.0, 1.5, -2.0], [0.0, -0.0, -1.5, 0.0]
+    return g, e
+
+
+def test_bytes_accessed(program) -> None:
+    """Twice g and e, once the new residual, and a bit and a norm of each word: 20.4 bytes."""
+    assert program.cost_analysis()["bytes accessed"] / SIZE <= 20.5
+
+
+def dense_instructions(program) -> list[str]:
+    """The instructions of the whole program, but parameters, that touch an array of the leaf."""
+    entry = program.as_text().split("\nENTRY ")[1]
+    dense = re.compile(rf"= .*f32\[{SIZE}\]|\((?:.*, )?%(?:g|e|Arg_[01])\.\d")
+    lines = [line.strip() for line in entry.splitlines()[1:]]
+    names = [re.match(r"(?:ROOT )?(%\S+) = .*? (\S+?)\(", line) for line in lines]
+    aside = ("parameter", "tuple", "get-tuple-element", "bitcast")
+    return [
+        line
+        for line, name in zip(lines, names, strict=True)
+        if name and name[2] not in aside and dense.search(line)
+    ]
+
+
+def test_two_passes_and_no_third(program) -> None:
+    found = dense_instructions(program)
+    assert len(found) == 2, found
+    assert all(" fusion(" in line for line in found)
+
+
+def test_the_residual_is_written_over_the_old_one(program) -> None:
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes >= 4 * SIZE
+    assert memory.temp_size_in_bytes < SIZE
+
+
+def test_bits_and_residual_are_those_of_the_unfused_form(program) -> None:
+    """Given the scale that was sent, everything else is exact."""
+    g, e = inputs()
+    message, residual = program(jnp.asarray(g), jnp.asarray(e))
+    scale = np.asarray(message["scale"])[0]
+    p = g + e
+    np.testing.assert_allclose(scale, np.abs(p.astype(np.float64)).mean(), rtol=1e-5)
+    expected = np.packbits(p >= 0, bitorder="little").view("<u4")
+    np.testing.assert_array_equal(message["signs"].words, expected)
+    np.testing.assert_array_equal(residual, p - np.where(p >= 0, scale, -scale))
