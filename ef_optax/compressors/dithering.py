@@ -191,7 +191,9 @@ def qsgd(
 
     Args:
       states: s, the number of positive levels; codes are -s..s, of ceil(log2(2s + 1)) bits.
-      key: a JAX random key or an int; step, leaf and worker are folded in.
+      key: a JAX random key or an int; step, leaf and worker are folded in. The numbers of a step
+        are a hash of each value's index and 64 bits of its key (two rounds of MurmurHash3's
+        finaliser): a few operations a value, not cryptographic.
       norm: ``"l2"`` or ``"linf"`` (the largest magnitude).
       bucket: length of the pieces that have a norm of their own; None: the whole leaf.
 
