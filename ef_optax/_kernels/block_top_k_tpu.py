@@ -95,18 +95,18 @@ def _bisect(bits: int, holds: Any) -> jax.Array:
 def _ranks(keep: jax.Array) -> jax.Array:
     """1, 2, ... for the kept of each block in the order of their indices; counts elsewhere."""
     blocks, rows, lanes = keep.shape
-    kept = jnp.where(keep, 1.0, 0.0).astype(jnp.bfloat16).reshape(blocks * rows, lanes)
+    kept = jnp.where(keep, 1.0, 0.0).reshape(blocks * rows, lanes)
 
     def ones(shape: tuple[int, int], where: Any) -> jax.Array:
         i, j = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-        return jnp.where(where(i, j), 1.0, 0.0).astype(jnp.bfloat16)
+        return jnp.where(where(i, j), 1.0, 0.0)
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
     within = product(kept, ones((lanes, lanes), lambda i, j: i <= j))
     # A row holds 128 at most, which bfloat16 has exactly.
-    of_rows = product(kept, ones((lanes, lanes), lambda i, j: i >= 0)).astype(jnp.bfloat16)
+    of_rows = product(kept, ones((lanes, lanes), lambda i, j: i >= 0))
     total = blocks * rows
     earlier = ones((total, total), lambda i, j: (i // rows == j // rows) & (j < i))
     ranks = within + product(earlier, of_rows)
@@ -119,11 +119,11 @@ def _place(ranks_ref: Any, indices_ref: Any) -> None:
     shape = (indices_ref.shape[1], lanes)
     rank = lax.broadcasted_iota(jnp.int32, shape, 0) + 1
     lane = lax.broadcasted_iota(jnp.int32, shape, 1)
-    ones = jnp.ones((_SUBLANES, lanes), jnp.bfloat16)
+    ones = jnp.ones((_SUBLANES, lanes), jnp.float32)
 
     def over_lanes(small: jax.Array) -> jax.Array:
         """Sums over lanes, laid along lanes, of integers that bfloat16 has exactly."""
-        small = small.astype(jnp.float32).astype(jnp.bfloat16)
+        small = small.astype(jnp.float32)
         sums = lax.dot_general(
             ones, small, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
         )

@@ -3,8 +3,9 @@
 Values lie in rows of 128 lanes, so 32 rows make the 128 words of one row. A product with a matrix
 of powers of two sums the bits of each half word, and leaves the four words of a row in *all*
 groups of four lanes; keeping the group that is the row's own and summing over the 32 rows lays the
-words down in order, with no transposition. Bits and powers are exact in bfloat16, sums of 16 bits
-in float32.
+words down in order, with no transposition. Bits and powers are exact in bfloat16, to which the unit
+may round its operands, and sums of 16 bits in float32; the operands are float32, which every
+generation takes.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _kernel(x_ref: Any, words_ref: Any, norms_ref: Any, *, size: int) -> None:
         plus, magnitude = plus & real, jnp.where(real, magnitude, 0.0)
     norms_ref[0] = jnp.sum(magnitude, axis=0, keepdims=True)
 
-    bits = jnp.where(plus, 1.0, 0.0).astype(jnp.bfloat16)
+    bits = jnp.where(plus, 1.0, 0.0)
     lane = lax.broadcasted_iota(jnp.int32, (_LANES, _LANES), 0)
     word = lax.broadcasted_iota(jnp.int32, (_LANES, _LANES), 1)
     own = lane // WORD_BITS == word % _WORDS_OF_ROW
@@ -84,7 +85,7 @@ def _kernel(x_ref: Any, words_ref: Any, norms_ref: Any, *, size: int) -> None:
     low = lane % WORD_BITS < _HALF
 
     def half(chosen: jax.Array) -> jax.Array:
-        weights = jnp.where(chosen, power, 0).astype(jnp.float32).astype(jnp.bfloat16)
+        weights = jnp.where(chosen, power, 0).astype(jnp.float32)
         sums = jnp.dot(bits, weights, preferred_element_type=jnp.float32)
         sums = sums.reshape(-1, _ROWS, _LANES)
         row = lax.broadcasted_iota(jnp.int32, sums.shape, 1)
