@@ -23,6 +23,7 @@ from ef_optax._fields import unpack as unpack
 from ef_optax.checkpoint import Checkpoint as Checkpoint
 from ef_optax.checkpoint import restore as restore
 from ef_optax.checkpoint import save as save
+from ef_optax.compressors.acp_sgd import acp_sgd as acp_sgd
 from ef_optax.compressors.adaq import adaq as adaq
 from ef_optax.compressors.algebra import induced as induced
 from ef_optax.compressors.algebra import probabilistic_mix as probabilistic_mix
@@ -56,6 +57,7 @@ from ef_optax.compressors.fixed_levels import threshold_sign as threshold_sign
 from ef_optax.compressors.fixed_levels import two_bit as two_bit
 from ef_optax.compressors.global_top_k import global_top_k as global_top_k
 from ef_optax.compressors.global_top_k import global_top_k_of_sum as global_top_k_of_sum
+from ef_optax.compressors.gradiveq import gradiveq as gradiveq
 from ef_optax.compressors.identity import identity as identity
 from ef_optax.compressors.inceptionn import inceptionn as inceptionn
 from ef_optax.compressors.leader_top_k import leader_top_k as leader_top_k

@@ -1,42 +1,60 @@
 """Leaves as matrices: what every codec means by row, column and rank.
 
 A leaf with two or more axes is the matrix (all but the last axis) x (last axis): inputs by outputs
-for dense layers, (height, width, inputs) by outputs for convolutions as Flax stores them. Leaves
-with fewer axes have no matrix.
+for dense layers, (height, width, inputs) by outputs for convolutions as Flax stores them. Layers
+that are stacked for a scan carry leading axes that are no part of the matrix: ``batch_axes`` of
+them are set apart, and the leaf is that many matrices. Leaves with fewer axes have no matrix.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from ef_optax._base import Array, Shape
 
+UNROLL_RANK = 8
+"""Up to this rank a product of factors is a sum of outer products, which the compiler fuses."""
 
-def matrix_shape(shape: Shape) -> tuple[int, int] | None:
-    """Rows and columns of a leaf, or None if it is no matrix or empty.
 
-    >>> matrix_shape((3, 3, 16, 32)), matrix_shape((7,)), matrix_shape((0, 4))
-    ((144, 32), None, None)
+class Matrices(NamedTuple):
+    """A leaf as matrices of one shape."""
+
+    lead: tuple[int, ...]  # shape of the batch axes, () for a single matrix
+    rows: int
+    columns: int
+
+    @property
+    def number(self) -> int:
+        """Number of matrices."""
+        return math.prod(self.lead)
+
+
+def matrix_view(shape: Shape, batch_axes: int = 0) -> Matrices | None:
+    """The matrices of a leaf, or None if it has none or is empty.
+
+    >>> matrix_view((3, 3, 16, 32))
+    Matrices(lead=(), rows=144, columns=32)
+    >>> matrix_view((12, 64, 32), batch_axes=1)
+    Matrices(lead=(12,), rows=64, columns=32)
+    >>> matrix_view((7,)), matrix_view((12, 64), batch_axes=1), matrix_view((0, 4))
+    (None, None, None)
     """
-    if isinstance(shape, int) or len(shape) < 2 or 0 in shape:
+    if isinstance(shape, int) or len(shape) < 2 + batch_axes or 0 in shape:
         return None
-    return math.prod(shape[:-1]), shape[-1]
+    return Matrices(tuple(shape[:batch_axes]), math.prod(shape[batch_axes:-1]), shape[-1])
 
 
-def low_rank_shape(shape: Shape, rank: int) -> tuple[int, int, int] | None:
-    """Rows, columns and rank of the factors, or None if they are not smaller than the leaf.
-
-    >>> low_rank_shape((10, 20), 2), low_rank_shape((4, 4), 2)
-    ((10, 20, 2), None)
-    """
-    matrix = matrix_shape(shape)
-    if matrix is None:
-        return None
-    rows, columns = matrix
-    rank = min(rank, rows, columns)
-    return (rows, columns, rank) if rank * (rows + columns) < rows * columns else None
+def check_batch_axes(name: str, batch_axes: Any) -> int:
+    """Refuses what is not a number of axes."""
+    if isinstance(batch_axes, bool) or not isinstance(batch_axes, int) or batch_axes < 0:
+        raise ValueError(
+            f"{name}: batch_axes={batch_axes!r} must be a whole number of leading axes, such as 1 "
+            "for layers that are stacked for a scan."
+        )
+    return batch_axes
 
 
 def largest_divisor(size: int, limit: int) -> int:
@@ -49,5 +67,18 @@ def largest_divisor(size: int, limit: int) -> int:
 
 
 def orthonormal(matrix: Array) -> Array:
-    """Orthonormal columns that span those of a tall matrix; finite also for a zero matrix."""
+    """Orthonormal columns that span those of tall matrices; some completion if these are dependent.
+
+    Householder's QR: finite for a zero matrix, and never short of a column, so that a direction
+    that has nothing to say today is not lost for tomorrow.
+    """
     return jnp.linalg.qr(matrix)[0]
+
+
+def low_rank_product(left: Array, right: Array) -> Array:
+    """``left @ right`` for (..., rows, r) and (..., r, columns)."""
+    rank = left.shape[-1]
+    if rank > UNROLL_RANK:
+        return left @ right
+    terms = [left[..., :, j, None] * right[..., j, None, :] for j in range(rank)]
+    return sum(terms[1:], terms[0])

@@ -16,7 +16,7 @@ from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import check_positive
-from ef_optax.compressors._matrix import largest_divisor, matrix_shape
+from ef_optax.compressors._matrix import Matrices, check_batch_axes, largest_divisor, matrix_view
 
 
 @functools.cache
@@ -38,13 +38,15 @@ class DctTopK(Codec):
 
     chunk: int
     k: int
+    batch_axes: int = 0
     basis: ClassVar[str] = "exact"
 
     def plan(self, shape: Shape) -> tuple[int, int, int, int, int]:
-        """Rows and columns of the matrix and of a chunk, and the coefficients kept of each."""
-        rows, columns = matrix_shape(shape) or (1, size_of(shape))
-        a, b = largest_divisor(rows, self.chunk), largest_divisor(max(1, columns), self.chunk)
-        return rows, columns, a, b, min(self.k, a * b) if columns else 0
+        """Rows and columns of all matrices and of a chunk, and the coefficients kept of each."""
+        view = matrix_view(shape, self.batch_axes) or Matrices((), 1, size_of(shape))
+        a, b = (largest_divisor(max(1, side), self.chunk) for side in (view.rows, view.columns))
+        k = min(self.k, a * b) if view.columns else 0
+        return view.number * view.rows, view.columns, a, b, k
 
     def chunks(self, shape: Shape) -> int:
         """Number of chunks."""
@@ -114,7 +116,7 @@ class DctTopK(Codec):
         return k / (a * b) if k else 1.0
 
 
-def dct_top_k(chunk: int, k: int) -> Compressor:
+def dct_top_k(chunk: int, k: int, *, batch_axes: int = 0) -> Compressor:
     """Keeps the k largest cosine coefficients of every chunk of a leaf.
 
     The leaf as matrix (all but the last axis by the last axis) is cut into chunks a x b, a and b
@@ -126,12 +128,14 @@ def dct_top_k(chunk: int, k: int) -> Compressor:
     Args:
       chunk: the largest side of a chunk; 64 in DeMo.
       k: coefficients kept of each chunk; 32 in DeMo.
+      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
+        stacked for a scan.
 
     Returns:
       The compressor. Bits: chunks times k (32 + ceil(log2 a b)).
 
     Raises:
-      ValueError: for a bad ``chunk`` or ``k``.
+      ValueError: for a bad ``chunk``, ``k`` or ``batch_axes``.
 
     Example:
       A constant leaf is one coefficient:
@@ -147,4 +151,4 @@ def dct_top_k(chunk: int, k: int) -> Compressor:
     """
     check_positive("dct_top_k", "chunk", chunk)
     check_positive("dct_top_k", "k", k)
-    return Compressor(DctTopK(chunk, k))
+    return Compressor(DctTopK(chunk, k, check_batch_axes("dct_top_k", batch_axes)))

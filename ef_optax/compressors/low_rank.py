@@ -22,41 +22,55 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import check_positive, safe_divisor, uniform_noise
-from ef_optax.compressors._matrix import low_rank_shape
+from ef_optax.compressors._matrix import (
+    Matrices,
+    check_batch_axes,
+    low_rank_product,
+    matrix_view,
+)
 
 
+@dataclasses.dataclass(frozen=True)
 class FactorCodec(Codec):
     """Messages (left, right) of c columns and rows; a leaf they would not shrink is sent dense."""
 
-    @abc.abstractmethod
-    def columns(self, shape: Shape) -> int:
-        """Number of rank-one terms in a message."""
+    rank: int
+    batch_axes: int
 
     @abc.abstractmethod
-    def factors(self, matrix: Array, count: int, key: Array | None) -> tuple[Array, Array]:
-        """Left (rows, count) and right (count, columns) factors of a matrix."""
+    def room(self) -> int:
+        """Number of rank-one terms that a message has room for, in a large matrix."""
 
-    def plan(self, shape: Shape) -> tuple[int, int, int] | None:
-        """Rows, columns and number of terms, or None for a dense message."""
-        return low_rank_shape(shape, self.columns(shape))
+    @abc.abstractmethod
+    def factors(self, matrices: Array, terms: int, key: Array | None) -> tuple[Array, Array]:
+        """Left (count, rows, terms) and right (count, terms, columns) factors of the matrices."""
+
+    def plan(self, shape: Shape) -> tuple[Matrices, int] | None:
+        """The leaf's matrices and the number of terms of each, or None for a dense message."""
+        matrices = matrix_view(shape, self.batch_axes)
+        if matrices is None:
+            return None
+        terms = min(self.room(), matrices.rows, matrices.columns)
+        saves = terms * (matrices.rows + matrices.columns) < matrices.rows * matrices.columns
+        return (matrices, terms) if saves else None
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         plan = self.plan(x.shape)
         if plan is None:
             return x.reshape(-1)
-        matrix = x.astype(wide_dtype(x.dtype)).reshape(plan[:2])
-        left, right = self.factors(matrix, plan[2], key)
+        (_, rows, columns), terms = plan
+        wide = x.astype(wide_dtype(x.dtype)).reshape(-1, rows, columns)
+        left, right = self.factors(wide, terms, key)
         return {"left": left.reshape(-1), "right": right.reshape(-1)}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         plan = self.plan(like.shape)
         if plan is None:
             return message.astype(like.dtype).reshape(like.shape)
-        rows, columns, count = plan
-        left = message["left"].reshape(rows, count)
-        return (
-            (left @ message["right"].reshape(count, columns)).astype(like.dtype).reshape(like.shape)
-        )
+        (_, rows, columns), terms = plan
+        left = message["left"].reshape(-1, rows, terms)
+        value = low_rank_product(left, message["right"].reshape(-1, terms, columns))
+        return value.astype(like.dtype).reshape(like.shape)
 
     def decode_mean(
         self,
@@ -69,74 +83,88 @@ class FactorCodec(Codec):
         plan = self.plan(like.shape)
         if plan is None:
             return super().decode_mean(messages, like, weights, total)
-        rows, columns, count = plan
-        left = messages["left"].reshape(-1, rows, count)
+        matrices, terms = plan
+        left = messages["left"].reshape(-1, matrices.number, matrices.rows, terms)
+        right = messages["right"].reshape(-1, matrices.number, terms, matrices.columns)
         n = left.shape[0]
         if weights is not None:
-            left = left * weights[:, None, None].astype(left.dtype)
-        wide = jnp.moveaxis(left, 0, 1).reshape(rows, n * count)
-        mean = wide @ messages["right"].reshape(n * count, columns)
-        mean = mean / jnp.asarray(n if total is None else total, mean.dtype)
+            left = left * weights[:, None, None, None].astype(left.dtype)
+        wide = jnp.moveaxis(left, 0, 2).reshape(matrices.number, matrices.rows, n * terms)
+        tall = jnp.moveaxis(right, 0, 1).reshape(matrices.number, n * terms, matrices.columns)
+        mean = wide @ tall / jnp.asarray(n if total is None else total, left.dtype)
         return mean.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         plan = self.plan(shape)
         if plan is None:
             return size_of(shape) * bits_of(dtype)
-        rows, columns, count = plan
-        return count * (rows + columns) * bits_of(wide_dtype(dtype))
+        matrices, terms = plan
+        elements = matrices.number * terms * (matrices.rows + matrices.columns)
+        return elements * bits_of(wide_dtype(dtype))
 
 
 @dataclasses.dataclass(frozen=True)
 class Svd(FactorCodec):
     """The best approximation of rank r."""
 
-    rank: int
     basis: ClassVar[str] = "exact"
 
-    def columns(self, shape: Shape) -> int:
-        del shape
+    def room(self) -> int:
         return self.rank
 
-    def factors(self, matrix: Array, count: int, key: Array | None) -> tuple[Array, Array]:
+    def factors(self, matrices: Array, terms: int, key: Array | None) -> tuple[Array, Array]:
         del key
-        left, singular, right = jnp.linalg.svd(matrix, full_matrices=False)
-        return left[:, :count] * singular[:count], right[:count]
+        left, singular, right = jnp.linalg.svd(matrices, full_matrices=False)
+        return left[..., :terms] * singular[..., None, :terms], right[..., :terms, :]
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
         """R / min(rows, columns), attained by equal singular values."""
         del num_workers
         plan = self.plan(shape)
-        return 1.0 if plan is None else plan[2] / min(plan[:2])
+        if plan is None:
+            return 1.0
+        matrices, terms = plan
+        return terms / min(matrices.rows, matrices.columns)
 
 
 @dataclasses.dataclass(frozen=True)
 class Atomo(FactorCodec):
     """Singular value s_j as s_j/p_j with probability p_j = min(1, r s_j / sum s)."""
 
-    rank: int
     key: Array
 
+    basis: ClassVar[str] = "bound"
     unbiased: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
 
-    def columns(self, shape: Shape) -> int:
+    def room(self) -> int:
         """Room for four standard deviations more than the expected r terms."""
-        del shape
         return self.rank + math.ceil(4 * math.sqrt(self.rank))
 
-    def factors(self, matrix: Array, count: int, key: Array | None) -> tuple[Array, Array]:
+    def factors(self, matrices: Array, terms: int, key: Array | None) -> tuple[Array, Array]:
         assert key is not None
-        left, singular, right = jnp.linalg.svd(matrix, full_matrices=False)
-        p = jnp.minimum(1, self.rank * (singular / safe_divisor(jnp.sum(singular))))
+        left, singular, right = jnp.linalg.svd(matrices, full_matrices=False)
+        share = singular / safe_divisor(jnp.sum(singular, axis=-1, keepdims=True))
+        p = jnp.minimum(1, self.rank * share)
         chosen = uniform_noise(key, p.shape).astype(p.dtype) < p
         # Singular values fall, so if there are too many the smallest stay behind.
-        order = jnp.argsort(~chosen, stable=True)[:count]
-        scale = jnp.where(chosen, singular / safe_divisor(p), 0)[order]
-        return left[:, order] * scale, right[order]
+        order = jnp.argsort(~chosen, axis=-1, stable=True)[..., :terms]
+        scale = jnp.where(chosen, singular / safe_divisor(p), 0)
+        scale = jnp.take_along_axis(scale, order, -1)[..., None, :]
+        left = jnp.take_along_axis(left, order[..., None, :], -1) * scale
+        return left, jnp.take_along_axis(right, order[..., None], -2)
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float:
+        """``min(rows, columns)/r``: sum s_j (S/r - s_j) <= S^2/r, S the sum of the s_j (bound)."""
+        del num_workers
+        plan = self.plan(shape)
+        if plan is None:
+            return 0.0
+        matrices, _ = plan
+        return min(matrices.rows, matrices.columns) / self.rank
 
 
-def svd(rank: int) -> Compressor:
+def svd(rank: int, *, batch_axes: int = 0) -> Compressor:
     """The best approximation of rank r of every matrix, by singular value decomposition.
 
     A leaf is the matrix (all but the last axis) x (last axis). alpha = r / min(rows, columns)
@@ -146,12 +174,14 @@ def svd(rank: int) -> Compressor:
 
     Args:
       rank: r.
+      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
+        stacked for a scan.
 
     Returns:
       The compressor. Bits: 32 r (rows + columns).
 
     Raises:
-      ValueError: for a bad ``rank``.
+      ValueError: for a bad ``rank`` or ``batch_axes``.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -166,27 +196,29 @@ def svd(rank: int) -> Compressor:
       Richtarik, FedNL, 2022.
     """
     check_positive("svd", "rank", rank)
-    return Compressor(Svd(rank))
+    return Compressor(Svd(rank, check_batch_axes("svd", batch_axes)))
 
 
-def atomo(rank: int, key: Any = None) -> Compressor:
+def atomo(rank: int, key: Any = None, *, batch_axes: int = 0) -> Compressor:
     """ATOMO: each singular value survives with a probability in proportion to it, without bias.
 
     ``C(M) = sum over the chosen j of (s_j/p_j) u_j v_j^T``, j chosen independently with probability
     p_j = min(1, r s_j / sum s): at most r terms are expected, and there is room for r + 4 sqrt(r)
     (if more are chosen, the smallest stay behind). Unbiased; the variance
-    ``sum s_j^2 (1/p_j - 1)`` depends on the data. Leaves that are no matrix, and those the factors
+    ``sum s_j^2 (1/p_j - 1)`` depends on the data, omega = min(rows, columns)/r (bound; less one for
+    equal singular values). Leaves that are no matrix, and those the factors
     would not shrink, are sent dense.
 
     Args:
       rank: r, the expected number of terms.
       key: a JAX random key or an int; step, leaf and worker are folded in.
+      batch_axes: number of leading axes that are no part of the matrix, as for :func:`svd`.
 
     Returns:
       The compressor. Bits: 32 c (rows + columns), c = min(rows, columns, r + ceil(4 sqrt r)).
 
     Raises:
-      ValueError: for a bad ``rank``. TypeError: without a key.
+      ValueError: for a bad ``rank`` or ``batch_axes``. TypeError: without a key.
 
     Example:
       >>> import ef_optax as ef
@@ -198,4 +230,4 @@ def atomo(rank: int, key: Any = None) -> Compressor:
       public implementation (which draws again when nothing was chosen; here nothing is sent then).
     """
     check_positive("atomo", "rank", rank)
-    return Compressor(Atomo(rank, as_key(key, "atomo")))
+    return Compressor(Atomo(rank, check_batch_axes("atomo", batch_axes), as_key(key, "atomo")))

@@ -3,104 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from typing import Any, ClassVar
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from ef_optax._base import (
-    Array,
-    Codec,
-    Mean,
-    Message,
-    Outcome,
-    Protocol,
-    Shape,
-    Workers,
-    as_key,
-    bits_of,
-    size_of,
-    wide_dtype,
-)
+from ef_optax._base import Mean, Protocol, Shape, Workers, as_key, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors._blocks import check_positive
-from ef_optax.compressors._matrix import low_rank_shape, orthonormal
+from ef_optax.compressors._factors import AveragedFactors, check_options, unless_zero
+from ef_optax.compressors._matrix import Matrices, orthonormal
+from ef_optax.compressors.scheduled import delayed
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerSgd(Codec):
+class PowerSgd(AveragedFactors):
     """``P Q^T`` with P an orthonormal basis of mean(M_i Q) and Q = mean(M_i^T P)."""
 
-    rank: int
-    key: Array
-    min_compression: float = 1.0
-    iterations: int = 1
-    local_error: bool = False
-
-    stateful: ClassVar[bool] = True
-    independent: ClassVar[bool] = False
-    transports: ClassVar[tuple[str, ...]] = ("reduce",)
-
-    def plan(self, shape: Shape) -> tuple[int, int, int] | None:
-        """Rows, columns and rank, or None for a leaf that is sent dense."""
-        plan = low_rank_shape(shape, self.rank)
-        if plan is None:
-            return None
-        rows, columns, rank = plan
-        return plan if rows * columns > self.min_compression * rank * (rows + columns) else None
+    def elements(self, matrices: Matrices, rank: int) -> float:
+        return self.iterations * rank * (matrices.rows + matrices.columns)
 
     def init(self, like: Any, path: str) -> Any:
+        """Q^T, (r, columns) for each matrix; () for a dense leaf."""
         plan = self.plan(like.shape)
         if plan is None:
             return ()
-        _, columns, rank = plan
-        key = jax.random.fold_in(self.key, zlib.crc32(path.encode()))
-        return jax.random.normal(key, (columns, rank), wide_dtype(like.dtype))
+        matrices, rank = plan
+        shape = (*matrices.lead, rank, matrices.columns)
+        return self.normal(path, shape, wide_dtype(like.dtype))
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
-        plan = self.plan(x.shape)
-        if plan is None:
-            mean = yield Mean(x)
-            return self._outcome(x, mean, x, state)
-        matrix = x.astype(wide_dtype(x.dtype)).reshape(plan[:2])
-        Q = own = state
-        P = jnp.zeros((plan[0], plan[2]), matrix.dtype)
+        del workers
+        batches, dense = self.batches(x)
+        before = Q = own = [batch.gather(state) for batch in batches]
+        P, means, waiting = [], [], [x[i] for i in dense]
         for _ in range(self.iterations):
-            P = yield Mean(matrix @ Q)
-            P = orthonormal(P)
-            own = matrix.T @ P
+            P, received = yield Mean(
+                ([m.times(q) for m, q in zip(batches, Q, strict=True)], waiting)
+            )
+            means, waiting = [*means, *received], []
+            P = [orthonormal(p) for p in P]
+            own = [m.transposed_times(p) for m, p in zip(batches, P, strict=True)]
             Q = yield Mean(own)
-
-        def value(factor: Array) -> Array:
-            return (P @ factor.T).astype(x.dtype).reshape(x.shape)
-
-        out = value(Q)
-        # After a step without any gradient the last directions are better than none.
-        after = jnp.where(jnp.any(Q != 0), Q, state)
-        return self._outcome(x, out, value(own) if self.local_error else out, after)
-
-    @staticmethod
-    def _outcome(x: Array, aggregate: Array, sent: Array, state: Any) -> Outcome:
-        return Outcome(
-            aggregate=aggregate,
-            state=state,
-            sent=lambda: sent,
-            residual=lambda: x - sent,
-            support=lambda: jnp.ones(x.shape, bool),
-        )
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        raise TypeError(self._why("encode"))
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        raise TypeError(self._why("decode"))
-
-    @staticmethod
-    def _why(what: str) -> str:
-        return (
-            f"power_sgd has no {what}: its two factors are averaged one after the other. Use it in "
-            "error_feedback or compressed_mean, or take ef_optax.svd for a message of one worker."
+        after = [
+            batch.scatter(unless_zero(q, old))
+            for batch, q, old in zip(batches, Q, before, strict=True)
+        ]
+        return self.outcome(
+            x,
+            state,
+            batches,
+            after,
+            out=list(zip(P, Q, strict=True)),
+            own=list(zip(P, own, strict=True)),
+            dense=dict(zip(dense, means, strict=True)),
         )
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
@@ -108,21 +60,20 @@ class PowerSgd(Codec):
         plan = self.plan(shape)
         if plan is None:
             return (size_of(shape) * bits_of(dtype),)
-        rows, columns, rank = plan
-        wide = bits_of(wide_dtype(dtype)) * rank
-        return (rows * wide, columns * wide) * self.iterations
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        return sum(self.traffic(shape, dtype, 1))
+        matrices, rank = plan
+        wide = bits_of(wide_dtype(dtype)) * rank * matrices.number
+        return (matrices.rows * wide, matrices.columns * wide) * self.iterations
 
 
 def power_sgd(
     rank: int,
     *,
     key: Any = 0,
+    start_step: int = 0,
     min_compression: float = 1.0,
     iterations: int = 1,
     local_error: bool = False,
+    batch_axes: int = 0,
 ) -> Compressor:
     """PowerSGD: low-rank factors by warm-started power iteration, averaged by two all-reduces.
 
@@ -133,23 +84,28 @@ def power_sgd(
     Exact after one step once rank(mean M_i) <= r; no contraction constant for a given Q. A leaf of
     fewer than two axes, or one that would not shrink by ``min_compression``, is averaged dense,
     without error. Q is the same on all workers, part of the state, and kept over a step of zero
-    gradients; bfloat16 leaves are computed in float32.
+    gradients; bfloat16 leaves are computed in float32. Leaves whose matrices have one shape are
+    handled as one batch: the results are the same, the program is shorter.
 
     Args:
       rank: r, at most the smaller side of each matrix.
       key: of the first Q, a standard normal matrix; the same on all workers.
+      start_step: number of exchanges that are averaged dense before, without error (100 in the
+        authors' package); only the transport of the moment is paid, see :func:`ef_optax.scheduled`.
       min_compression: compress a leaf only if it has more than this many times the elements
-        of its factors (2 in the authors' package).
+        that travel for it in a step (2 in the authors' package).
       iterations: power iterations in each step, two rounds of communication each.
       local_error: error feedback keeps ``M_i - P (M_i^T P)^T`` of each worker instead of
         ``M_i - out``. The results and the mean of the memories are the same; the single memories
         stay small only with True if the workers' gradients differ. Use True with worker weights.
+      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
+        stacked for a scan. For some leaves only: :func:`ef_optax.per_leaf`.
 
     Returns:
       The compressor. Bits: 32 r rows + 32 r columns, in two rounds, for each iteration.
 
     Raises:
-      ValueError: for a bad ``rank``, ``iterations`` or ``min_compression``.
+      ValueError: for a bad option, naming it.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -160,13 +116,16 @@ def power_sgd(
       (True, 224)
 
     References:
-      Vogels, Karimireddy, Jaggi, PowerSGD, 2019, Algorithm 1.
+      Vogels, Karimireddy, Jaggi, PowerSGD, 2019, Algorithm 1; ``start_step`` and
+      ``min_compression`` as in epfml/powersgd, powersgd/powersgd.py.
     """
-    check_positive("power_sgd", "rank", rank)
-    check_positive("power_sgd", "iterations", iterations)
-    if not (isinstance(min_compression, float | int) and min_compression >= 1):
-        raise ValueError(f"power_sgd: min_compression={min_compression!r} must be at least 1.")
+    check_options("power_sgd", rank, start_step, min_compression, iterations, batch_axes)
     codec = PowerSgd(
-        rank, as_key(key, "power_sgd"), float(min_compression), iterations, bool(local_error)
+        rank,
+        key if isinstance(key, int) else as_key(key, "power_sgd"),
+        float(min_compression),
+        iterations,
+        bool(local_error),
+        batch_axes,
     )
-    return Compressor(codec)
+    return delayed(start_step, codec)

@@ -13,6 +13,7 @@ from ef_optax._base import Array, Codec, Message, Shape, joint_basis
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._timeline import Timeline
 from ef_optax._units import identity_of
+from ef_optax.compressors.identity import Identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Scheduled(Codec):
         return all(codec.additive for codec in self.codecs)
 
     @property
+    def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(codec.independent for codec in self.codecs)
+
+    @property
     def stateful(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return any(codec.stateful for codec in self.codecs)
 
@@ -129,6 +134,11 @@ class Scheduled(Codec):
             f"scheduled has no {what} of its own, because its codec depends on the step: ask "
             "codec.at(step), or schedule the compressors that are made of others."
         )
+
+
+def delayed(start_step: int, codec: Codec) -> Compressor:
+    """The codec from ``start_step`` on; before it every leaf is averaged dense, without error."""
+    return Compressor(Scheduled((0, start_step), (Identity(), codec)) if start_step else codec)
 
 
 def scheduled(boundaries: Sequence[int], compressors: Sequence[Compressor]) -> Compressor:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax import _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
+from ef_optax.compressors._matrix import check_batch_axes, matrix_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,23 +19,22 @@ class TwoMeanSign(Codec):
     """The mean of the values >= 0 where x >= 0, the mean of the negative ones elsewhere."""
 
     columns: bool = False
+    batch_axes: int = 0
     basis: ClassVar[str] = "exact"
 
-    def _matrix(self, shape: Shape) -> tuple[int, int]:
-        """Rows and columns; one column for the whole leaf unless columns are asked for."""
-        size = size_of(shape)
-        if self.columns and not isinstance(shape, int) and len(shape) >= 2:
-            return (size // shape[-1] if size else 0), shape[-1]
-        return size, 1
+    def _matrices(self, shape: Shape) -> tuple[int, int, int]:
+        """Count, rows and columns; one column for the whole leaf unless columns are asked for."""
+        view = matrix_view(shape, self.batch_axes) if self.columns else None
+        return (view.number, view.rows, view.columns) if view else (1, size_of(shape), 1)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
-        matrix = x.astype(wide_dtype(x.dtype)).reshape(self._matrix(x.shape))
+        matrix = x.astype(wide_dtype(x.dtype)).reshape(self._matrices(x.shape))
         plus = matrix >= 0
 
         def mean(mask: Array) -> Array:
-            count = jnp.maximum(jnp.sum(mask, axis=0), 1).astype(matrix.dtype)
-            return jnp.sum(jnp.where(mask, matrix, 0), axis=0) / count
+            count = jnp.maximum(jnp.sum(mask, axis=1), 1).astype(matrix.dtype)
+            return (jnp.sum(jnp.where(mask, matrix, 0), axis=1) / count).reshape(-1)
 
         return {
             "signs": _fields.pack_signs(x.reshape(-1)),
@@ -44,21 +44,23 @@ class TwoMeanSign(Codec):
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         plus = _fields.unpack(message["signs"], 1, size_of(like.shape)) == 1
-        plus = plus.reshape(self._matrix(like.shape))
-        values = jnp.where(plus, message["plus"], message["minus"])
+        count, rows, columns = self._matrices(like.shape)
+        plus = plus.reshape(count, rows, columns)
+        above, below = (message[k].reshape(count, 1, columns) for k in ("plus", "minus"))
+        values = jnp.where(plus, above, below)
         return values.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        columns = self._matrix(shape)[1]
-        return size_of(shape) + 2 * columns * bits_of(wide_dtype(dtype))
+        count, _, columns = self._matrices(shape)
+        return size_of(shape) + 2 * count * columns * bits_of(wide_dtype(dtype))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
         """1/rows, attained by one positive spike in each column."""
         del num_workers
-        return 1 / max(1, self._matrix(shape)[0])
+        return 1 / max(1, self._matrices(shape)[1])
 
 
-def two_mean_sign(*, columns: bool = False) -> Compressor:
+def two_mean_sign(*, columns: bool = False, batch_axes: int = 0) -> Compressor:
     """1-bit SGD: one bit a value, decoded as the mean of its side of zero.
 
     ``C(x)_i`` is the mean of all values >= 0 if ``x_i >= 0``, else the mean of the negative ones:
@@ -68,9 +70,14 @@ def two_mean_sign(*, columns: bool = False) -> Compressor:
     Args:
       columns: two means for each column (index of the last axis) of leaves with two or more axes,
         as published; False: two for the leaf.
+      batch_axes: with columns, the number of leading axes that are no part of the matrix: 1 for
+        layers that are stacked for a scan, whose columns then have means of their own.
 
     Returns:
       The compressor. Bits: d + 64, or d + 64 columns.
+
+    Raises:
+      ValueError: for a bad ``batch_axes``.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -81,4 +88,4 @@ def two_mean_sign(*, columns: bool = False) -> Compressor:
     References:
       Seide, Fu, Droppo, Li, Yu, 1-bit stochastic gradient descent, 2014, section 3.
     """
-    return Compressor(TwoMeanSign(bool(columns)))
+    return Compressor(TwoMeanSign(bool(columns), check_batch_axes("two_mean_sign", batch_axes)))

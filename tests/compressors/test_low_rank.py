@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ef_optax as ef
+from ef_optax.compressors._matrix import orthonormal
+from ef_optax.compressors.acp_sgd import acp_sgd
+from ef_optax.compressors.dct import dct_top_k
 from ef_optax.compressors.low_rank import atomo, svd
 from ef_optax.compressors.power_sgd import power_sgd
+from ef_optax.compressors.two_mean import two_mean_sign
 from ef_optax.feedback.ef14 import error_feedback
 from ef_optax.parallel.simulation import simulate
 
@@ -49,13 +56,204 @@ def test_power_sgd_between_workers(iterations: int, local: bool) -> None:
     compressor = power_sgd(2, iterations=iterations, local_error=local)
     tx, state, update = workers(compressor, (12, 7))
     gs = gradients((12, 7), 3)
-    first = np.asarray(compressor.codec.init(jnp.zeros((12, 7)), ""), np.float64)
+    first = np.asarray(compressor.codec.init(jnp.zeros((12, 7)), ""), np.float64).T
     for g, (out, memory) in zip(
         gs, reference(first, gs, iterations=iterations, local=local), strict=True
     ):
         sent, state = update(jnp.asarray(g), state, jnp.zeros((12, 7)))
         np.testing.assert_allclose(sent, out, atol=2e-5)
         np.testing.assert_allclose(residual(state), memory, atol=2e-5)
+
+
+def alternating(p, q, gradients, *, iterations=1, local=True, start=0):
+    """ACP-SGD with error feedback from its definition: outputs and memories after each step."""
+    memory = np.zeros(gradients.shape[1:], np.float64)
+    for t, g in enumerate(gradients.astype(np.float64)):
+        m = g + memory
+        out = 0
+        for half in range(iterations):
+            if (t * iterations + half) % 2 == 0:
+                q = np.linalg.qr(q)[0]
+                mine = m @ q
+                p = mine.mean(0)
+                own, part = mine @ q.T, p @ q.T
+            else:
+                p = np.linalg.qr(p)[0]
+                mine = m.transpose(0, 2, 1) @ p
+                q = mine.mean(0)
+                own, part = p @ mine.transpose(0, 2, 1), p @ q.T
+            m = m - (own if local else part)
+            out = out + part
+        memory = m
+        yield out, memory
+
+
+@pytest.mark.parametrize(("iterations", "local"), [(1, True), (2, False), (3, True)])
+def test_acp_sgd_between_workers(iterations: int, local: bool) -> None:
+    """Left and right in turn, also when a step ends on another side than it began."""
+    shape = (12, 7)
+    compressor = acp_sgd(2, iterations=iterations, local_error=local)
+    tx, state, update = workers(compressor, shape)
+    gs = gradients(shape, 4)
+    p, q = (np.asarray(f, np.float64) for f in compressor.codec.init(jnp.zeros(shape), ""))
+    wanted = alternating(p, q.T, gs, iterations=iterations, local=local)
+    for g, (out, memory) in zip(gs, wanted, strict=True):
+        sent, state = update(jnp.asarray(g), state, jnp.zeros(shape))
+        np.testing.assert_allclose(sent, out, atol=3e-5)
+        np.testing.assert_allclose(residual(state), memory, atol=3e-5)
+
+
+def test_acp_sgd_projects_and_is_exact_after_both_sides() -> None:
+    """Never longer than the gradient; two steps of one matrix of its rank give that matrix."""
+    rng = np.random.default_rng(1)
+    m = rng.standard_normal((20, 3)) @ rng.standard_normal((3, 15))
+    compressor = acp_sgd(3)
+    with jax.enable_x64(True):
+        first, state = compressor.update(jnp.asarray(m), compressor.init(jnp.asarray(m)))
+        second, _ = compressor.update(jnp.asarray(m), state)
+        assert 0.1 < np.linalg.norm(first - m) / np.linalg.norm(m) < 1
+        np.testing.assert_allclose(second, m, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("start_step", [0, 3])
+def test_acp_sgd_sends_one_factor_a_step(start_step: int, mesh4) -> None:
+    """One all-reduce a branch: the dense one, the left factor, the right factor."""
+    compressor, shape = acp_sgd(2, start_step=start_step), (40, 60)
+    tx = ef.data_parallel(ef.error_feedback(compressor, axis_name="data"), mesh4, "data")
+    lowered = jax.jit(tx.update).lower(
+        jnp.zeros((4, *shape)), tx.init(jnp.zeros(shape)), jnp.zeros(shape)
+    )
+    report = ef.wire_report(lowered.compile())
+    assert {c.kind for c in report.collectives} == {"reduce"}
+    assert all(c.conditional for c in report.collectives)
+    sizes = sorted(c.message_bytes - 4 for c in report.collectives)  # without the finite flag
+    assert sizes == [4 * 80, 4 * 120] + ([4 * 2400] if start_step else [])
+    steps = range(start_step, start_step + 2)
+    assert sorted(compressor.codec.at(t).bits(shape) for t in steps) == [32 * 80, 32 * 120]
+
+
+@pytest.mark.parametrize("make", [power_sgd, acp_sgd])
+def test_equal_matrices_are_one_batch(make) -> None:
+    """The same results as each leaf alone, for small ones, large ones and unequal shapes."""
+    shapes = {"a": (8, 6), "b": (2, 4, 6), "c": (6, 8), "d": (280, 250), "e": (280, 250), "f": (5,)}
+    tree = {k: jnp.asarray(gradients(s, seed=i)[0, 0]) for i, (k, s) in enumerate(shapes.items())}
+    compressor = make(2)
+    before = compressor.init(tree)
+    together, after = jax.jit(compressor.update)(tree, before)
+    for k, x in tree.items():
+        alone, state = compressor.update(x, before._replace(codec=before.codec[k]))
+        np.testing.assert_allclose(together[k], alone, atol=2e-5)
+        for a, b in zip(jax.tree.leaves(after.codec[k]), jax.tree.leaves(state.codec), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-4)
+    batches, dense = compressor.codec.batches(list(tree.values()))
+    assert [b.members for b in batches] == [(0, 1), (2,), (3, 4)] and dense == [5]
+    assert [len(b.parts) for b in batches] == [1, 1, 2]
+
+
+def test_a_policy_may_make_the_compressor_again_for_each_leaf(monkeypatch) -> None:
+    """Compressors that are equal by value work together all the same: one orthonormalisation."""
+    module, calls = importlib.import_module("ef_optax.compressors.power_sgd"), []
+    monkeypatch.setattr(module, "orthonormal", lambda m: calls.append(m.shape) or orthonormal(m))
+    policy = ef.per_leaf(lambda path, leaf: power_sgd(2))
+    tree = [jnp.asarray(gradients((8, 6), seed=i)[0, 0]) for i in range(5)]
+    policy.update(tree, policy.init(tree))
+    assert calls == [(5, 8, 2)]
+
+
+BATCHED = {
+    "power_sgd": lambda b: power_sgd(2, batch_axes=b),
+    "acp_sgd": lambda b: acp_sgd(2, batch_axes=b),
+    "svd": lambda b: svd(2, batch_axes=b),
+    "dct_top_k": lambda b: dct_top_k(8, 3, batch_axes=b),
+    "two_mean_sign": lambda b: two_mean_sign(columns=True, batch_axes=b),
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_batch_axes(name: str) -> None:
+    """Layers stacked for a scan are compressed as each layer alone, in one message."""
+    x = jnp.asarray(gradients((4, 3, 9), 2)[:, 0])  # two layers of 12 x 9
+    stacked, single = BATCHED[name](1), BATCHED[name](0)
+    state = stacked.init(x)
+    out, _ = stacked.update(x, state)
+    for i in range(2):
+        own = state._replace(codec=jax.tree.map(lambda s, i=i: s[i], state.codec))
+        np.testing.assert_allclose(out[i], single.update(x[i], own)[0], atol=1e-5)
+    bits = [c.codec.at(0).bits(s) for c, s in [(stacked, x.shape), (single, x.shape[1:])]]
+    assert bits[0] == 2 * bits[1]
+    assert not np.allclose(out, single.update(x, single.init(x))[0], atol=1e-3)
+
+
+def test_atomo_draws_for_each_layer() -> None:
+    """Unbiased, with a draw of its own for each matrix."""
+    x, codec = jnp.asarray(gradients((12, 11), 2)[:, 0]), atomo(1, 0, batch_axes=1).codec
+    like, keys = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.random.split(jax.random.key(2), 3000)
+    y = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(x, key), like)))(keys)
+    y = np.asarray(y, np.float64)
+    error = y.std(0) / np.sqrt(len(y))
+    assert (np.abs(y.mean(0) - x) <= 5.5 * error + 1e-6).all()
+    sent = np.linalg.matrix_rank(y, tol=1e-4)  # terms of both layers in each draw
+    assert abs(np.corrcoef(sent.T)[0, 1]) < 0.1 and sent.std(0).min() > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["zero", "one column", "rank one", "tiny", "huge", "zero column"])
+def test_orthonormal_survives(kind: str, dtype: str) -> None:
+    """Always a full set of orthonormal columns that spans the matrix, whatever its rank."""
+    rng = np.random.default_rng(3)
+    m = rng.standard_normal((30, 4))
+    m = {
+        "zero": 0 * m,
+        "one column": m * [1, 0, 0, 0],
+        "rank one": np.outer(m[:, 0], [1, 2, -1, 3]),
+        "tiny": m * 1e-30,
+        "huge": m * 1e30,
+        "zero column": m * [1, 0, 1, 1],
+    }[kind]
+    m = np.asarray(jnp.asarray(m, dtype).astype(jnp.float32))
+    q = np.asarray(orthonormal(jnp.asarray(m)), np.float64)
+    np.testing.assert_allclose(q.T @ q, np.eye(4), atol=1e-5)
+    scale = max(np.abs(m).max(), 1e-38)
+    assert np.abs(q @ (q.T @ (m / scale)) - m / scale).max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [power_sgd, acp_sgd])
+def test_a_direction_without_gradient_is_not_lost(make) -> None:
+    """After gradients of rank one, a gradient of rank two is followed at rank two again."""
+    rng = np.random.default_rng(4)
+    one = jnp.asarray(np.outer(rng.standard_normal(12), rng.standard_normal(9)), jnp.float32)
+    two = jnp.asarray(rng.standard_normal((12, 2)) @ rng.standard_normal((2, 9)), jnp.float32)
+    compressor = make(2)
+    state, update = compressor.init(one), jax.jit(compressor.update)
+    for _ in range(4):
+        _, state = update(one, state)
+    for _ in range(4):
+        out, state = update(two, state)
+    np.testing.assert_allclose(out, two, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [power_sgd, acp_sgd])
+def test_no_constant_for_given_directions(make) -> None:
+    """A matrix that the present directions miss is not approximated at all, so alpha is None."""
+    compressor = make(1)
+    m = jnp.zeros((6, 5)).at[3, 2].set(7.0)
+    first = jax.tree.map(lambda f: jnp.eye(*f.shape), compressor.init(m).codec)
+    out, _ = compressor.update(m, compressor.init(m)._replace(codec=first))
+    assert compressor.codec.alpha((6, 5)) is None and not np.asarray(out).any()
+
+
+def test_declared_properties_have_counterexamples() -> None:
+    """PowerSGD is homogeneous and deterministic, but neither linear nor unbiased."""
+    compressor = power_sgd(1)
+    a, b = (jnp.asarray(gradients((6, 5), seed=i)[0, 0]) for i in range(2))
+    run = lambda x: compressor.update(x, compressor.init(x))[0]  # noqa: E731
+    np.testing.assert_allclose(run(4 * a), 4 * run(a), rtol=1e-4)
+    assert np.array_equal(run(a), run(a))
+    assert np.abs(run(a + b) - run(a) - run(b)).max() > 0.1
+    assert np.abs(run(a) - a).max() > 0.1
+    codec = compressor.codec
+    assert codec.homogeneous and codec.deterministic and codec.additive
+    assert not codec.linear and not codec.unbiased and codec.omega((6, 5)) is None
 
 
 def test_power_sgd_error_feedback_identity() -> None:
@@ -128,6 +326,15 @@ def test_atomo_variance_formula() -> None:
     y = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(x, key), like)))(keys)
     error = np.sum((np.asarray(y, np.float64) - m) ** 2, axis=(1, 2))
     assert error.mean() == pytest.approx(expected, rel=0.08)
+    assert expected <= codec.omega(m.shape) * np.sum(s**2) and codec.omega(m.shape) == 12
+
+
+def test_atomo_variance_of_equal_singular_values() -> None:
+    """All equal it is one less than the bound; and the bound less one is no bound."""
+    at = lambda s, r: np.sum(s**2 * (1 / np.minimum(1, r * s / s.sum()) - 1)) / np.sum(s**2)  # noqa: E731
+    assert at(np.ones(10), 2) == pytest.approx(10 / 2 - 1)
+    uneven = np.asarray([3.0] + [1.0] * 9)
+    assert 10 / 9 - 1 < at(uneven, 9) <= 10 / 9
 
 
 @pytest.mark.parametrize(
@@ -136,6 +343,10 @@ def test_atomo_variance_formula() -> None:
         (lambda: power_sgd(0), "rank=0"),
         (lambda: power_sgd(2, iterations=0), "iterations=0"),
         (lambda: power_sgd(2, min_compression=0.5), "min_compression=0.5"),
+        (lambda: power_sgd(2, start_step=-1), "start_step=-1"),
+        (lambda: acp_sgd(2, start_step=1.5), "acp_sgd: start_step=1.5"),
+        (lambda: svd(2, batch_axes=-1), "batch_axes=-1"),
+        (lambda: two_mean_sign(batch_axes=True), "batch_axes=True"),
         (lambda: svd(-1), "rank=-1"),
         (lambda: atomo(0, 1), "rank=0"),
     ],

@@ -160,6 +160,8 @@ def test_declared_properties_are_those_of_all_stages() -> None:
     assert randoms.unbiased and randoms.linear and randoms.omega((8,)) == 1
     assert both.bits((8,)) == top.bits((8,)) and both.at(2).bits((8,)) == random.bits((8,))
     assert not ef.scheduled([1], [ef.majority_vote(), top]).codec.additive
+    late = ef.scheduled([1], [top, ef.power_sgd(1)]).codec
+    assert both.independent and late.stateful and not late.independent
     assert ef.message_bits(ef.scheduled([3], [random, top]), jnp.zeros(8)) == top.bits((8,))
 
 

@@ -21,6 +21,7 @@ WEIGHTS = (0.125, 0.125, 0.25, 0.5)
 Make = Callable[[], optax.GradientTransformation]
 
 RULES: dict[str, Make] = {
+    "acp_sgd": lambda: ef.error_feedback(ef.acp_sgd(1, start_step=1), axis_name=AXIS),
     "adacomp": lambda: ef.adacomp(2, axis_name=AXIS),
     "clip21": lambda: ef.clip21(0.5, axis_name=AXIS),
     "compressed_mean": lambda: ef.compressed_mean(SIGN, axis_name=AXIS),
@@ -57,6 +58,9 @@ RULES: dict[str, Make] = {
     ),
     "fcc": lambda: ef.error_feedback(ef.fcc(SIGN, 2), axis_name=AXIS),
     "fetch_sgd": lambda: ef.fetch_sgd(3, 5, k=2, axis_name=AXIS),
+    "gradiveq": lambda: ef.error_feedback(
+        ef.gradiveq(0.5, samples=1, period=2, slice_size=2), axis_name=AXIS
+    ),
     "global_top_k": lambda: ef.error_feedback(ef.global_top_k(0.4), axis_name=AXIS),
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
     "scheduled": lambda: ef.error_feedback(ef.scheduled([1], [SIGN, TOP]), axis_name=AXIS),

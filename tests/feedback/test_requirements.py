@@ -17,11 +17,13 @@ from tests.compressors.pool import CASES
 from tests.feedback.rules import AXIS, COMPRESSED, SIGN, TOP, N
 
 EXCHANGES = {
+    "acp_sgd": lambda: ef.acp_sgd(1),
     "count_sketch": lambda: ef.count_sketch(3, 5, k=2),
     "dense": lambda: ef.dense(optax.clip(1.0)),
     "fcc": lambda: ef.fcc(SIGN, 2),
     "global_top_k": lambda: ef.global_top_k(0.3),
     "global_top_k_of_sum-tree": lambda: ef.global_top_k_of_sum(0.3, tree=True),
+    "gradiveq": lambda: ef.gradiveq(0.5, samples=1, period=2, slice_size=2),
     "leader_top_k": lambda: ef.leader_top_k(k=2),
     "per_leaf": lambda: ef.per_leaf(lambda path, x: TOP if path == "w" else ef.identity()),
     "perm_k": lambda: ef.perm_k(0),
