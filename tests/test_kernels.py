@@ -191,6 +191,8 @@ def test_what_does_not_fit_takes_the_xla_form(door: str) -> None:
     for platform in ("cuda", "tpu"):
         assert kernels_in(program(function, platform, (LARGE - 1,))) == set()
         assert kernels_in(program(function, platform, (LARGE,), jnp.float16)) == set()
+        with jax.enable_x64(True):
+            assert kernels_in(program(lambda x: function(x), platform, (LARGE,))) == set()
 
     for length, k, expected in [(4095, 41, []), (4096, 4096, []), (4096, 257, ["cuda"])]:
         select = functools.partial(_kernels.block_top_k_indices, length=length, k=k)

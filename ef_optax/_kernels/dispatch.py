@@ -85,6 +85,9 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
 
 
 def _fits(x: jax.Array) -> bool:
+    # The kernels count in 32 bits, which Python's integers do not where 64 are the default.
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
     return x.dtype in _DTYPES and MIN_SIZE <= x.size <= _MAX_SIZE
 
 
