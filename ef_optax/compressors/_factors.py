@@ -26,6 +26,7 @@ from ef_optax._base import (
     size_of,
     wide_dtype,
 )
+from ef_optax._linear import einsum
 from ef_optax._stack import STACK_LIMIT
 from ef_optax.compressors._blocks import check_positive
 from ef_optax.compressors._matrix import (
@@ -68,9 +69,7 @@ class Batch:
 
     def _products(self, spelling: str, factor: Array) -> Array:
         pieces = _split(factor, [len(part) for part in self.parts])
-        products = [
-            jnp.einsum(spelling, part, f) for part, f in zip(self.parts, pieces, strict=True)
-        ]
+        products = [einsum(spelling, part, f) for part, f in zip(self.parts, pieces, strict=True)]
         return products[0] if len(products) == 1 else jnp.concatenate(products)
 
     def minus(self, left: Array, right: Array) -> Batch:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ef_optax._base import Array, Shape
+from ef_optax._linear import matmul
 
 UNROLL_RANK = 8
 """Up to this rank a product of factors is a sum of outer products, which the compiler fuses."""
@@ -79,6 +80,6 @@ def low_rank_product(left: Array, right: Array) -> Array:
     """``left @ right`` for (..., rows, r) and (..., r, columns)."""
     rank = left.shape[-1]
     if rank > UNROLL_RANK:
-        return left @ right
+        return matmul(left, right)
     terms = [left[..., :, j, None] * right[..., j, None, :] for j in range(rank)]
     return sum(terms[1:], terms[0])

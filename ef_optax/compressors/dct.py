@@ -14,6 +14,7 @@ import numpy as np
 from ef_optax import _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
+from ef_optax._linear import einsum
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import check_positive
 from ef_optax.compressors._matrix import Matrices, check_batch_axes, largest_divisor, matrix_view
@@ -58,7 +59,7 @@ class DctTopK(Codec):
         rows, columns, a, b, k = self.plan(x.shape)
         wide = x.astype(wide_dtype(x.dtype)).reshape(rows // a, a, columns // b, b)
         left, right = self._bases(a, b, wide.dtype)
-        spectrum = jnp.einsum("fa,iajb,gb->ijfg", left, wide, right).reshape(-1, a * b)
+        spectrum = einsum("fa,iajb,gb->ijfg", left, wide, right).reshape(-1, a * b)
         indices = jax.vmap(lambda row: top_k_indices(row, k))(spectrum)
         values = jnp.take_along_axis(spectrum, indices, axis=1)
         width = _packing.bits_for(a * b)
@@ -98,7 +99,7 @@ class DctTopK(Codec):
         rows, columns, a, b, _ = self.plan(like.shape)
         left, right = self._bases(a, b, spectrum.dtype)
         spectrum = spectrum.reshape(rows // a, columns // b, a, b)
-        x = jnp.einsum("fa,ijfg,gb->iajb", left, spectrum, right)
+        x = einsum("fa,ijfg,gb->iajb", left, spectrum, right)
         return x.astype(like.dtype).reshape(like.shape)
 
     @staticmethod

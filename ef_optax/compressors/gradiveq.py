@@ -27,6 +27,7 @@ from ef_optax._base import (
     wide_dtype,
 )
 from ef_optax._compressor import Compressor
+from ef_optax._linear import einsum
 from ef_optax._timeline import Timeline
 from ef_optax.compressors._blocks import check_positive, from_blocks, to_blocks
 from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k
@@ -124,14 +125,14 @@ class GradiVeQ(Codec):
             return _outcome(x, mean, x, after)
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
         mu, U = state.mean[:, None], state.basis
-        y_i = jnp.einsum("gsk,gkd->gsd", _grouped(x, plan) - mu, U)
+        y_i = einsum("gsk,gkd->gsd", _grouped(x, plan) - mu, U)
         real = y_i.reshape(-1, plan.dimension)[: plan.number]
         # The second number is one, or with weights their mean: so much of mu belongs to the mean.
         received, share = yield Mean((real, jnp.ones((), real.dtype)))
         y = _padded(received, plan).reshape(y_i.shape)
 
         def value(coordinates: Array, shift: Array) -> Array:
-            slices = jnp.einsum("gkd,gsd->gsk", U, coordinates) + shift
+            slices = einsum("gkd,gsd->gsk", U, coordinates) + shift
             return from_blocks(slices.reshape(-1, plan.size), like)
 
         return _outcome(x, value(y, share * mu), value(y_i, mu), state)

@@ -21,6 +21,7 @@ from ef_optax._base import (
     wide_dtype,
 )
 from ef_optax._compressor import Compressor
+from ef_optax._linear import matmul
 from ef_optax.compressors._blocks import check_positive, safe_divisor, uniform_noise
 from ef_optax.compressors._matrix import (
     Matrices,
@@ -91,7 +92,7 @@ class FactorCodec(Codec):
             left = left * weights[:, None, None, None].astype(left.dtype)
         wide = jnp.moveaxis(left, 0, 2).reshape(matrices.number, matrices.rows, n * terms)
         tall = jnp.moveaxis(right, 0, 1).reshape(matrices.number, n * terms, matrices.columns)
-        mean = wide @ tall / jnp.asarray(n if total is None else total, left.dtype)
+        mean = matmul(wide, tall) / jnp.asarray(n if total is None else total, left.dtype)
         return mean.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ef_optax._base import wide_dtype
+from ef_optax._linear import einsum
 
 MEAN, FRESH, COPY, SHARDS = "mean", "fresh", "copy", "shards"
 """Roles of a State's per-worker fields: keep the mean, start anew, copy worker 0's, or cut the
@@ -88,7 +89,7 @@ def _carry(old: Any, new: Any, role: str) -> Any:
     else:
         weights = jnp.asarray(overlap_weights(old.shape[0], new.shape[0]), jnp.float32)
         wide = wide_dtype(old.dtype)
-        value = jnp.tensordot(weights.astype(wide), old.astype(wide), 1).astype(old.dtype)
+        value = einsum("mn,n...->m...", weights.astype(wide), old.astype(wide)).astype(old.dtype)
     return _placed(value, new)
 
 

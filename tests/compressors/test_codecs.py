@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ef_optax as ef
 from ef_optax._base import Codec
 from ef_optax._fields import exact_bits, to_words
 from tests.compressors.pool import CASES, SHAPE, inputs
@@ -216,3 +217,21 @@ def test_no_compiler_may_skip_the_rounding(name: str) -> None:
     barriers = [line for line in lowered.as_text().splitlines() if "optimization_barrier" in line]
     for dtype in sent & NARROW.keys():
         assert any(f"x{NARROW[dtype]}>" in line for line in barriers), dtype
+
+
+WITH_PRODUCTS = {
+    "acp_sgd": lambda: ef.acp_sgd(9),
+    "gradiveq": lambda: ef.gradiveq(0.5, samples=2, period=5, slice_size=32),
+    "power_sgd": lambda: ef.power_sgd(9),
+    "svd": lambda: ef.svd(9),
+    "dct_top_k": lambda: ef.dct_top_k(chunk=4, k=2),
+}
+
+
+@pytest.mark.parametrize("name", WITH_PRODUCTS)
+def test_products_keep_the_precision_of_their_dtype(name: str) -> None:
+    """A GPU or TPU rounds the factors of a float32 product unless the program forbids it."""
+    compressor, x = WITH_PRODUCTS[name](), jnp.zeros((48, 32))
+    text = jax.jit(compressor.update).lower(x, compressor.init(x)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products and all("[HIGHEST, HIGHEST]" in line for line in products)
