@@ -17,10 +17,10 @@ from ef_optax._base import (
     Shape,
     Workers,
     as_key,
-    joint_basis,
     like_of,
 )
 from ef_optax._compressor import Compressor, codec_of
+from ef_optax.compressors._derived import DerivedCodec
 from ef_optax.compressors.identity import Identity
 from ef_optax.compressors.sparsify import RandomK
 
@@ -48,29 +48,17 @@ def _split(key: Array | None, codec: Codec, number: int) -> Array | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Induced(Codec):
+class Induced(DerivedCodec):
     """``C(x) + U(x - C(x))``: the unbiased codec sends what the biased one leaves."""
 
     biased: Codec
     corrector: Codec
 
-    unbiased: ClassVar[bool] = True
+    unbiased: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return joint_basis(self.biased, self.corrector)
-
-    @property
-    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.biased.linear and self.corrector.linear
-
-    @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.biased.homogeneous and self.corrector.homogeneous
-
-    @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.biased.deterministic and self.corrector.deterministic
+    def components(self) -> tuple[Codec, ...]:
+        return self.biased, self.corrector
 
     def step_key(self, workers: Workers) -> Array | None:
         random = self.corrector if self.biased.deterministic else self.biased
@@ -106,26 +94,20 @@ class Induced(Codec):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shrunk(Codec):
+class Shrunk(DerivedCodec):
     """``U(x) / (1 + omega)``, omega of the leaf's shape."""
 
     inner: Codec
+
+    unbiased: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.basis
 
     @property
-    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.linear
-
-    @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.homogeneous
-
-    @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.deterministic
+    def components(self) -> tuple[Codec, ...]:
+        return (self.inner,)
 
     def step_key(self, workers: Workers) -> Array | None:
         return self.inner.step_key(workers)
@@ -168,30 +150,18 @@ class Shrunk(Codec):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture(Codec):
+class Mixture(DerivedCodec):
     """Codec j with probability p_j; the message is as long as the longest of theirs."""
 
     codecs: tuple[Codec, ...]
     probabilities: tuple[float, ...]
     key: Array
 
-    deterministic: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return joint_basis(*self.codecs)
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.unbiased for codec in self.codecs)
-
-    @property
-    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.linear for codec in self.codecs)
-
-    @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.homogeneous for codec in self.codecs)
+    def components(self) -> tuple[Codec, ...]:
+        return self.codecs
 
     def _template(self, codec: Codec, like: jax.ShapeDtypeStruct) -> Any:
         """Shapes and dtypes of one codec's message."""

@@ -15,11 +15,11 @@ from ef_optax._compressor import Compressor
 from ef_optax._random import random_subset
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import check_positive
-from ef_optax.compressors.sparsify import SparseCodec
+from ef_optax.compressors.sparsify import IndexedCodec, SparseCodec
 
 
 @dataclasses.dataclass(frozen=True)
-class CompK(SparseCodec):
+class CompK(IndexedCodec):
     """k of the ``top`` largest at random, times top/k."""
 
     key: Array
@@ -43,19 +43,8 @@ class CompK(SparseCodec):
         k, top = self._plan(flat.size)
         seed = jax.random.bits(key, (), jnp.uint32)
         indices = top_k_indices(flat, top)[random_subset(seed, top, k)]
-        return {
-            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
-            "values": flat[indices] * jnp.asarray(top / max(1, k), x.dtype),
-        }
-
-    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-        size = size_of(like.shape)
-        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
-        return indices, message["values"]
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        size = size_of(shape)
-        return self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
+        values = flat[indices] * jnp.asarray(top / max(1, k), x.dtype)
+        return self.message(values, indices, flat.size)
 
     def eta(self, shape: Shape) -> float:
         """EF-BV's bias constant: ``||E C(x) - x|| <= eta ||x||``, sqrt((d - k')/d)."""

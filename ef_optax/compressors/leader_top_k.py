@@ -8,56 +8,19 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields, _packing
-from ef_optax._base import (
-    Array,
-    Mean,
-    Message,
-    Outcome,
-    Protocol,
-    Shape,
-    Sum,
-    Workers,
-    bits_of,
-    size_of,
-)
+from ef_optax import _packing
+from ef_optax._base import Array, Protocol, Shape, Sum, Workers, bits_of, like_of, size_of
 from ef_optax._compressor import Compressor
-from ef_optax._selection import top_k_indices
-from ef_optax.compressors.sparsify import SparseCodec, check_ratio_or_k, resolve_k
+from ef_optax.compressors.sparsify import TopK, check_ratio_or_k
 
 
 @dataclasses.dataclass(frozen=True)
-class LeaderTopK(SparseCodec):
+class LeaderTopK(TopK):
     """The k largest magnitudes of the leader's leaf choose what everybody sends."""
 
-    ratio: float | None = None
-    k: int | None = None
-
+    basis: ClassVar[str] = "none"
     independent: ClassVar[bool] = False
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
-
-    def count(self, size: int) -> int:
-        """Number of values kept of a leaf of ``size``."""
-        return resolve_k(self.ratio, self.k, size)
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        """The leader's own message: its indices and its values there."""
-        del key
-        flat = x.reshape(-1)
-        indices = top_k_indices(flat, self.count(flat.size))
-        return {
-            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
-            "values": flat[indices],
-        }
-
-    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-        size = size_of(like.shape)
-        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
-        return indices, message["values"]
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        size = size_of(shape)
-        return self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         """Two rounds: the leader's indices to all, then the values to the mean."""
@@ -65,22 +28,18 @@ class LeaderTopK(SparseCodec):
         size = size_of(shape)
         return self.count(size) * _packing.bits_for(size), self.count(size) * bits_of(dtype)
 
+    def alpha(self, shape: Shape, num_workers: int = 1) -> None:
+        """None: a worker may hold nothing at the leader's indices."""
+        del shape, num_workers
+
     def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
-        like = jax.ShapeDtypeStruct(x.shape, x.dtype)
         leads = workers.step % workers.size == workers.index
         own = self.encode(x)["indices"]
         # Only the leader's words are not zero, so the sum is the leader's message.
         packed = yield Sum(jax.tree.map(lambda words: jnp.where(leads, words, 0), own))
-        indices, _ = self.parts({"indices": packed, "values": None}, like)
+        indices, _ = self.parts({"indices": packed, "values": None}, like_of(x))
         message = {"indices": packed, "values": x.reshape(-1)[indices]}
-        mean = yield Mean(message["values"])
-        return Outcome(
-            aggregate=self.decode({**message, "values": mean}, like),
-            state=state,
-            sent=lambda: self.decode(message, like),
-            residual=lambda: self.residual(x, message),
-            support=lambda: self.support(x, message),
-        )
+        return (yield from self.averaged(x, message, state))
 
 
 def leader_top_k(ratio: float | None = None, *, k: int | None = None) -> Compressor:

@@ -8,52 +8,22 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax._base import (
-    Array,
-    Mean,
-    Message,
-    Outcome,
-    Protocol,
-    Shape,
-    Workers,
-    as_key,
-    bits_of,
-    like_of,
-    size_of,
-)
+from ef_optax._base import Array, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
-from ef_optax.compressors.sparsify import SparseCodec, check_ratio_or_k, resolve_k
+from ef_optax.compressors.sparsify import RandomPlaces, check_ratio_or_k
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomBlock(SparseCodec):
+class RandomBlock(RandomPlaces):
     """k values from a random start, wrapping round; the same start on all workers."""
 
-    key: Array
-    ratio: float | None = None
-    k: int | None = None
-    scaled: bool = False
-
-    deterministic: ClassVar[bool] = False
-    linear: ClassVar[bool] = True
     shared_positions: ClassVar[bool] = True
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
-    basis: ClassVar[str] = "exact"
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.scaled
-
-    def count(self, size: int) -> int:
-        return resolve_k(self.ratio, self.k, size)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
-        flat = x.reshape(-1)
-        start = jax.random.randint(key, (1,), 0, max(1, flat.size)).astype(jnp.uint32)
-        factor = flat.size / self.count(flat.size) if self.scaled and flat.size else 1.0
-        values = flat[self._indices(start, flat.size)] * jnp.asarray(factor, x.dtype)
-        return {"start": start, "values": values}
+        start = jax.random.randint(key, (1,), 0, max(1, x.size)).astype(jnp.uint32)
+        return {"start": start, "values": self.values(x, self._indices(start, x.size))}
 
     def _indices(self, start: Array, size: int) -> Array:
         steps = jnp.arange(self.count(size), dtype=jnp.uint32)
@@ -64,30 +34,6 @@ class RandomBlock(SparseCodec):
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         return self.count(size_of(shape)) * bits_of(dtype)
-
-    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        del num_workers
-        size = size_of(shape)
-        return None if self.scaled else self.count(size) / size if size else 1.0
-
-    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        del num_workers
-        size = size_of(shape)
-        return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
-
-    def step_key(self, workers: Workers) -> Array:
-        return workers.fold(self.key, shared=True)
-
-    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
-        like, message = like_of(x), self.encode(x, self.step_key(workers))
-        mean = yield Mean(message["values"])
-        return Outcome(
-            aggregate=self.decode({**message, "values": mean}, like),
-            state=state,
-            sent=lambda: self.decode(message, like),
-            residual=lambda: self.residual(x, message),
-            support=lambda: self.support(x, message),
-        )
 
 
 def random_block(

@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax._base import Array, Codec, Message, Shape, joint_basis
+from ef_optax._base import Array, Codec, Message, Shape
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._timeline import Timeline
 from ef_optax._units import identity_of
+from ef_optax.compressors._derived import DerivedCodec
 from ef_optax.compressors.identity import Identity
 
 
 @dataclasses.dataclass(frozen=True)
-class Scheduled(Codec):
+class Scheduled(DerivedCodec):
     """Codec j from exchange number starts[j] on, until the next one takes over."""
 
     starts: tuple[int, ...]  # the first is 0
@@ -25,11 +26,11 @@ class Scheduled(Codec):
 
     granularity: ClassVar[str] = "schedule"
 
-    # -- which one it is
-
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return joint_basis(*self.codecs)
+    def components(self) -> tuple[Codec, ...]:
+        return self.codecs
+
+    # -- which one it is
 
     @property
     def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -76,30 +77,6 @@ class Scheduled(Codec):
         return *state[:number], own, *state[number + 1 :]
 
     # -- what may be relied on: what holds in every stage
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.unbiased for codec in self.codecs)
-
-    @property
-    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.linear for codec in self.codecs)
-
-    @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.homogeneous for codec in self.codecs)
-
-    @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.deterministic for codec in self.codecs)
-
-    @property
-    def additive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.additive for codec in self.codecs)
-
-    @property
-    def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(codec.independent for codec in self.codecs)
 
     @property
     def stateful(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -23,6 +23,7 @@ from ef_optax._base import (
     Workers,
     as_key,
     bits_of,
+    like_of,
     size_of,
 )
 from ef_optax._compressor import Compressor
@@ -118,9 +119,38 @@ class SparseCodec(Codec):
         indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
         return jnp.zeros(x.size, bool).at[indices].set(True, mode="drop").reshape(x.shape)
 
+    def averaged(self, x: Array, message: Message, state: Any) -> Protocol:
+        """One mean of the values, where all workers have chosen the same places."""
+        like = like_of(x)
+        mean = yield Mean(message["values"])
+        return Outcome(
+            aggregate=self.decode({**message, "values": mean}, like),
+            state=state,
+            sent=lambda: self.decode(message, like),
+            residual=lambda: self.residual(x, message),
+            support=lambda: self.support(x, message),
+        )
+
+
+class IndexedCodec(SparseCodec):
+    """A sparse codec that sends its indices packed, each as narrow as the leaf allows."""
+
+    def message(self, values: Array, indices: Array, size: int) -> Message:
+        """The message of these values at these indices of a leaf of ``size``."""
+        return {"indices": _fields.pack(indices, _packing.bits_for(size)), "values": values}
+
+    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
+        size = size_of(like.shape)
+        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
+        return indices, message["values"]
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        size = size_of(shape)
+        return self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
+
 
 @dataclasses.dataclass(frozen=True)
-class TopK(SparseCodec):
+class TopK(IndexedCodec):
     """The k largest magnitudes of each leaf; ties go to the lowest index."""
 
     ratio: float | None = None
@@ -135,35 +165,22 @@ class TopK(SparseCodec):
         del key
         flat = x.reshape(-1)
         indices = top_k_indices(flat, self.count(flat.size))
-        return {
-            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
-            "values": flat[indices],
-        }
+        return self.message(flat[indices], indices, flat.size)
 
-    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-        size = size_of(like.shape)
-        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
-        return indices, message["values"]
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        size = size_of(shape)
-        return self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
-
-    def alpha(self, shape: Shape, num_workers: int = 1) -> float:
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
         del num_workers
         size = size_of(shape)
         return self.count(size) / size if size else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomK(SparseCodec):
-    """A uniformly random k-subset of each leaf; the message carries the seed, not the indices."""
+class RandomPlaces(SparseCodec):
+    """k values at places that do not depend on the leaf, each value as likely as the others."""
 
     key: Array
     ratio: float | None = None
     k: int | None = None
     scaled: bool = False
-    shared_mask: bool = False
 
     deterministic: ClassVar[bool] = False
     linear: ClassVar[bool] = True
@@ -173,35 +190,14 @@ class RandomK(SparseCodec):
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.scaled
 
-    @property
-    def shared_positions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.shared_mask
-
-    @property
-    def transports(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return ("reduce",) if self.shared_mask else ("gather",)
-
     def count(self, size: int) -> int:
         """Number of values kept of a leaf of ``size``."""
         return resolve_k(self.ratio, self.k, size)
 
-    def _factor(self, size: int) -> float:
-        return size / self.count(size) if self.scaled and size else 1.0
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        assert key is not None
-        seed = jax.random.bits(key, (1,), jnp.uint32)
-        flat = x.reshape(-1)
-        indices = random_subset(seed[0], flat.size, self.count(flat.size))
-        return {"seed": seed, "values": flat[indices] * jnp.asarray(self._factor(x.size), x.dtype)}
-
-    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-        size = size_of(like.shape)
-        return random_subset(message["seed"][0], size, self.count(size)), message["values"]
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        seed = 0 if self.shared_mask else 32
-        return seed + self.count(size_of(shape)) * bits_of(dtype)
+    def values(self, x: Array, indices: Array) -> Array:
+        """The values at these indices, times d/k if scaled."""
+        factor = x.size / self.count(x.size) if self.scaled and x.size else 1.0
+        return x.reshape(-1)[indices] * jnp.asarray(factor, x.dtype)
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
         del num_workers
@@ -214,21 +210,41 @@ class RandomK(SparseCodec):
         return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
 
     def step_key(self, workers: Workers) -> Array:
-        return workers.fold(self.key, shared=self.shared_mask)
+        return workers.fold(self.key, shared=self.shared_positions)
 
     def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
-        if not self.shared_mask:
+        if not self.shared_positions:
             return (yield from super().protocol(x, state, workers))
-        like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        message = self.encode(x, self.step_key(workers))
-        mean = yield Mean(message["values"])
-        return Outcome(
-            aggregate=self.decode({**message, "values": mean}, like),
-            state=state,
-            sent=lambda: self.decode(message, like),
-            residual=lambda: self.residual(x, message),
-            support=lambda: self.support(x, message),
-        )
+        return (yield from self.averaged(x, self.encode(x, self.step_key(workers)), state))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomK(RandomPlaces):
+    """A uniformly random k-subset of each leaf; the message carries the seed, not the indices."""
+
+    shared_mask: bool = False
+
+    @property
+    def shared_positions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.shared_mask
+
+    @property
+    def transports(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("reduce",) if self.shared_mask else ("gather",)
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        assert key is not None
+        seed = jax.random.bits(key, (1,), jnp.uint32)
+        indices = random_subset(seed[0], x.size, self.count(x.size))
+        return {"seed": seed, "values": self.values(x, indices)}
+
+    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
+        size = size_of(like.shape)
+        return random_subset(message["seed"][0], size, self.count(size)), message["values"]
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        seed = 0 if self.shared_mask else 32
+        return seed + self.count(size_of(shape)) * bits_of(dtype)
 
 
 def top_k(ratio: float | None = None, *, k: int | None = None) -> Compressor:

@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields, _packing
-from ef_optax._base import Array, Message, Shape, as_key, bits_of, size_of
+from ef_optax._base import Array, Message, as_key
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import check_positive, safe_divisor, uniform_noise
 from ef_optax.compressors.dithering import power_of_two
-from ef_optax.compressors.sparsify import SparseCodec, check_ratio_or_k, resolve_k
+from ef_optax.compressors.sparsify import IndexedCodec, check_ratio_or_k, resolve_k
 
 
 def keep_probabilities(magnitude: Array, ratio: float, iterations: int) -> Array:
@@ -47,7 +46,7 @@ def keep_probabilities(magnitude: Array, ratio: float, iterations: int) -> Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Wangni(SparseCodec):
+class Wangni(IndexedCodec):
     """``x_i / p_i`` with probability p_i, else 0, p the probabilities of least variance."""
 
     key: Array
@@ -71,23 +70,11 @@ class Wangni(SparseCodec):
             kept = uniform_noise(key, flat.shape).astype(p.dtype) < p
             flat = jnp.where(kept, flat / safe_divisor(p), jnp.zeros((), flat.dtype))
         indices = top_k_indices(flat, self.count(flat.size))
-        return {
-            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
-            "values": flat[indices],
-        }
-
-    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-        size = size_of(like.shape)
-        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
-        return indices, message["values"]
+        return self.message(flat[indices], indices, flat.size)
 
     def support(self, x: Array, message: Message) -> Array:
         indices, values = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
         return jnp.zeros(x.size, bool).at[indices].set(values != 0).reshape(x.shape)
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        size = size_of(shape)
-        return self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
 
 
 def wangni(ratio: float, key: Any = None, *, iterations: int = 2) -> Compressor:
