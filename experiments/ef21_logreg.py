@@ -16,10 +16,10 @@ distance that grows with its step, because what the workers disagree about never
 EF21 learns it and goes on. `--dataset` is breast_cancer, which comes with scikit-learn (here scaled
 to [-1, 1]), or a file in LibSVM's format in `--data_dir`, taken as it is.
 
-Result (2 CPU cores, a minute by default; two minutes for mushrooms): on mushrooms EF21 reaches a
-squared gradient norm of 1e-5 after 3,130, 1,573, 750 and 424 rounds with 64 to 512 times the theory
-step, GD after 699 with a hundred times as many bits in each; EF14 stays above 9e-4, and four times
-higher with every doubling of the step, then three times.
+Result (2 CPU cores, a minute at most): on mushrooms EF21 reaches a squared gradient norm of 1e-5
+after 3,130, 1,573, 750 and 424 rounds with 64 to 512 times the theory step, GD after 699 with a
+hundred times as many bits in each; EF14 stays above 9e-4, and four times higher with every doubling
+of the step, then three times.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def run() -> None:
         if method == "gd":
             words = words * len(multiples)
         cells.append([f"`{method}`", *words, str(bits(method, dimension))])
-    head = ["method", *(f"x {multiple:g}" for multiple in multiples), "bits a round"]
+    head = ["method", *(f"x {multiple:g}" for multiple in multiples), "message (bits)"]
     text = (
         f"# EF21 on {FLAGS.dataset}\n\n"
         + study.markdown(head, cells)

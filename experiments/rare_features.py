@@ -2,6 +2,7 @@
 
 ```
 python -m experiments.rare_features
+python -m experiments.rare_features --flagfile=experiments/presets/rare_features_published.flags
 python -m experiments.rare_features --datasets=mushrooms,a9a --data_dir=DIR
 ```
 
