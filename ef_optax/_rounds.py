@@ -122,9 +122,10 @@ class Rounds:
         """Which transfer of this round takes the header along; None to wait for a later round.
 
         What arrives by an all_to_all or a permutation differs between the workers by type, even
-        where the values are equal, so the header waits for the gather or sum that follows.
+        where the values are equal, and a maximum is another collective; so the header waits for the
+        gather or sum that follows.
         """
-        if set(kinds) <= {AllToAll, Permute} and kinds:
+        if set(kinds) <= {AllToAll, Permute, Max} and kinds:
             return None
         return Gather if Gather in kinds or self.weight is not None else Sum
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import ef_optax as ef
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "experiments/README.md"])
@@ -43,3 +47,24 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target, _ in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_table_of_compressors_is_fresh() -> None:
+    """docs/compressors.md is what its script writes, and every compressor is in it."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    written = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
+    assert written == tables.page(), "run python -m docs.tables"
+    listed = set(re.findall(r"[a-z_0-9]+(?=\()", " ".join(tables.calls())))
+    missing = compressors() - listed - {"dense", "per_leaf", "scheduled"}  # no numbers of their own
+    assert not missing, f"add a call of each of {missing} to docs/tables.py"
+
+
+def compressors() -> set[str]:
+    """The public functions that return a Compressor."""
+    return {
+        name
+        for name, value in vars(ef).items()
+        if inspect.isfunction(value) and value.__annotations__.get("return") == "Compressor"
+    }

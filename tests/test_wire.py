@@ -19,21 +19,26 @@ from tests.compressors.pool import CASES, thinned
 SHAPES = {"kernel": (6, 11), "bias": (7,)}
 
 
-@pytest.mark.parametrize("name", thinned(CASES))
-def test_bytes_of_every_codec(name: str, mesh4) -> None:
-    """The compiled exchange moves the codec's bits in whole words, and the header; no more."""
-    codec: Codec = CASES[name].make().codec
+def exchange_of(codec: Codec, shapes, mesh):
+    """The compiled exchange of leaves of these shapes between four workers."""
     exchange = Exchange(codec, "data")
-    leaves = {k: jnp.zeros((4, *s)) for k, s in SHAPES.items()}
+    leaves = {name: jnp.zeros((4, *shape)) for name, shape in shapes.items()}
 
     def one(tree):
         tree = jax.tree.map(lambda x: x[0], tree)
         return exchange(tree, exchange.init(tree)).aggregate
 
     mapped = jax.shard_map(
-        one, mesh=mesh4, in_specs=P("data"), out_specs=P(), axis_names={"data"}, check_vma=False
+        one, mesh=mesh, in_specs=P("data"), out_specs=P(), axis_names={"data"}, check_vma=False
     )
-    report = ef.wire_report(jax.jit(mapped).lower(leaves).compile())
+    return jax.jit(mapped).lower(leaves).compile()
+
+
+@pytest.mark.parametrize("name", thinned(CASES))
+def test_bytes_of_every_codec(name: str, mesh4) -> None:
+    """The compiled exchange moves the codec's bits in whole words, and the header; no more."""
+    codec: Codec = CASES[name].make().codec
+    report = ef.wire_report(exchange_of(codec, SHAPES, mesh4))
     rounds = len(codec.traffic((6, 11), jnp.float32, 4))
     assert report.rounds == rounds
     traffic = [codec.traffic(s, jnp.float32, 4) for s in SHAPES.values()]
@@ -71,11 +76,45 @@ def test_fifty_leaves_travel_in_one_gather_of_exactly_their_bits(make, mesh8) ->
     assert report.link_bytes == 2 * 7 * report.message_bytes
 
 
-def test_compression_factors() -> None:
-    """Signs 32 to a word; top-1% of a large leaf at 32 + ceil(log2 d) bits a value."""
-    d = 1 << 20
-    assert ef.scaled_sign().bits((d,)) == d + 32
-    assert ef.top_k(0.01).bits((d,)) == 10486 * (32 + 20)
+LEAF = 1 << 16
+NARROW_MEANS = {"means_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("make", "factor"),
+    [
+        (lambda: ef.block_top_k(0.01), 70),
+        (lambda: ef.compose(ef.cast("bfloat16"), ef.block_top_k(0.01)), 110),
+        (lambda: ef.compose(ef.sigma_bins(2, **NARROW_MEANS), ef.block_top_k(0.01)), 200),
+        (ef.scaled_sign, 32 * LEAF / (LEAF + 32 + 64)),
+        (lambda: ef.ternary(0), 32 * LEAF / (2 * LEAF + 32 + 64)),
+        (lambda: ef.ternary(0, packing="quartic"), 19.9),
+    ],
+    ids=["top-1%", "bf16", "2-bit", "signs", "ternary", "quartic"],
+)
+def test_compression_factors_of_the_compiled_program(make, factor: float, mesh4) -> None:
+    """Dense bytes over the bytes of the message, header and all, for a leaf of 65,536 values."""
+    codec = make().codec
+    report = ef.wire_report(exchange_of(codec, {"w": (LEAF,)}, mesh4))
+    assert 4 * LEAF / report.message_bytes >= factor
+
+
+@pytest.mark.parametrize(
+    ("make", "width"),
+    [
+        (ef.scaled_sign, 1),
+        (lambda: ef.ternary(0), 2),
+        (lambda: ef.qsgd(3, 0), 3),
+        (lambda: ef.qsgd(7, 0), 4),
+        (lambda: ef.natural_dithering(20, 0), 6),
+        (lambda: ef.uniform(8), 8),
+        (lambda: ef.block_top_k(1.0), 32 + 12),
+    ],
+)
+def test_packed_widths(make, width: int) -> None:
+    """Values (and 12-bit indices) take their own width, not the next byte or word."""
+    compressor = make()
+    assert compressor.bits((3 * 4096,)) - compressor.bits((4096,)) == 2 * 4096 * width
 
 
 SPELLINGS = """

@@ -11,7 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax import _fields
-from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
+from ef_optax._base import (
+    Array,
+    Codec,
+    Gather,
+    Gathered,
+    Max,
+    Message,
+    Outcome,
+    Protocol,
+    Shape,
+    Workers,
+    as_key,
+    bits_of,
+    like_of,
+    size_of,
+)
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import round_randomly, safe_divisor
 from ef_optax.compressors._quartic import pack_quartic, quartic_bits, unpack_quartic
@@ -30,12 +45,14 @@ class TernaryCodec(Codec):
         """The scale (a scalar) and the ternary values of a flat leaf."""
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        scale, ternary = self.parts(x.reshape(-1).astype(scale_dtype(x.dtype)), key)
+        return self._message(*self.parts(x.reshape(-1).astype(scale_dtype(x.dtype)), key))
+
+    def _message(self, scale: Array, ternary: Array) -> Message:
         if self.packing == "quartic":
-            words = pack_quartic(ternary)
+            packed = pack_quartic(ternary)
         else:
-            words = _fields.pack(ternary.astype(jnp.int32) + 1, 2)
-        return {"ternary": words, "scale": scale[None]}
+            packed = _fields.pack(ternary.astype(jnp.int32) + 1, 2)
+        return {"ternary": packed, "scale": scale[None]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         size = size_of(like.shape)
@@ -63,6 +80,7 @@ class Ternary(TernaryCodec):
     key: Array
     clip_sigmas: float | None = None
     packing: str = "bits"
+    shared_scale: bool = False
 
     deterministic: ClassVar[bool] = False
 
@@ -74,20 +92,58 @@ class Ternary(TernaryCodec):
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.clip_sigmas is None
 
+    @property
+    def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return not self.shared_scale
+
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
+        clipped = self._clipped(x)
+        return _largest(clipped), self._chosen(clipped, _largest(clipped), key)
+
+    def _clipped(self, x: Array) -> Array:
+        if self.clip_sigmas is None or not x.size:
+            return x
+        unit = safe_divisor(_largest(x))
+        limit = self.clip_sigmas * unit * jnp.std(x / unit)
+        return jnp.clip(x, -limit, limit)
+
+    @staticmethod
+    def _chosen(x: Array, scale: Array, key: Array | None) -> Array:
+        """sign(x) with probability |x|/scale, else 0."""
         assert key is not None
-        if self.clip_sigmas is not None:
-            unit = safe_divisor(_largest(x))
-            limit = self.clip_sigmas * unit * jnp.std(x / unit) if x.size else unit
-            x = jnp.clip(x, -limit, limit)
-        scale = _largest(x)
         chosen = round_randomly(jnp.abs(x) / safe_divisor(scale), key)
-        return scale, jnp.where(x < 0, -chosen, chosen)
+        return jnp.where(x < 0, -chosen, chosen)
+
+    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
+        if not self.shared_scale:
+            return (yield from super().protocol(x, state, workers))
+        like = like_of(x)
+        clipped = self._clipped(x.reshape(-1).astype(scale_dtype(x.dtype)))
+        largest = _largest(clipped)
+        scale = yield Max(jnp.where(jnp.isfinite(largest), largest, jnp.inf))
+        message = self._message(scale, self._chosen(clipped, scale, self.step_key(workers)))
+        got: Gathered = yield Gather(message["ternary"])
+        messages = {"ternary": got.messages, "scale": jnp.stack([message["scale"]] * workers.size)}
+        return Outcome(
+            aggregate=self.decode_mean(messages, like, got.weights, got.total),
+            state=state,
+            sent=lambda: self.decode(message, like),
+            residual=lambda: self.residual(x, message),
+            support=lambda: self.support(x, message),
+        )
+
+    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+        """With a shared scale: the scale to the maximum, then the ternary values."""
+        bits = self.bits(shape, dtype)
+        scale = bits_of(scale_dtype(dtype))
+        return (scale, bits - scale) if self.shared_scale else (bits,)
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """(sqrt(d) - 1)/2, attained by (1, a, ..., a) with a = 1/(1 + sqrt(d))."""
-        del num_workers
-        if self.clip_sigmas is not None:
+        """(sqrt(d) - 1)/2, attained by (1, a, ..., a) with a = 1/(1 + sqrt(d)).
+
+        None for a shared scale and several workers: the scale may be far above this worker's.
+        """
+        if self.clip_sigmas is not None or (self.shared_scale and num_workers > 1):
             return None
         return (math.sqrt(max(1, size_of(shape))) - 1) / 2
 
@@ -113,7 +169,11 @@ class ThreeLC(TernaryCodec):
 
 
 def ternary(
-    key: Any = None, *, clip_sigmas: float | None = None, packing: str = "bits"
+    key: Any = None,
+    *,
+    clip_sigmas: float | None = None,
+    packing: str = "bits",
+    shared_scale: bool = False,
 ) -> Compressor:
     """TernGrad: ``C(x)_i = M sign(x_i)`` with probability ``|x_i|/M``, else 0.
 
@@ -125,6 +185,9 @@ def ternary(
       key: a JAX random key or an int; step, leaf and worker are folded in.
       clip_sigmas: clamp at this many standard deviations; None: no clamping.
       packing: ``"bits"``, 2 bits a value, or ``"quartic"``, five values to a byte.
+      shared_scale: M is the largest magnitude of all workers, found in a round of its own, so that
+        the mean is M/n times a sum of integers. Still unbiased, with more variance for workers
+        of small gradients: no omega of a worker's own leaf bounds it.
 
     Returns:
       The compressor. Bits: 32 + 2 d, or 32 + 8 ceil(d/5).
@@ -141,13 +204,15 @@ def ternary(
       192
 
     References:
-      Wen et al., TernGrad, 2017, equations 2-5 and section 3.3 (clipping).
+      Wen et al., TernGrad, 2017, equations 2-5 and section 3.3 (clipping), and its
+      scaler sharing.
     """
     if clip_sigmas is not None and not (isinstance(clip_sigmas, float | int) and clip_sigmas > 0):
         raise ValueError(f"ternary: clip_sigmas={clip_sigmas!r} must be a positive number or None.")
     if packing not in PACKINGS:
         raise ValueError(f"ternary: packing={packing!r} is not known; use one of {PACKINGS}.")
-    return Compressor(Ternary(as_key(key, "ternary"), clip_sigmas, packing))
+    codec = Ternary(as_key(key, "ternary"), clip_sigmas, packing, bool(shared_scale))
+    return Compressor(codec)
 
 
 def three_lc(sparsity: float = 1.0) -> Compressor:

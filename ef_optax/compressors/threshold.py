@@ -151,7 +151,7 @@ class RedSync(ThresholdCodec):
         return magnitude > threshold
 
 
-def threshold(value: float, *, capacity: float) -> Compressor:
+def threshold(value: float, *, capacity: float = 0.1) -> Compressor:
     """Hard threshold: sends what is at least ``value`` in magnitude.
 
     ``C(x)_i = x_i`` if ``|x_i| >= value``, else 0, as long as at most c = ceil(capacity d) pass; of

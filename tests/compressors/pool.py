@@ -50,16 +50,60 @@ class Case:
     keeps_zero: bool = True  # a leaf of zeros decodes to zeros
     additive: bool = True  # the aggregate is the mean of what was sent
     shape: tuple[int, ...] = (37,)  # where constants and properties are tested
+    worst: Callable[[tuple[int, ...]], np.ndarray] | None = None  # attains an "exact" constant
+
+
+# ---------------------------------------------------------------------------- worst inputs
+
+
+def leading(first: list[float], rest: float = 0.0, block: int | None = None) -> Any:
+    """The first numbers, then ``rest`` to the end of the first block, then zeros."""
+
+    def make(shape: tuple[int, ...]) -> np.ndarray:
+        x = np.zeros(int(np.prod(shape)))
+        x[: block or x.size] = rest
+        x[: len(first)] = first
+        return x.reshape(shape)
+
+    return make
+
+
+EQUAL = leading([], 1.0)
+SPIKE = leading([1.0])
+
+
+def ternary_worst(shape: tuple[int, ...]) -> np.ndarray:
+    """(1, a, ..., a) with a = 1/(1 + sqrt d)."""
+    return leading([1.0], 1 / (1 + np.sqrt(np.prod(shape))))(shape)
+
+
+def column_spikes(shape: tuple[int, ...]) -> np.ndarray:
+    x = np.zeros(shape)
+    x[0] = 1.0
+    return x
+
+
+def dct_worst(shape: tuple[int, ...]) -> np.ndarray:
+    """All cosine coefficients equal, for a matrix of 6 rows and two chunks of 5 columns."""
+
+    def basis(n: int) -> np.ndarray:
+        t = np.arange(n)
+        rows = np.cos(np.pi * (2 * t + 1) * t[:, None] / (2 * n)) * np.sqrt(2 / n)
+        rows[0] /= np.sqrt(2)
+        return rows
+
+    assert shape == (6, 10)
+    return np.tile(basis(6).T @ np.ones((6, 5)) @ basis(5), (1, 2))
 
 
 CASES = {
-    "identity": Case(identity),
-    "top_k": Case(lambda: top_k(0.2)),
-    "random_k": Case(lambda: random_k(0.2, 11)),
-    "random_k-scaled": Case(lambda: random_k(key=12, k=5, scaled=True)),
-    "random_k-shared": Case(lambda: random_k(0.2, 15, shared_mask=True)),
+    "identity": Case(identity, worst=EQUAL),
+    "top_k": Case(lambda: top_k(0.2), worst=EQUAL),
+    "random_k": Case(lambda: random_k(0.2, 11), worst=EQUAL),
+    "random_k-scaled": Case(lambda: random_k(key=12, k=5, scaled=True), worst=EQUAL),
+    "random_k-shared": Case(lambda: random_k(0.2, 15, shared_mask=True), worst=SPIKE),
     "sign": Case(sign),
-    "scaled_sign": Case(scaled_sign),
+    "scaled_sign": Case(scaled_sign, worst=SPIKE),
     "cast-bf16": Case(lambda: cast("bfloat16")),
     "cast-f16": Case(lambda: cast("float16")),
     "cast-e5m2": Case(lambda: cast("float8_e5m2")),
@@ -69,17 +113,20 @@ CASES = {
     "compose-qsgd-random_block": Case(lambda: compose(qsgd(3, 16), random_block(0.3, 17))),
     "qsgd": Case(lambda: qsgd(7, 0)),
     "qsgd-linf-bucket": Case(lambda: qsgd(4, 1, norm="linf", bucket=10)),
-    "linear_dithering": Case(lambda: linear_dithering(1, 2)),
+    "linear_dithering": Case(lambda: linear_dithering(1, 2), worst=ternary_worst),
     "natural_dithering": Case(lambda: natural_dithering(4, 3)),
-    "dorefa": Case(lambda: dorefa(3, 4, bucket=16)),
-    "natural": Case(lambda: natural(5)),
-    "ternary": Case(lambda: ternary(6)),
+    "dorefa": Case(lambda: dorefa(3, 4, bucket=16), worst=SPIKE),
+    "natural": Case(lambda: natural(5), worst=leading([], 4 / 3)),
+    "ternary": Case(lambda: ternary(6), worst=ternary_worst),
+    "ternary-shared": Case(lambda: ternary(8, shared_scale=True), worst=ternary_worst),
     "ternary-clipped-quartic": Case(lambda: ternary(7, clip_sigmas=1.5, packing="quartic")),
-    "three_lc": Case(lambda: three_lc(1.5)),
-    "uniform": Case(lambda: uniform(4, bucket=16)),
-    "uniform-random": Case(lambda: uniform(3, bucket=16, key=8)),
-    "block_quantize": Case(lambda: block_quantize(4, block=16)),
-    "block_quantize-random": Case(lambda: block_quantize(2, block=None, key=9)),
+    "three_lc": Case(lambda: three_lc(1.5), worst=leading([1.0], 0.75)),
+    "uniform": Case(lambda: uniform(4, bucket=16), worst=leading([1.0, -1.0])),
+    "uniform-random": Case(lambda: uniform(3, bucket=16, key=8), worst=leading([1.0, -1.0])),
+    "block_quantize": Case(lambda: block_quantize(4, block=16), worst=leading([7.0], 0.5, 16)),
+    "block_quantize-random": Case(
+        lambda: block_quantize(2, block=None, key=9), worst=ternary_worst
+    ),
     "quantile_8bit": Case(quantile_8bit, shape=(600,)),
     "quantile_sketch": Case(lambda: quantile_sketch(5)),
     "sigma_bins": Case(lambda: sigma_bins(2)),
@@ -88,17 +135,19 @@ CASES = {
     "fp8-e5m2-leaf": Case(lambda: fp8("e5m2", rows=False)),
     "log_quantize": Case(lambda: log_quantize(3)),
     "inceptionn": Case(lambda: inceptionn(2**-8, capacity=0.4)),
-    "svd": Case(lambda: svd(2), shape=(6, 9)),
+    "svd": Case(lambda: svd(2), shape=(6, 9), worst=lambda s: np.eye(*s)),
     "atomo": Case(lambda: atomo(1, 30), shape=(12, 11)),
-    "dct_top_k": Case(lambda: dct_top_k(8, 3), shape=(6, 10)),
+    "dct_top_k": Case(lambda: dct_top_k(8, 3), shape=(6, 10), worst=dct_worst),
     "rotate-hadamard": Case(lambda: rotate(scaled_sign(), 31)),
     "rotate-dft": Case(lambda: rotate(qsgd(2, 32, norm="linf"), 33, kind="dft")),
     "rotate-kashin": Case(lambda: rotate(uniform(4, key=34), 35, kind="kashin")),
     "drive": Case(lambda: drive(36)),
     "drive-mse": Case(lambda: drive(37, scale="mse")),
     "eden": Case(lambda: eden(3, 38)),
-    "global_top_k_of_sum": Case(lambda: global_top_k_of_sum(0.2)),
-    "global_top_k_of_sum-tree": Case(lambda: global_top_k_of_sum(0.2, tree=True), additive=False),
+    "global_top_k_of_sum": Case(lambda: global_top_k_of_sum(0.2), worst=EQUAL),
+    "global_top_k_of_sum-tree": Case(
+        lambda: global_top_k_of_sum(0.2, tree=True), additive=False, worst=EQUAL
+    ),
     "induced": Case(lambda: induced(top_k(0.3), random_k(0.3, 40, scaled=True))),
     "scale_to_contractive": Case(lambda: scale_to_contractive(qsgd(2, 41))),
     "probabilistic_mix": Case(
@@ -108,23 +157,25 @@ CASES = {
         lambda: probabilistic_mix([top_k(0.2), sign()], [0.6, 0.4], 45)
     ),
     "rms_sign": Case(rms_sign),
-    "two_mean_sign": Case(two_mean_sign),
-    "two_mean_sign-columns": Case(lambda: two_mean_sign(columns=True)),
+    "two_mean_sign": Case(two_mean_sign, worst=SPIKE),
+    "two_mean_sign-columns": Case(
+        lambda: two_mean_sign(columns=True), shape=(5, 7), worst=column_spikes
+    ),
     "threshold_sign": Case(lambda: threshold_sign(0.3), keeps_zero=False),
     "two_bit": Case(lambda: two_bit(0.5)),
     "majority_vote": Case(majority_vote, additive=False),
     "adaq": Case(lambda: adaq(0.3)),
-    "block_top_k": Case(lambda: block_top_k(0.2, block=16)),
+    "block_top_k": Case(lambda: block_top_k(0.2, block=16), worst=leading([], 1.0, 32)),
     "threshold": Case(lambda: threshold(1.0, capacity=0.25)),
     "sampled_top_k": Case(lambda: sampled_top_k(0.1, sample=0.3)),
     "redsync": Case(lambda: redsync(0.1)),
-    "random_block": Case(lambda: random_block(0.2, 20)),
-    "random_block-scaled": Case(lambda: random_block(0.3, 21, scaled=True)),
-    "bernoulli": Case(lambda: bernoulli(0.4, 22)),
-    "bernoulli-plain": Case(lambda: bernoulli(0.4, 23, scaled=False)),
+    "random_block": Case(lambda: random_block(0.2, 20), worst=EQUAL),
+    "random_block-scaled": Case(lambda: random_block(0.3, 21, scaled=True), worst=EQUAL),
+    "bernoulli": Case(lambda: bernoulli(0.4, 22), worst=EQUAL),
+    "bernoulli-plain": Case(lambda: bernoulli(0.4, 23, scaled=False), worst=EQUAL),
     "wangni": Case(lambda: wangni(0.3, 24)),
     "comp_k": Case(lambda: comp_k(8, 10, 25)),
-    "mix_k": Case(lambda: mix_k(3, 4, 26)),
+    "mix_k": Case(lambda: mix_k(3, 4, 26), worst=EQUAL),
 }
 
 # One of each kind: these go through the costly tests always, the others only in the slow run.

@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import math
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import ef_optax as ef
 from ef_optax._base import Codec
 from ef_optax._fields import exact_bits, to_words
-from tests.compressors.pool import CASES, SHAPE, inputs
+from tests.compressors.pool import CASES, SHAPE, inputs, thinned
 
 DRAWS = 1500
 ROWS = 2000
@@ -235,3 +237,78 @@ def test_products_keep_the_precision_of_their_dtype(name: str) -> None:
     text = jax.jit(compressor.update).lower(x, compressor.init(x)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products and all("[HIGHEST, HIGHEST]" in line for line in products)
+
+
+def error_ratios(name: str, x: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+    """||C(x) - x||^2 / ||x||^2 of each input, ``draws`` times."""
+    _, _, residual, _ = run(name, np.repeat(x, draws, axis=0), seed)
+    return (squares(residual) / np.maximum(np.repeat(squares(x), draws), 1e-300)).reshape(-1, draws)
+
+
+@names
+def test_basis_of_the_constants(name: str) -> None:
+    """A constant is known where, and only where, the codec says so; an exact one is attained."""
+    codec, case = codec_of(name), CASES[name]
+    alpha, omega = codec.alpha(case.shape), codec.omega(case.shape)
+    assert codec.basis in ("exact", "bound", "asymptotic", "none")
+    assert (alpha is not None or omega is not None) == (codec.basis in ("exact", "bound"))
+    assert (codec.basis == "exact") == (case.worst is not None)
+    if case.worst is None:
+        return
+    draws = 1 if codec.deterministic else ROWS
+    ratios = error_ratios(name, case.worst(case.shape).astype(np.float32)[None], draws, seed=5)[0]
+    error = omega if omega is not None and codec.unbiased else 1 - alpha
+    assert ratios.mean() >= error * (1 - 1e-4) - 5 * ratios.std() / math.sqrt(draws)
+
+
+NUMBERS = (0.0, 1.0, -1.0, 1 + 2.0**-20, 0.5, -3.0, 1 / 3, 1e-3, -1e-9, 1e30, -1e30, 1e-30, 1e-42)
+
+
+@names
+@settings(max_examples=4)
+@given(st.data())
+def test_constants_on_adversarial_inputs(name: str, data) -> None:
+    """Few different numbers from the edges of float32, in any number and order."""
+    codec, shape = codec_of(name), CASES[name].shape
+    chosen = data.draw(st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=3, unique=True))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    x = rng.choice(np.float32(chosen), (8, *shape))
+    draws = 1 if codec.deterministic else ROWS // 8
+    _, decoded, residual, support = run(name, np.repeat(x, draws, axis=0))
+    wide = np.repeat(x, draws, axis=0)
+    assert np.isfinite(decoded).all()
+    largest = np.maximum(np.abs(wide), np.abs(decoded)).reshape(len(wide), -1).max(1)
+    largest = largest.reshape(-1, *[1] * len(shape)).astype(np.float64)
+    assert (np.abs(decoded.astype(np.float64) + residual - wide) <= 4e-7 * largest + 1e-37).all()
+    assert (decoded[~support] == 0).all()
+    if 1e-42 in chosen:  # the constants are for normal numbers
+        return
+    alpha, omega = codec.alpha(shape), codec.omega(shape)
+    ratios = error_ratios(name, x, draws)
+    slack = 1e-5 + (6 * ratios.std(1) / math.sqrt(draws) if draws > 1 else 0)
+    if alpha is not None:
+        assert (ratios.mean(1) <= 1 - alpha + slack).all()
+    if omega is not None and codec.unbiased:
+        assert (ratios.mean(1) <= omega + slack).all()
+
+
+@pytest.mark.parametrize("name", thinned(CASES))
+def test_leaves_of_no_and_of_one_element(name: str) -> None:
+    """Nothing is something: no element gives none back; one element obeys the constants."""
+    codec = codec_of(name)
+
+    @jax.jit
+    def both(empty, one, keys):
+        return compressed(codec, empty, keys)[1:], compressed(codec, one, keys)[1:]
+
+    values = np.float32([[2.0], [-0.3], [0.0], [1e30]]).repeat(50, axis=0)
+    keys = jax.random.split(jax.random.key(0), len(values))
+    empty, (decoded, residual, _) = both(jnp.zeros((len(values), 0)), values, keys)
+    assert all(a.shape == (len(values), 0) for a in empty)
+    np.testing.assert_allclose(np.asarray(decoded, np.float64) + residual, values, rtol=1e-6)
+    ratios = (squares(np.asarray(residual)) / np.maximum(squares(values), 1e-300)).reshape(4, 50)
+    slack = 1e-5 + 6 * ratios.std(1) / math.sqrt(50)
+    for alpha in (codec.alpha((0,)), codec.alpha((1,)), codec.alpha(())):
+        assert alpha is None or 0 < alpha <= 1
+    if codec.alpha((1,)) is not None:
+        assert (ratios.mean(1) <= 1 - codec.alpha((1,)) + slack).all()

@@ -16,6 +16,8 @@ from ef_optax.compressors.perm_k import perm_k
 from ef_optax.compressors.power_sgd import power_sgd
 from ef_optax.compressors.sketch import count_sketch, estimates, sketch
 from ef_optax.compressors.sparsify import random_k, top_k
+from ef_optax.compressors.ternary import ternary
+from ef_optax.feedback.compressed_mean import compressed_mean
 from ef_optax.feedback.ef14 import error_feedback
 from ef_optax.parallel.simulation import simulate
 
@@ -137,6 +139,28 @@ def test_global_top_k_tree_on_devices(how: str, mesh4) -> None:
 def test_a_tree_needs_a_power_of_two() -> None:
     with pytest.raises(ValueError, match="3 workers.*tree=False"):
         feedback(global_top_k_of_sum(k=1, tree=True), normal(3, 4))
+
+
+def test_ternary_with_a_shared_scale() -> None:
+    """All send multiples of the largest magnitude of all workers; the mean is without bias."""
+    g = np.float32([[1.0, -2.0, 0.5, 0.0], [0.25, 8.0, -4.0, 0.0]])
+    codec = ternary(0, shared_scale=True).codec
+    assert codec.traffic((4,), "float32", 2) == (32, 8) and codec.omega((4,), 2) is None
+    rule = compressed_mean(ternary(0, shared_scale=True), axis_name="data")
+    tx = simulate(rule, 2, "data")
+
+    def step(state, _):
+        out, state = tx.update(jnp.asarray(g), state, jnp.zeros(4))
+        return state, out
+
+    _, means = jax.jit(lambda s: jax.lax.scan(step, s, length=4000))(tx.init(jnp.zeros(4)))
+    means = np.asarray(means, np.float64)
+    assert set(np.unique(means)) <= {-8.0, -4.0, 0.0, 4.0, 8.0}
+    error = means.std(0) / np.sqrt(4000)
+    assert (np.abs(means.mean(0) - g.mean(0)) <= 5 * error).all() and (means[:, 3] == 0).all()
+    _, memory = feedback(ternary(0, shared_scale=True), g)
+    sent = g - memory
+    assert np.isin(np.abs(sent), [0.0, 8.0]).all() and abs(sent[1, 1]) == 8
 
 
 def test_sketch_is_linear_and_finds_large_values() -> None:

@@ -15,6 +15,7 @@ import optax
 
 import ef_optax as ef
 from ef_optax import _packing
+from ef_optax.compressors.drive import fitted_scale
 
 
 class EfOptax:
@@ -73,3 +74,61 @@ class EfOptax:
         tx = ef.simulate(rule, len(rows), "w")
         zeros = jax.tree.map(jnp.zeros_like, rows[0])
         return np.asarray(tx.update(rows, tx.init(zeros), zeros)[0])
+
+    def draws(self, name: str, x: Any, count: int, **options: Any) -> np.ndarray:
+        """What the receiver decodes with ``count`` different keys, in float64."""
+        codec, x = getattr(ef, name)(**options).codec, jnp.asarray(x, jnp.float32)
+        like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        one = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(x, key), like)))
+        return np.asarray(one(jax.random.split(jax.random.key(1), count)), np.float64)
+
+    def message_bits(self, name: str, shape: Any, **options: Any) -> int:
+        """Exact bits of one worker's message for a leaf."""
+        return getattr(ef, name)(**options).bits(shape)
+
+    def constants(self, name: str, shape: Any, **options: Any) -> tuple[Any, Any]:
+        """Contraction alpha and variance omega, None where there is none."""
+        codec = getattr(ef, name)(**options).codec
+        return codec.alpha(shape), codec.omega(shape)
+
+    def arithmetic_bits(self, values: Any) -> float:
+        """Bits of a vector under arithmetic coding with its own histogram."""
+        return ef.arithmetic_bits(values)
+
+    def fitted_signs(self, x: Any, scale: str) -> np.ndarray:
+        """DRIVE's signs and scale without its rotation."""
+        x = jnp.asarray(x, jnp.float32)
+        codes = jnp.where(x >= 0, 1.0, -1.0)
+        return np.asarray(codes * fitted_scale(codes, x, scale))
+
+    def feedback(self, name: str, gradients: Any, **options: Any) -> tuple[list, list]:
+        """What one worker sends and what it owes after each step of EF14 in gradient units."""
+        tx = ef.error_feedback(getattr(ef, name)(**options))
+        gradients = [jnp.asarray(g) for g in gradients]
+        state, sent, owed = tx.init(jnp.zeros_like(gradients[0])), [], []
+        for g in gradients:
+            out, state = tx.update(g, state)
+            sent.append(np.asarray(out))
+            owed.append(np.asarray(state.residual))
+        return sent, owed
+
+    def both_ways(self, name: str, steps: Any, **options: Any) -> list[np.ndarray]:
+        """Updates of several workers when the server compresses the mean again; both remember."""
+        compressor = getattr(ef, name)(**options)
+        tx = ef.double_squeeze(compressor, axis_name="w")
+        return self._run(tx, steps)[0]
+
+    def two_phase(self, name: str, steps: Any, **options: Any) -> tuple[list, list]:
+        """Updates and worker memories when every worker serves, and compresses, one chunk."""
+        shot = ef.two_shot(getattr(ef, name)(**options), axis_name="w")
+        return self._run(ef.error_feedback(shot, axis_name="w"), steps)
+
+    def _run(self, rule: Any, steps: Any) -> tuple[list, list]:
+        steps = [jnp.asarray(rows, jnp.float32) for rows in steps]
+        tx, params = ef.simulate(rule, len(steps[0]), "w"), jnp.zeros_like(steps[0][0])
+        state, update, updates, memories = tx.init(params), jax.jit(tx.update), [], []
+        for rows in steps:
+            out, state = update(rows, state, params)
+            updates.append(np.asarray(out))
+            memories.append(np.asarray(state.residual))
+        return updates, memories
