@@ -77,7 +77,7 @@ class BlockTopK(SparseCodec):
         """The least k_b/d_b over the blocks."""
         del num_workers
         length, full, k, rest, last = self._plan(size_of(shape))
-        shares = [k / length] * bool(full) + [last / rest if rest else 1.0] * bool(rest)
+        shares = ([k / length] if full else []) + ([last / rest] if rest else [])
         return min(shares, default=1.0)
 
 

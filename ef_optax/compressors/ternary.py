@@ -80,7 +80,6 @@ class Ternary(TernaryCodec):
     key: Array
     clip_sigmas: float | None = None
     packing: str = "bits"
-    shared_scale: bool = False
 
     deterministic: ClassVar[bool] = False
 
@@ -91,10 +90,6 @@ class Ternary(TernaryCodec):
     @property
     def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.clip_sigmas is None
-
-    @property
-    def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return not self.shared_scale
 
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
         clipped = self._clipped(x)
@@ -114,9 +109,21 @@ class Ternary(TernaryCodec):
         chosen = round_randomly(jnp.abs(x) / safe_divisor(scale), key)
         return jnp.where(x < 0, -chosen, chosen)
 
+    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """(sqrt(d) - 1)/2, attained by (1, a, ..., a) with a = 1/(1 + sqrt(d))."""
+        del num_workers
+        if self.clip_sigmas is not None:
+            return None
+        return (math.sqrt(max(1, size_of(shape))) - 1) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedTernary(Ternary):
+    """The same with the largest magnitude of all workers."""
+
+    independent: ClassVar[bool] = False
+
     def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
-        if not self.shared_scale:
-            return (yield from super().protocol(x, state, workers))
         like = like_of(x)
         clipped = self._clipped(x.reshape(-1).astype(scale_dtype(x.dtype)))
         largest = _largest(clipped)
@@ -133,19 +140,14 @@ class Ternary(TernaryCodec):
         )
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
-        """With a shared scale: the scale to the maximum, then the ternary values."""
-        bits = self.bits(shape, dtype)
+        """The scale to the maximum, then the ternary values."""
+        del num_workers
         scale = bits_of(scale_dtype(dtype))
-        return (scale, bits - scale) if self.shared_scale else (bits,)
+        return scale, self.bits(shape, dtype) - scale
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """(sqrt(d) - 1)/2, attained by (1, a, ..., a) with a = 1/(1 + sqrt(d)).
-
-        None for a shared scale and several workers: the scale may be far above this worker's.
-        """
-        if self.clip_sigmas is not None or (self.shared_scale and num_workers > 1):
-            return None
-        return (math.sqrt(max(1, size_of(shape))) - 1) / 2
+        """None for several workers: the common scale may be far above this worker's."""
+        return super().omega(shape) if num_workers == 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +213,8 @@ def ternary(
         raise ValueError(f"ternary: clip_sigmas={clip_sigmas!r} must be a positive number or None.")
     if packing not in PACKINGS:
         raise ValueError(f"ternary: packing={packing!r} is not known; use one of {PACKINGS}.")
-    codec = Ternary(as_key(key, "ternary"), clip_sigmas, packing, bool(shared_scale))
-    return Compressor(codec)
+    kind = SharedTernary if shared_scale else Ternary
+    return Compressor(kind(as_key(key, "ternary"), clip_sigmas, packing))
 
 
 def three_lc(sparsity: float = 1.0) -> Compressor:
