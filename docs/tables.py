@@ -93,6 +93,7 @@ CALLS = {
         induced(top_k(0.1), random_k(0.1, key=0, scaled=True))
         scale_to_contractive(qsgd(7, key=0))
         probabilistic_mix([natural(key=0), ternary(key=0)], [0.5, 0.5], key=0)
+        fcc(top_k(0.01), 3)
         two_shot(scaled_sign(), axis_name="data")
     """,
 }

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax._base import Array, Codec, Message, Shape, Workers
+from ef_optax._base import Array, Codec, Message, Shape, Workers, joint_basis
 from ef_optax._compressor import Compressor
 from ef_optax.compressors.algebra import single_codec
 from ef_optax.feedback import _rule
@@ -32,6 +32,10 @@ class Repeated(Codec):
     @property
     def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.deterministic
+
+    @property
+    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return joint_basis(self.inner)
 
     def step_key(self, workers: Workers) -> Any:
         return self.inner.step_key(workers)
