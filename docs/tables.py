@@ -78,6 +78,8 @@ CALLS = {
         svd(2)
         atomo(2, key=0)
         power_sgd(2)
+        acp_sgd(2)
+        gradiveq(0.1)
         rotate(scaled_sign(), key=0)
         rotate(qsgd(3, key=0, norm="linf"), key=0, kind="dft")
         rotate(uniform(4), key=0, kind="kashin")
