@@ -125,7 +125,8 @@ def start(
     """:func:`track` (or ``later``), with another first step if ``init`` asks for one.
 
     ``"compressed"`` starts from ``g_i = 0``, so that ``g_i^0 = C(target)``; ``"full"`` sends the
-    first target dense; ``"zero"`` sends nothing at first and keeps ``g_i^0 = 0``.
+    first target dense; ``"zero"`` sends nothing at first (but one number that tells whether all is
+    finite) and keeps ``g_i^0 = 0``.
     """
 
     def ordinary() -> tuple[Any, Any, ExchangeState]:
@@ -142,7 +143,8 @@ def start(
         return own, aggregate, after._replace(codec=state.codec)
 
     def zero() -> tuple[Any, Any, ExchangeState]:
-        return estimate, mean, state._replace(count=state.count + 1)
+        _, after = silent(exchange, target, state._replace(codec=()))
+        return estimate, mean, after._replace(codec=state.codec)
 
     if init == "compressed":
         return ordinary()

@@ -44,7 +44,7 @@ def ef21(
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates: ``"compressed"`` is C of the first gradient (the paper),
         ``"full"`` the gradient itself, sent dense once (the authors' code), ``"zero"`` is zero, so
-        that the first update is zero and nothing is sent.
+        that the first update is zero and nothing is sent but one number, whether all is finite.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21State`.

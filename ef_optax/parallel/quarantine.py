@@ -31,11 +31,13 @@ def exchange_states(state: Any) -> list[ExchangeState]:
 def keep_if_bad(updates: Any, new: Any, old: Any, axis: coll.AxisName = None) -> tuple[Any, Any]:
     """Zero updates and the old state where any exchange saw, or made, a non-finite number.
 
-    Only the verdict itself and the counter of skipped steps are taken from the new state. With
-    several exchanges over parts of a tuple ``axis`` the first verdict is known to a part of the
-    workers only, so they agree on one.
+    An exchange that had no part in this step (a rule that sends every few steps) has no say: its
+    verdict is an old one. Only the verdict itself and the counter of skipped steps are taken from
+    the new state. With several exchanges over parts of a tuple ``axis`` the first verdict is known
+    to a part of the workers only, so they agree on one.
     """
-    verdicts = [x.ok for x in exchange_states(new)]
+    pairs = zip(exchange_states(new), exchange_states(old), strict=True)
+    verdicts = [after.ok | (after.count == before.count) for after, before in pairs]
     verdicts.append(all_finite(jax.tree.leaves(updates)))  # finite inputs may overflow in the mean
     ok = jnp.all(jnp.stack(verdicts))
     if len(verdicts) > 2 and len(coll.axis_names(axis)) > 1:

@@ -91,3 +91,30 @@ def test_unknown_arguments_are_accepted_and_nothing_is_compiled_twice(name):
         updates, state = update(grads, state, params, jnp.float32(t))
         params = optax.apply_updates(params, updates)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", thinned(EVERY))
+def test_bad_steps_on_one_worker_change_nothing(name):
+    """NaN before every step, the first too: the run is that without them, for all workers."""
+    lifted = ef.simulate(EVERY[name](), N, AXIS)
+    params = {"w": jnp.ones((3, 2))}
+    rng = np.random.default_rng(0)
+
+    @jax.jit
+    def update(g, state):
+        other = jax.tree.map(lambda x: 0.5 * x, g)
+        points = {p: g if p == "params" else other for p in ef.query_points(state, params)}
+        return lifted.update(g, state, params, grads=points)
+
+    clean = dirty = lifted.init(params)
+    for _ in range(4):
+        g = jnp.asarray(rng.normal(size=(N, 3, 2)), jnp.float32)
+        nothing, dirty = update({"w": g.at[1, 2, 0].set(jnp.nan)}, dirty)
+        assert not np.any(nothing["w"])
+        got, dirty = update({"w": g}, dirty)
+        expected, clean = update({"w": g}, clean)
+        np.testing.assert_array_equal(got["w"], expected["w"])
+    assert max(int(s.skipped) for s in ef.exchange_states(dirty)) == 4
+    for a, b in zip(jax.tree.leaves(dirty), jax.tree.leaves(clean), strict=True):
+        if a.dtype not in (jnp.int32, bool):  # not the counters and verdicts
+            np.testing.assert_array_equal(a, b)
