@@ -85,7 +85,7 @@ def power_sgd(
     fewer than two axes, or one that would not shrink by ``min_compression``, is averaged dense,
     without error. Q is the same on all workers, part of the state, and kept over a step of zero
     gradients; bfloat16 leaves are computed in float32. Leaves whose matrices have one shape are
-    handled as one batch: the results are the same, the program is shorter.
+    handled as one batch: the results are the same.
 
     Args:
       rank: r, at most the smaller side of each matrix.
