@@ -80,11 +80,12 @@ def test_sent_plus_residual_is_what_came_in(name: str, seed: int, exponent: int,
         came = np.asarray(grads[leaf], np.float64).mean(1).sum(0)
         sent = np.asarray(updates[leaf], np.float64)
         owed = np.asarray(state.residual[leaf], np.float64)
-        size = np.abs(np.asarray(grads[leaf], np.float64)).max() + np.abs(sent).max()
+        # Each worker rounds its own numbers: what they owe may cancel, rounding does not.
+        size = sum(np.abs(x).max() for x in (np.asarray(grads[leaf], np.float64), sent, owed))
         if owed.shape != came.shape:  # the identity owes nothing, the same on all workers
             owed = owed.mean(0)
         error = np.abs(sent.sum(0) + owed - came).max()
-        assert error <= 4e-6 * (size + np.abs(owed).max()), (leaf, error, size)
+        assert error <= 4e-6 * size, (leaf, error, size)
 
 
 def test_decay_gives_away_exactly_its_share() -> None:
