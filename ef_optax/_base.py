@@ -48,9 +48,13 @@ UNROLL_LIMIT = 16
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Asks for the messages of all workers; answered by :class:`Gathered`."""
+    """Asks for the messages of all workers; answered by :class:`Gathered`.
+
+    ``finite`` says whether this leaf was finite, where the codec knows; the driver looks if None.
+    """
 
     message: Message
+    finite: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +257,15 @@ class Codec(abc.ABC):
         del message
         return jnp.ones(x.shape, bool)
 
+    def finite(self, x: Any, message: Message) -> Array:
+        """Whether ``x`` and what is decoded are finite: a boolean scalar, part of the header.
+
+        Overridden where the message tells, so that ``x`` is not read once more. It must be False
+        for a NaN or an infinity anywhere in ``x``, and may be for a message that has overflowed.
+        """
+        del message
+        return all_finite(jax.tree.leaves(x))
+
     # -- what is known about it
 
     @abc.abstractmethod
@@ -317,7 +330,7 @@ class Codec(abc.ABC):
         """One exchange of one leaf: yields requests, receives answers, returns an outcome."""
         message = self.encode(x, self.step_key(workers))
         like = like_of(x)
-        gathered: Gathered = yield Gather(message)
+        gathered: Gathered = yield Gather(message, self.finite(x, message))
         return Outcome(
             aggregate=self.decode_mean(gathered.messages, like, gathered.weights, gathered.total),
             state=state,
@@ -328,6 +341,17 @@ class Codec(abc.ABC):
 
 
 # ---------------------------------------------------------------------------- small helpers
+
+
+def all_finite(leaves: Sequence[Array]) -> Array:
+    """Whether every number is finite, a boolean scalar: a NaN or inf survives ``x - x`` and the sum.
+
+    >>> bool(all_finite([jnp.ones(2), jnp.zeros(0)])), bool(all_finite([jnp.array([1, jnp.inf])]))
+    (True, False)
+    """
+    floats = [x for x in leaves if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
+    verdicts = [jnp.isfinite(jnp.sum(x - x)) for x in floats]
+    return jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
 
 
 def like_of(x: Any) -> jax.ShapeDtypeStruct:

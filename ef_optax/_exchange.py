@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ef_optax import _collectives as coll
-from ef_optax import _context, _slices
-from ef_optax._base import FLOATING_ONLY, Array, Codec, Workers, like_of
+from ef_optax import _context, _places, _slices
+from ef_optax._base import FLOATING_ONLY, Array, Codec, Workers, all_finite, like_of
 from ef_optax._rounds import Rounds
 from ef_optax._timeline import merged
 from ef_optax._units import Unit, units_of
@@ -119,7 +119,9 @@ class Exchange:
 
         specs = _slices.leaf_specs(paths)
         weight = None if weight is None else jnp.asarray(weight, jnp.float32)
-        shared = (all_finite(leaves), weight, state.count)
+        # Slices of one leaf have one verdict; a leaf that is not split may ask its codec.
+        finite = None if specs is None else all_finite(leaves)
+        shared = (finite, weight, state.count)
         if specs is None:
             results, (states, ok) = send(leaves, states, shared, [0] * len(leaves))
         else:
@@ -160,13 +162,6 @@ class Exchange:
         return treedef.unflatten(states)
 
 
-def all_finite(leaves: Sequence[Array]) -> Array:
-    """Whether every number is finite: a NaN or inf survives the product with zero and the sum."""
-    floats = [x for x in leaves if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
-    sums = [jnp.sum(x * jnp.zeros((), x.dtype)).astype(jnp.float32) for x in floats]
-    return jnp.all(jnp.isfinite(jnp.stack(sums))) if sums else jnp.ones((), bool)
-
-
 # ---------------------------------------------------------------------------- one step
 
 
@@ -184,7 +179,7 @@ class _Run:
         self,
         leaves: list[Array],
         states: list[Any],
-        finite: Array,
+        finite: Array | None,
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
@@ -221,29 +216,32 @@ class _Run:
         codecs: Sequence[Codec],
         leaves: list[Array],
         states: list[Any],
-        finite: Array,
+        finite: Array | None,
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], list[Any], Array]:
         """One exchange with these codecs: results, states, and whether all were finite."""
         axis = self.exchange.axis_name
         units = units_of(codecs, leaves, self.specs)
+        taken = [u.take(leaves) for u in units]
         protocols = [
-            u.codec.protocol(u.take(leaves), u.take(states), self._workers(u)) for u in units
+            u.codec.protocol(x, u.take(states), self._workers(u))
+            for u, x in zip(units, taken, strict=True)
         ]
         rounds = Rounds(axis, self.exchange.normalize, finite, weight)
-        outcomes = rounds.drive(protocols)
+        outcomes = rounds.drive(protocols, taken)
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
+        most = max((len(u.members) for u in units if u.kind == "stack"), default=0)
+        rows = _places.as_data(range(most), self.step) if most else []
         for unit, outcome in zip(units, outcomes, strict=True):
-            self._put(results["aggregate"], unit, outcome.aggregate)
+            self._put(results["aggregate"], unit, outcome.aggregate, rows)
             for name in want:  # each worker's own, by type as well
                 value = getattr(outcome, name)()
-                self._put(
-                    results[name], unit, jax.tree.map(lambda x: coll.to_varying(x, axis), value)
-                )
+                value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)
+                self._put(results[name], unit, value, rows)
             if unit.codec.stateful:
-                self._put(after, unit, outcome.state)
+                self._put(after, unit, outcome.state, rows)
         return results, after, rounds.ok
 
     def _workers(self, unit: Unit) -> Workers:
@@ -258,6 +256,6 @@ class _Run:
         )
 
     @staticmethod
-    def _put(target: list[Any], unit: Unit, value: Any) -> None:
-        for i, part in zip(unit.members, unit.give(value), strict=True):
+    def _put(target: list[Any], unit: Unit, value: Any, rows: Sequence[Array]) -> None:
+        for i, part in zip(unit.members, unit.give(value, rows), strict=True):
             target[i] = part

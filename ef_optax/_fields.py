@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _packing
+from ef_optax import _packing, _places
 from ef_optax._packing import WORD_BITS
 
 
@@ -140,22 +140,28 @@ def to_words(message: Any) -> jax.Array:
     return whole[0] if len(whole) == 1 else jnp.concatenate(whole)
 
 
-def from_words(words: jax.Array, like: Any) -> Any:
-    """The inverse of :func:`to_words`, for a message whose fields look like those of ``like``."""
+def from_words(words: jax.Array, like: Any, witness: jax.Array | None = None) -> Any:
+    """The inverse of :func:`to_words`, for a message whose fields look like those of ``like``.
+
+    With a ``witness`` (see ``_places.as_data``) equal fields are read by one and the same program.
+    """
     fields, treedef = jax.tree.flatten(like, is_leaf=lambda x: isinstance(x, Packed))
     layouts = [_layout(field) for field in fields]
     widths = [rest for rows, _, rest in layouts if rest for _ in range(rows)]
     ends = _split(words[sum(rows * full for rows, full, _ in layouts) :], widths)
-    out, at, end = [], 0, 0
-    for field, (rows, full, rest) in zip(fields, layouts, strict=True):
-        own = words[at : at + rows * full].reshape(rows, full)
-        if rest and rows == 1:
-            # Over the word that follows: on a CPU far cheaper than to concatenate.
-            own = words[at : at + full + 1].at[full].set(ends[end])[None]
-        elif rest:
-            own = jnp.concatenate([own, ends[end : end + rows, None]], axis=1)
+    at = _places.starts([rows * full for rows, full, _ in layouts], layouts, witness)
+    end = _places.starts([rows * bool(rest) for rows, _, rest in layouts], layouts, witness)
+    out = []
+    for i, (field, (rows, full, rest)) in enumerate(zip(fields, layouts, strict=True)):
+        size = rows * full + (rest > 0 and rows == 1)
+        own = jax.lax.dynamic_slice_in_dim(words, at[i], size).reshape(rows, -1)
+        if rest:
+            last = jax.lax.dynamic_slice_in_dim(ends, end[i], rows)
+            if rows == 1:  # over the word that follows: on a CPU far cheaper than to concatenate
+                own = own.at[0, full].set(last[0])
+            else:
+                own = jnp.concatenate([own, last[:, None]], axis=1)
         out.append(_from_rows(own, field))
-        at, end = at + rows * full, end + rows * bool(rest)
     return jax.tree.unflatten(treedef, out)
 
 
@@ -205,7 +211,7 @@ def _from_rows(rows: jax.Array, like: Field) -> Field:
     return jax.lax.bitcast_convert_type(flat, dtype).reshape(like.shape)
 
 
-def _places(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
+def _bit_places(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
     """Word and shift of each rest when they are laid end to end, and the words in all."""
     ends = np.cumsum(np.asarray(widths, np.int64))
     starts = ends - np.asarray(widths)
@@ -220,7 +226,7 @@ def _join(rests: jax.Array, widths: Sequence[int]) -> jax.Array:
     """Rests of the given widths, bit by bit one after the other; no two share a bit."""
     if len(widths) == 1:
         return rests
-    word, shift, count = _places(widths)
+    word, shift, count = _bit_places(widths)
     joined = jnp.zeros(count, jnp.uint32).at[word].add(rests << shift)
     over = np.flatnonzero(shift + np.asarray(widths) > WORD_BITS)
     if over.size:
@@ -233,7 +239,7 @@ def _split(words: jax.Array, widths: Sequence[int]) -> jax.Array:
     """The inverse of :func:`_join`."""
     if not widths:
         return words
-    word, shift, count = _places(widths)
+    word, shift, count = _bit_places(widths)
     low = words[word] >> shift
     # A shift by 32 is undefined, so the part of the next word moves in two steps.
     high = (words[np.minimum(word + 1, count - 1)] << 1) << (np.uint32(WORD_BITS - 1) - shift)

@@ -28,6 +28,7 @@ from ef_optax._base import (
     Protocol,
     Request,
     Sum,
+    all_finite,
 )
 
 HEADER_WORDS = 2
@@ -36,25 +37,31 @@ HEADER_WORDS = 2
 
 @dataclasses.dataclass
 class Rounds:
-    """Advances the protocols of one step together; trace-time object of one call."""
+    """Advances the protocols of one step together; trace-time object of one call.
+
+    ``finite`` says whether this worker's numbers are finite; None asks each leaf's protocol.
+    """
 
     axis: coll.AxisName
     normalize: str
-    finite: Array
+    finite: Array | None
     weight: Array | None
     ok: Array = dataclasses.field(init=False)
     weights: Array | None = dataclasses.field(init=False, default=None)
     total: Array | int = dataclasses.field(init=False)
     header_due: bool = dataclasses.field(init=False, default=True)
+    inputs: Sequence[Any] = dataclasses.field(init=False, default=())
+    verdicts: dict[int, Array] = dataclasses.field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ok = self.finite
+        self.ok = jnp.ones((), bool)
         self.total = coll.axis_size(self.axis)
 
-    def drive(self, protocols: Sequence[Protocol]) -> list[Outcome]:
-        """Runs all protocols to their end and returns their outcomes."""
+    def drive(self, protocols: Sequence[Protocol], inputs: Sequence[Any]) -> list[Outcome]:
+        """Runs the protocols of these inputs to their end and returns their outcomes."""
         outcomes: dict[int, Outcome] = {}
         pending: dict[int, Request] = {}
+        self.inputs = inputs
         for i, protocol in enumerate(protocols):
             self._advance(i, protocol, None, pending, outcomes)
         while pending or (self.header_due and protocols):
@@ -65,14 +72,24 @@ class Rounds:
                 self._advance(i, protocols[i], answer, pending, outcomes)
         return [outcomes[i] for i in range(len(protocols))]
 
-    @staticmethod
     def _advance(
-        i: int, protocol: Protocol, answer: Any, pending: dict[int, Request], outcomes: Any
+        self, i: int, protocol: Protocol, answer: Any, pending: dict[int, Request], outcomes: Any
     ) -> None:
         try:
-            pending[i] = protocol.send(answer)
+            request = pending[i] = protocol.send(answer)
         except StopIteration as stop:
             outcomes[i] = stop.value
+        else:
+            if isinstance(request, Gather) and request.finite is not None:
+                self.verdicts.setdefault(i, request.finite)
+
+    def _all_finite(self) -> Array:
+        """Whether this worker's numbers are; leaves are read only where no protocol has said so."""
+        if self.finite is not None:
+            return self.finite
+        unknown = [x for i, x in enumerate(self.inputs) if i not in self.verdicts]
+        known = list(self.verdicts.values())
+        return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown))]))
 
     def _serve(self, requests: list[Request]) -> list[Any]:
         """One round: fuse by kind, transfer, answer."""
@@ -135,13 +152,13 @@ class Rounds:
         del size, trees
         weight = jnp.asarray(1.0 if self.weight is None else self.weight, jnp.float32)
         word = jax.lax.bitcast_convert_type(weight, jnp.uint32)
-        return jnp.stack([self.finite.astype(jnp.uint32), word])
+        return jnp.stack([self._all_finite().astype(jnp.uint32), word])
 
     def _flag(self, size: int, trees: Any) -> Array:
         del size
         dtypes = [x.dtype for x in jax.tree.leaves(trees)]
         dtype = jnp.float32 if jnp.float32 in dtypes or not dtypes else dtypes[0]
-        return jnp.where(self.finite, 0, 1).astype(dtype)
+        return jnp.where(self._all_finite(), 0, 1).astype(dtype)
 
     def _read_header(self, head: Array) -> None:
         self.header_due = False

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from ef_optax._base import Array, Codec, Message, Shape, Workers
 
@@ -70,6 +71,9 @@ class Stacked(Codec):
 
     def support(self, x: Array, message: Message) -> Array:
         return jax.vmap(self.inner.support)(x, message)
+
+    def finite(self, x: Array, message: Message) -> Array:
+        return jnp.all(jax.vmap(self.inner.finite)(x, message))
 
     def bits(self, shape: Shape, dtype: Any = None) -> int:
         raise AssertionError("a stack is never asked for bits; its leaves' codec is")

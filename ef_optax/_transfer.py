@@ -78,4 +78,6 @@ def _through_words(
         return messages
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[leading:], x.dtype), messages)
     words = to_words(messages) if leading == 0 else jax.vmap(to_words)(messages)
-    return jax.vmap(lambda row: from_words(row, like))(transfer(words))
+    received = transfer(words)
+    witness = received[0, 0] if received.size else None
+    return jax.vmap(lambda row: from_words(row, like, witness))(received)

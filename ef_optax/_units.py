@@ -28,10 +28,14 @@ class Unit:
             return own[0]
         return own if self.kind == "group" else jax.tree.map(lambda *xs: jnp.stack(xs), *own)
 
-    def give(self, value: Any) -> list[Any]:
+    def give(self, value: Any, rows: Sequence[Array]) -> list[Any]:
+        """The members' own parts; ``rows`` are the numbers 0, 1, ... as data."""
         if self.kind == "leaf":
             return [value]
-        return list(value) if self.kind == "group" else [value[i] for i in range(len(self.members))]
+        if self.kind == "group":
+            return list(value)
+        own = rows[: len(self.members)]
+        return [jax.lax.dynamic_index_in_dim(value, row, keepdims=False) for row in own]
 
 
 def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[Any]) -> list[Unit]:

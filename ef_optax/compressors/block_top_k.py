@@ -63,6 +63,11 @@ class BlockTopK(SparseCodec):
         end = jnp.full((last,), full * length, jnp.uint32)
         return local + jnp.concatenate([start, end])
 
+    def finite(self, x: Array, message: Message) -> Array:
+        """Told by the values: infinities and NaN count as the largest of their block."""
+        del x
+        return jnp.all(jnp.isfinite(message["values"]))
+
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)
         width = _packing.bits_for(self._plan(size)[0])

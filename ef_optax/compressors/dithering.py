@@ -103,6 +103,14 @@ class DitheringCodec(Codec):
         value = self.value(jnp.abs(signed), norm / unit) * unit
         return from_blocks(jnp.where(signed < 0, -value, value), like)
 
+    def finite(self, x: Array, message: Message) -> Array:
+        """Told by the norms: a NaN or inf makes its bucket's norm NaN or inf.
+
+        False too if the norm of finite numbers has overflowed.
+        """
+        del x
+        return jnp.all(jnp.isfinite(message["norm"]))
+
     @property
     def _width(self) -> int:
         return _packing.bits_for(2 * self.levels + 1)

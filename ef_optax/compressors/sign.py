@@ -45,6 +45,14 @@ class SignCodec(Codec):
         scale = message["scale"].astype(x.dtype)[0]
         return x - jnp.where(x >= 0, scale, -scale)
 
+    def finite(self, x: Array, message: Message) -> Array:
+        """Told by the scale: a NaN or inf anywhere makes a norm of the leaf NaN or inf.
+
+        False too if the norm of finite numbers has overflowed: the receivers would decode infinities.
+        """
+        del x
+        return jnp.all(jnp.isfinite(message["scale"]))
+
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         return size_of(shape) + bits_of(scale_dtype(dtype))
 
@@ -57,6 +65,10 @@ class Sign(SignCodec):
 
     def scale(self, x: Array) -> Array:
         return jnp.any(x != 0)
+
+    def finite(self, x: Array, message: Message) -> Array:
+        """The scale is 0 or 1 and tells nothing."""
+        return Codec.finite(self, x, message)
 
 
 @dataclasses.dataclass(frozen=True)

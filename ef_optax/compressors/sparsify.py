@@ -167,6 +167,11 @@ class TopK(IndexedCodec):
         indices = top_k_indices(flat, self.count(flat.size))
         return self.message(flat[indices], indices, flat.size)
 
+    def finite(self, x: Array, message: Message) -> Array:
+        """Told by the values: infinities and NaN count as the largest, so one of them is sent."""
+        del x
+        return jnp.all(jnp.isfinite(message["values"]))
+
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
         del num_workers
         size = size_of(shape)

@@ -10,7 +10,8 @@ import optax
 
 from ef_optax import _collectives as coll
 from ef_optax import _context
-from ef_optax._exchange import ExchangeState, all_finite
+from ef_optax._base import all_finite
+from ef_optax._exchange import ExchangeState
 
 
 def _is_exchange(x: Any) -> bool:
