@@ -156,14 +156,14 @@ class Outcome:
       aggregate: what every worker applies; for an additive codec the weighted mean of ``sent``.
       state: the codec's next state (``()`` when it has none).
       sent: gives what the receivers decode from this worker's message, never weighted.
-      residual: gives ``x - sent()``.
+      residual: gives ``x - sent()``; for a codec that streams also of a copy of x, if given one.
       support: gives the boolean mask of the coordinates that were sent.
     """
 
     aggregate: Any
     state: Any
     sent: Callable[[], Any]
-    residual: Callable[[], Any]
+    residual: Callable[..., Any]
     support: Callable[[], Any]
 
 
@@ -186,6 +186,8 @@ class Codec(abc.ABC):
       deterministic: no randomness; otherwise the codec has a field ``key``.
       additive: the aggregate is the weighted mean of what the workers sent.
       independent: what is sent of x depends on this worker's x alone (and on randomness).
+      streams: the residual is one pass over x and the message, so it is cheaper to form x anew for
+        it (the sum of gradient and memory) than to write x down when the message is made.
       stateful: the codec carries state from step to step (``init``).
       granularity: ``"leaf"``, ``"group"`` for a codec that receives the list of its leaves, or
         ``"schedule"`` for one that changes with the step and is not run itself.
@@ -203,6 +205,7 @@ class Codec(abc.ABC):
     deterministic: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     independent: ClassVar[bool] = True
+    streams: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
     granularity: ClassVar[str] = "leaf"
     transports: ClassVar[tuple[str, ...]] = ("gather",)
@@ -335,7 +338,7 @@ class Codec(abc.ABC):
             aggregate=self.decode_mean(gathered.messages, like, gathered.weights, gathered.total),
             state=state,
             sent=lambda: self.decode(message, like),
-            residual=lambda: self.residual(x, message),
+            residual=lambda x=x: self.residual(x, message),
             support=lambda: self.support(x, message),
         )
 
@@ -344,7 +347,7 @@ class Codec(abc.ABC):
 
 
 def all_finite(leaves: Sequence[Array]) -> Array:
-    """Whether every number is finite, a boolean scalar: a NaN or inf survives ``x - x`` and the sum.
+    """Whether every number is finite: a NaN or inf survives ``x - x`` and the sum.
 
     >>> bool(all_finite([jnp.ones(2), jnp.zeros(0)])), bool(all_finite([jnp.array([1, jnp.inf])]))
     (True, False)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +90,7 @@ class Exchange:
         *,
         weight: Array | float | None = None,
         want: Sequence[str] = (),
+        again: Callable[[], Any] | None = None,
     ) -> Exchanged:
         """Exchanges one tree.
 
@@ -98,6 +99,7 @@ class Exchange:
           state: from :meth:`init` or the last exchange.
           weight: this worker's weight in the mean (None: one for all).
           want: which of ``"sent"``, ``"residual"``, ``"support"`` to compute.
+          again: forms ``tree`` anew, for codecs whose residual streams through it (else unused).
 
         Returns:
           The :class:`Exchanged`. If any worker's input is not finite, ``ok`` is False and the
@@ -114,7 +116,8 @@ class Exchange:
 
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
             finite, weight, count = shared
-            run = _Run(self, paths, slices, specs or [None] * len(leaves), count)
+            anew = None if specs or again is None else lambda: treedef.flatten_up_to(again())
+            run = _Run(self, paths, slices, specs or [None] * len(leaves), count, anew)
             return run(leaves, states, finite, weight, tuple(want))
 
         specs = _slices.leaf_specs(paths)
@@ -174,6 +177,7 @@ class _Run:
     slices: Sequence[Array | int]
     specs: Sequence[Any]
     step: Array
+    again: Callable[[], list[Array]] | None = None  # forms the leaves anew
 
     def __call__(
         self,
@@ -230,6 +234,13 @@ class _Run:
         ]
         rounds = Rounds(axis, self.exchange.normalize, finite, weight)
         outcomes = rounds.drive(protocols, taken)
+        again = functools.cache(self.again) if self.again is not None else None
+
+        def fresh(unit: Unit) -> tuple[Any, ...]:
+            """The leaf formed anew, where the codec would rather have that."""
+            wanted = again is not None and unit.kind == "leaf" and unit.codec.streams
+            return (unit.take(again()),) if wanted else ()
+
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
         most = max((len(u.members) for u in units if u.kind == "stack"), default=0)
@@ -237,7 +248,7 @@ class _Run:
         for unit, outcome in zip(units, outcomes, strict=True):
             self._put(results["aggregate"], unit, outcome.aggregate, rows)
             for name in want:  # each worker's own, by type as well
-                value = getattr(outcome, name)()
+                value = getattr(outcome, name)(*(fresh(unit) if name == "residual" else ()))
                 value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)
                 self._put(results[name], unit, value, rows)
             if unit.codec.stateful:

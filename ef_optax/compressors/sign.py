@@ -25,6 +25,8 @@ class SignCodec(Codec):
     A leaf that is exactly zero has scale 0 and stays exactly zero.
     """
 
+    streams: ClassVar[bool] = True
+
     @abc.abstractmethod
     def scale(self, x: Array) -> Array:
         """The magnitude that all entries get, a scalar."""
@@ -48,7 +50,7 @@ class SignCodec(Codec):
     def finite(self, x: Array, message: Message) -> Array:
         """Told by the scale: a NaN or inf anywhere makes a norm of the leaf NaN or inf.
 
-        False too if the norm of finite numbers has overflowed: the receivers would decode infinities.
+        False too if the norm of finite numbers has overflowed: what is decoded would be infinite.
         """
         del x
         return jnp.all(jnp.isfinite(message["scale"]))

@@ -132,7 +132,14 @@ def error_feedback(
             last = jnp.where(active, rate, last)
         owed = e if injection == 1.0 else jax.tree.map(lambda x: injection * x, e)
         p = jax.tree.map(compensate, updates, owed)
-        out = exchange(p, state.exchange, want=("residual",))
+
+        def again() -> Any:
+            # Hidden from the compiler, which would take the first sum and write it down.
+            return jax.tree.map(
+                lambda g, x: compensate(*jax.lax.optimization_barrier((g, x))), updates, owed
+            )
+
+        out = exchange(p, state.exchange, want=("residual",), again=again)
         kept = out.residual
         if injection != 1.0:
             kept = jax.tree.map(lambda r, x: r + (1.0 - injection) * x.astype(r.dtype), kept, e)
