@@ -347,14 +347,29 @@ class Codec(abc.ABC):
 
 
 def all_finite(leaves: Sequence[Array]) -> Array:
-    """Whether every number is finite: a NaN or inf survives ``x - x`` and the sum.
+    """Whether every number is finite, a boolean scalar.
 
     >>> bool(all_finite([jnp.ones(2), jnp.zeros(0)])), bool(all_finite([jnp.array([1, jnp.inf])]))
     (True, False)
     """
     floats = [x for x in leaves if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
-    verdicts = [jnp.isfinite(jnp.sum(x - x)) for x in floats]
+    verdicts = [_largest_magnitude(x) < _magnitude(jnp.inf, x.dtype) for x in floats]
     return jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
+
+
+def _largest_magnitude(x: Array) -> Array:
+    """As an integer, with infinity and then NaN above all: one pass that reads x and no more.
+
+    A maximum of integers is free to be taken in any order, so it is vectorised; a sum is not.
+    """
+    return jnp.max(_magnitude(x, x.dtype))
+
+
+def _magnitude(x: Any, dtype: Any) -> Array:
+    dtype = wide_dtype(dtype)
+    integer = jnp.dtype(f"int{bits_of(dtype)}")
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x).astype(dtype), integer)
+    return bits & jnp.iinfo(integer).max
 
 
 def like_of(x: Any) -> jax.ShapeDtypeStruct:

@@ -114,9 +114,13 @@ class Exchange:
                 raise TypeError(f"updates['{path}'] has dtype {leaf.dtype}, {FLOATING_ONLY}")
         states = treedef.flatten_up_to(state.codec) if self.codec.stateful else [()] * len(leaves)
 
+        def anew() -> list[Array] | None:
+            if again is None or specs is not None:  # nothing may be closed over by slices
+                return None
+            return treedef.flatten_up_to(again())
+
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
             finite, weight, count = shared
-            anew = None if specs or again is None else lambda: treedef.flatten_up_to(again())
             run = _Run(self, paths, slices, specs or [None] * len(leaves), count, anew)
             return run(leaves, states, finite, weight, tuple(want))
 
@@ -177,7 +181,7 @@ class _Run:
     slices: Sequence[Array | int]
     specs: Sequence[Any]
     step: Array
-    again: Callable[[], list[Array]] | None = None  # forms the leaves anew
+    anew: Callable[[], list[Array] | None]  # the leaves, formed anew if that is possible
 
     def __call__(
         self,
@@ -234,12 +238,13 @@ class _Run:
         ]
         rounds = Rounds(axis, self.exchange.normalize, finite, weight)
         outcomes = rounds.drive(protocols, taken)
-        again = functools.cache(self.again) if self.again is not None else None
+        anew = functools.cache(self.anew)  # of this stage: the branches of a switch share nothing
 
-        def fresh(unit: Unit) -> tuple[Any, ...]:
-            """The leaf formed anew, where the codec would rather have that."""
-            wanted = again is not None and unit.kind == "leaf" and unit.codec.streams
-            return (unit.take(again()),) if wanted else ()
+        def inputs(unit: Unit, name: str) -> tuple[Any, ...]:
+            """What the outcome's function is given: a fresh leaf, where the codec streams."""
+            streams = name == "residual" and unit.kind == "leaf" and unit.codec.streams
+            fresh = anew() if streams else None
+            return () if fresh is None else (unit.take(fresh),)
 
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
@@ -248,7 +253,7 @@ class _Run:
         for unit, outcome in zip(units, outcomes, strict=True):
             self._put(results["aggregate"], unit, outcome.aggregate, rows)
             for name in want:  # each worker's own, by type as well
-                value = getattr(outcome, name)(*(fresh(unit) if name == "residual" else ()))
+                value = getattr(outcome, name)(*inputs(unit, name))
                 value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)
                 self._put(results[name], unit, value, rows)
             if unit.codec.stateful:
@@ -267,6 +272,6 @@ class _Run:
         )
 
     @staticmethod
-    def _put(target: list[Any], unit: Unit, value: Any, rows: Sequence[Array]) -> None:
+    def _put(target: list[Any], unit: Unit, value: Any, rows: Sequence[Any]) -> None:
         for i, part in zip(unit.members, unit.give(value, rows), strict=True):
             target[i] = part

@@ -153,8 +153,8 @@ def from_words(words: jax.Array, like: Any, witness: jax.Array | None = None) ->
     end = _places.starts([rows * bool(rest) for rows, _, rest in layouts], layouts, witness)
     out = []
     for i, (field, (rows, full, rest)) in enumerate(zip(fields, layouts, strict=True)):
-        size = rows * full + (rest > 0 and rows == 1)
-        own = jax.lax.dynamic_slice_in_dim(words, at[i], size).reshape(rows, -1)
+        each = full + (rest > 0 and rows == 1)
+        own = jax.lax.dynamic_slice_in_dim(words, at[i], rows * each).reshape(rows, each)
         if rest:
             last = jax.lax.dynamic_slice_in_dim(ends, end[i], rows)
             if rows == 1:  # over the word that follows: on a CPU far cheaper than to concatenate

@@ -13,11 +13,12 @@ from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 Array = jax.Array
 
 
-def as_data(values: Sequence[int], witness: Array) -> list[Array]:
+def as_data(values: Sequence[int], witness: Array) -> Sequence[Array | int]:
     """The integers as int32 scalars that the compiler does not know.
 
     They come out of a condition that holds for every value of the witness, which no simplification
@@ -26,8 +27,11 @@ def as_data(values: Sequence[int], witness: Array) -> list[Array]:
     Args:
       values: non-negative integers below ``2**31``.
       witness: any integer scalar that is computed at run time. The results vary over the mesh, and
-        over a ``vmap``, as it does.
+        over a ``vmap``, as it does. If it is known, nothing is being compiled as a whole, and the
+        integers are returned as they are.
     """
+    if not isinstance(witness, Tracer):
+        return values
     always = (witness | 1) != 0
     return jax.lax.cond(
         always,

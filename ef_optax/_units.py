@@ -28,7 +28,7 @@ class Unit:
             return own[0]
         return own if self.kind == "group" else jax.tree.map(lambda *xs: jnp.stack(xs), *own)
 
-    def give(self, value: Any, rows: Sequence[Array]) -> list[Any]:
+    def give(self, value: Any, rows: Sequence[Array | int]) -> list[Any]:
         """The members' own parts; ``rows`` are the numbers 0, 1, ... as data."""
         if self.kind == "leaf":
             return [value]

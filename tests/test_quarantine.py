@@ -57,6 +57,7 @@ CODECS = {
     "signs hide a NaN": ef.scaled_sign,
     "summed": ef.identity,
     "random": lambda: ef.random_k(0.3, 0),
+    "norms tell": lambda: ef.qsgd(4, 1),
 }
 
 

@@ -134,10 +134,10 @@ def error_feedback(
         p = jax.tree.map(compensate, updates, owed)
 
         def again() -> Any:
-            # Hidden from the compiler, which would take the first sum and write it down.
-            return jax.tree.map(
-                lambda g, x: compensate(*jax.lax.optimization_barrier((g, x))), updates, owed
-            )
+            # From a gradient that the compiler cannot tell is the same one, or it would write the
+            # sum down. Not so the residual: a hidden buffer is not overwritten in place.
+            anew = jax.lax.optimization_barrier(updates)
+            return jax.tree.map(compensate, anew, owed)
 
         out = exchange(p, state.exchange, want=("residual",), again=again)
         kept = out.residual

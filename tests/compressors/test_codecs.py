@@ -313,3 +313,30 @@ def test_leaves_of_no_and_of_one_element(name: str) -> None:
         assert alpha is None or 0 < alpha <= 1
     if codec.alpha((1,)) is not None:
         assert (ratios.mean(1) <= 1 - codec.alpha((1,)) + slack).all()
+
+
+TOLD = [name for name in CASES if type(codec_of(name)).finite is not Codec.finite]
+
+
+@pytest.mark.parametrize("name", [*TOLD, "natural"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_finite(name: str, dtype: str) -> None:
+    """A NaN or an infinity is seen at any place; what is finite and does not overflow passes."""
+    codec, (_, good) = codec_of(name), ordinary(name)
+
+    def verdict(x, key):
+        return codec.finite(x, codec.encode(x, None if codec.deterministic else key))
+
+    size = good[0].size
+    bad = np.repeat(good[:1], 3 * size, axis=0)
+    for row, value in enumerate([np.nan, np.inf, -np.inf]):
+        for i in range(size):
+            bad[row * size + i].reshape(-1)[i] = value
+    x = jnp.asarray(np.concatenate([good, bad]), dtype)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    seen = np.asarray(jax.jit(jax.vmap(verdict))(x, keys))
+    assert seen[: len(good)].all() and not seen[len(good) :].any()
+
+
+def test_the_codecs_that_tell_whether_a_leaf_is_finite() -> None:
+    assert {"scaled_sign", "rms_sign", "top_k", "block_top_k", "qsgd"} <= set(TOLD)
