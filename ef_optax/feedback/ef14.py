@@ -136,8 +136,8 @@ def error_feedback(
         def again() -> Any:
             # From a gradient that the compiler cannot tell is the same one, or it would write the
             # sum down. Not so the residual: a hidden buffer is not overwritten in place.
-            anew = jax.lax.optimization_barrier(updates)
-            return jax.tree.map(compensate, anew, owed)
+            hidden = jax.tree.map(jax.lax.optimization_barrier, updates)
+            return jax.tree.map(compensate, hidden, owed)
 
         out = exchange(p, state.exchange, want=("residual",), again=again)
         kept = out.residual
