@@ -23,6 +23,7 @@ def as_data(values: Sequence[int], witness: Array) -> Sequence[Array | int]:
 
     They come out of a condition that holds for every value of the witness, which no simplification
     sees: results of a condition are buffers of their own, and kernels are not specialised to them.
+    Only so on a CPU: elsewhere the host may have to wait for a condition, and they stay constants.
 
     Args:
       values: non-negative integers below ``2**31``.
@@ -32,12 +33,21 @@ def as_data(values: Sequence[int], witness: Array) -> Sequence[Array | int]:
     """
     if not isinstance(witness, Tracer):
         return values
-    always = (witness | 1) != 0
-    return jax.lax.cond(
-        always,
-        lambda: [jnp.asarray(v, jnp.int32) for v in values],
-        lambda: [jnp.asarray(0, jnp.int32) for _ in values],
-    )
+    typed = (witness & 0).astype(jnp.int32)
+
+    def known() -> list[Array]:
+        return [typed + v for v in values]
+
+    def hidden() -> list[Array]:
+        always = (witness | 1) != 0
+        constants = jax.lax.cond(
+            always,
+            lambda: [jnp.int32(v) for v in values],
+            lambda: [jnp.int32(0) for _ in values],
+        )
+        return [typed + v for v in constants]
+
+    return jax.lax.platform_dependent(cpu=hidden, default=known)
 
 
 def starts(
