@@ -99,7 +99,8 @@ def step_of(name: str, shapes: Shapes, workers: int) -> tuple[Callable[..., Any]
     grads = (
         params if workers == 1 else {k: like((workers, *s), jnp.float32) for k, s in shapes.items()}
     )
-    mesh = jax.make_mesh((workers,), ("data",), devices=jax.devices()[:workers])
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((workers,), ("data",), kinds, devices=jax.devices()[:workers])
     if name == PEER:
         tx = optax.adam(1e-3)
 

@@ -30,7 +30,6 @@ from ef_optax._base import (
     Sum,
     all_finite,
 )
-from ef_optax._stack import STACK_LIMIT
 
 HEADER_WORDS = 2
 """Words that every worker adds to one round of a step: finite flag and weight."""
@@ -90,7 +89,7 @@ class Rounds:
             return self.finite
         unknown = [x for i, x in enumerate(self.inputs) if i not in self.verdicts]
         known = list(self.verdicts.values())
-        return jnp.all(jnp.stack([*known, all_finite(_gathered_up(jax.tree.leaves(unknown)))]))
+        return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown))]))
 
     def _serve(self, requests: list[Request]) -> list[Any]:
         """One round: fuse by kind, transfer, answer."""
@@ -187,16 +186,3 @@ class Rounds:
         if isinstance(request, Mean):
             return jax.tree.map(lambda x: x / jnp.asarray(self.total, x.dtype), received)
         return received
-
-
-def _gathered_up(leaves: Sequence[Array]) -> list[Array]:
-    """The large leaves, and the small ones in one vector for each dtype: fewer programs to compile.
-
-    A bare concatenation is a copy and compiles in no time; a reduction of every leaf does not.
-    """
-    small: dict[Any, list[Array]] = {}
-    for x in leaves:
-        if x.size <= STACK_LIMIT:
-            small.setdefault(x.dtype, []).append(x.reshape(-1))
-    large = [x for x in leaves if x.size > STACK_LIMIT]
-    return large + [xs[0] if len(xs) == 1 else jnp.concatenate(xs) for xs in small.values()]

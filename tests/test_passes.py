@@ -48,12 +48,6 @@ def test_scaled_sign_with_its_residual_needs_two_passes_and_no_third() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes <= 0.2 * SIZE  # bits and partial sums
 
 
-def test_the_check_for_finite_numbers_reads_a_leaf_once_and_writes_nothing() -> None:
-    finite = jax.jit(ef.identity().codec.finite, static_argnums=1)
-    compiled = finite.lower(LEAF, None).compile()
-    assert compiled.cost_analysis()["bytes accessed"] <= 4.5 * SIZE
-
-
 def test_top_k_asks_its_message_whether_the_leaf_is_finite() -> None:
     """The bytes of the step are those without any check, to a few scalars."""
     codec = ef.top_k(0.01).codec

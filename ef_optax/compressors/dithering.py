@@ -104,11 +104,12 @@ class DitheringCodec(Codec):
         return from_blocks(jnp.where(signed < 0, -value, value), like)
 
     def finite(self, x: Array, message: Message) -> Array:
-        """Told by the norms: a NaN or inf makes its bucket's norm NaN or inf.
+        """Told by the 2-norms: a NaN or inf makes its bucket's norm NaN or inf.
 
-        False too if the norm of finite numbers has overflowed.
+        False too if the norm of finite numbers has overflowed. A maximum may lose a NaN.
         """
-        del x
+        if self.norm == "linf":
+            return super().finite(x, message)
         return jnp.all(jnp.isfinite(message["norm"]))
 
     @property
