@@ -99,12 +99,12 @@ def test_07_two_phase_one_bit(library: EfOptax) -> None:
 def test_08_power_sgd_returns_and_remembers_everything(library: EfOptax) -> None:
     """In double precision, rank 2, three iterations: original = returned + residual."""
     with jax.enable_x64(True):
-        steps = np.random.default_rng(8).standard_normal((3, 9, 7))
+        steps = np.random.default_rng(8).standard_normal((3, 40, 30))
         sent, owed = library.feedback("power_sgd", steps, rank=2, iterations=3)
-        carried = np.zeros((9, 7))
+        carried = np.zeros((40, 30))
         for g, c, e in zip(steps, sent, owed, strict=True):
             assert c.dtype == np.float64 and np.linalg.matrix_rank(c, tol=1e-8) == 2
-            np.testing.assert_allclose(c + e, g + carried, atol=1e-14)
+            np.testing.assert_allclose(c + e, g + carried, atol=1e-13)
             carried = e
 
 
