@@ -11,6 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 
+# Seconds before each run, for the threads of the run before to come to rest.
+_REST = 0.02
+
+
 @dataclasses.dataclass(frozen=True)
 class Contender:
     """One way of doing a step.
@@ -71,6 +75,7 @@ def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str
             if len(taken) >= 3 and sum(taken) > budget:
                 continue
             arguments = contender.prepare()
+            time.sleep(_REST)
             start = time.perf_counter()
             contender.run(arguments)
             taken.append(time.perf_counter() - start)
@@ -90,9 +95,11 @@ def lines(timings: dict[str, Timing]) -> str:
 def one_device() -> None:
     """Undoes the virtual devices that tests use: one worker is timed, with all cores.
 
-    Call it before anything is computed.
+    PyTorch's threads go to sleep when they have nothing to do, instead of spinning on the cores
+    that the next contender needs. Call it before anything is computed.
     """
     os.environ.pop("PJRT_NPROC", None)
+    os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
     flags = os.environ.get("XLA_FLAGS", "").split()
     kept = [flag for flag in flags if "host_platform_device_count" not in flag]
     os.environ["XLA_FLAGS"] = " ".join(kept)
