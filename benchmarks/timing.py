@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-
 # Seconds before each run, for the threads of the run before to come to rest.
 _REST = 0.02
 
