@@ -10,9 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Seconds before each run, for the threads of the run before to come to rest.
-_REST = 0.02
-
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -57,6 +54,9 @@ class Timing:
 def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str, Timing]:
     """Times all contenders, one run each a round.
 
+    Another run of the same contender goes before each that is timed, so that none finds the cores
+    asleep or the caches and threads as another contender left them.
+
     Args:
       contenders: what to time; each runs once before, untimed.
       rounds: most rounds.
@@ -73,8 +73,8 @@ def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str
             taken = seconds[contender.name]
             if len(taken) >= 3 and sum(taken) > budget:
                 continue
-            arguments = contender.prepare()
-            time.sleep(_REST)
+            before, arguments = contender.prepare(), contender.prepare()
+            contender.run(before)
             start = time.perf_counter()
             contender.run(arguments)
             taken.append(time.perf_counter() - start)
