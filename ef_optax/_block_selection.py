@@ -7,7 +7,6 @@ groups' maxima. With six times more groups than k few entries more do.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -32,8 +31,6 @@ _GROUPS = 6
 # Standard deviations of the number of entries above the bound for which there is room. A block
 # without room costs more passes over all, never a wrong result.
 _MARGIN = 6.0
-# Entries compared in one reduction.
-_STEP = 8
 
 
 def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
@@ -63,12 +60,10 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
     groups = length // group
     capacity = _capacity(groups, k)
 
-    # A group is strided, so that whole registers are compared; and its maximum is taken in steps
-    # small enough for the compiler to read the leaf just once.
-    step = min(group, _STEP)
-    parts = magnitude_order(_blocks(x, length)).reshape(count, group // step, step, groups)
-    parts = jnp.max(parts, axis=2)
-    maxima = functools.reduce(jnp.maximum, (parts[:, i] for i in range(group // step)))
+    # A group is strided, so that whole registers are compared. Without the barrier the compiler
+    # joins this maximum with the largest of each row, and writes all magnitudes for it.
+    order = magnitude_order(_blocks(x, length)).reshape(count, group, groups)
+    maxima = lax.optimization_barrier(jnp.max(order, axis=1))
 
     def bound(row: jax.Array) -> tuple[jax.Array, jax.Array]:
         high = jnp.max(row) + 1
