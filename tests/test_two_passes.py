@@ -43,17 +43,22 @@ def test_bytes_accessed(program) -> None:
 
 
 def dense_instructions(program) -> list[str]:
-    """The instructions of the whole program, but parameters, that touch an array of the leaf."""
+    """The instructions of the whole program that read or make an array of the leaf's size."""
     entry = program.as_text().split("\nENTRY ")[1]
-    dense = re.compile(rf"= .*f32\[{SIZE}\]|\((?:.*, )?%(?:g|e|Arg_[01])\.\d")
-    lines = [line.strip() for line in entry.splitlines()[1:]]
-    names = [re.match(r"(?:ROOT )?(%\S+) = .*? (\S+?)\(", line) for line in lines]
-    aside = ("parameter", "tuple", "get-tuple-element", "bitcast")
-    return [
-        line
-        for line, name in zip(lines, names, strict=True)
-        if name and name[2] not in aside and dense.search(line)
-    ]
+    dense, found = set(), []
+    for line in entry.splitlines()[1:]:
+        match = re.match(r"\s*(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line)
+        if match is None:
+            continue
+        name, shape, kind, rest = match.groups()
+        operands = set(re.findall(r"%[\w.-]+", rest.split(")")[0]))
+        makes = f"f32[{SIZE}]" in shape
+        if makes:
+            dense.add(name)
+        aside = kind in ("parameter", "tuple", "get-tuple-element", "bitcast")
+        if not aside and (makes or operands & dense):
+            found.append(line)
+    return found
 
 
 def test_two_passes_and_no_third(program) -> None:
