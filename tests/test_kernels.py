@@ -239,6 +239,20 @@ def test_indices_may_be_differentiated_through() -> None:
     np.testing.assert_array_equal(np.asarray(jax.grad(sent)(x)), np.eye(1, LARGE, 5)[0])
 
 
+@pytest.mark.parametrize("size", [3, 40])
+def test_signs_and_norm_may_be_differentiated_through(size: int) -> None:
+    """Of scaled sign: the signs are constant, the scale is the mean magnitude."""
+    x = jnp.linspace(-1.0, 2.0, size)
+    codec = ef.scaled_sign().codec
+
+    def sent(x: jax.Array) -> jax.Array:
+        return jnp.sum(x * codec.decode(codec.encode(x), x))
+
+    signs = np.where(np.asarray(x) >= 0, 1.0, -1.0)
+    expected = signs * np.mean(np.abs(x)) + np.sum(x * signs) * np.sign(x) / size
+    np.testing.assert_allclose(jax.grad(sent)(x), expected, rtol=1e-5)
+
+
 def test_a_version_without_the_backend_takes_the_xla_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     for platform in CALLS:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ef_optax import _block_selection, _packing
@@ -25,6 +26,7 @@ _LENGTHS = (2048, 4096)
 _TPU_MAX_K = 256
 
 
+@jax.custom_jvp
 def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`ef_optax._packing.pack_signs_and_norm`, by a kernel on GPU and TPU where one fits.
 
@@ -47,6 +49,15 @@ def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _packing.pack_signs_and_norm(x)
     kernels = _kernels("signs", "pack_signs_and_norm")
     return lax.platform_dependent(x, default=_packing.pack_signs_and_norm, **kernels)
+
+
+@pack_signs_and_norm.defjvp
+def _pack_signs_and_norm_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Neither a kernel nor the XLA form, one pass for both results, has a derivative of its own."""
+    (x,), (dx,) = primals, tangents
+    words, norm = pack_signs_and_norm(x)
+    change = jnp.sum(jnp.sign(x).astype(norm.dtype) * dx.astype(norm.dtype))
+    return (words, norm), (np.zeros(words.shape, jax.dtypes.float0), change)
 
 
 def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:

@@ -197,7 +197,7 @@ def inceptionn(error_bound: float = 2.0**-10, *, capacity: float = 0.25) -> Comp
       bits of small values begin at the point, which leaves nothing of those below 2^-6.
     """
     bounds = {2.0**-e: e for e in range(1, 15)}
-    if error_bound not in bounds:
+    if not isinstance(error_bound, float) or error_bound not in bounds:
         raise ValueError(
             f"inceptionn: error_bound={error_bound!r} must be a power of two from 2**-14 to 2**-1."
         )

@@ -58,7 +58,8 @@ def check_ratio_or_k(name: str, ratio: Any, k: Any) -> None:
             f"{name}: ratio and k decide the size of the message and must be Python numbers, not "
             "arrays; under optax.inject_hyperparams name them in static_args."
         )
-    if ratio is not None and not (isinstance(ratio, float | int) and 0 < ratio <= 1):
+    number = isinstance(ratio, float | int) and not isinstance(ratio, bool)
+    if ratio is not None and not (number and 0 < ratio <= 1):
         raise ValueError(f"{name}: ratio={ratio!r} must be a number in (0, 1], kept / total.")
     if k is not None and not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
         raise ValueError(f"{name}: k={k!r} must be a positive integer.")

@@ -218,8 +218,8 @@ def draw(key: Array, count: Array, axis_name: coll.AxisName, *, shared: bool = F
 
 
 def check_count(rule: str, name: str, value: Any) -> None:
-    """Refuses anything but a whole number of at least 1."""
-    if int(value) != value or value < 1:
+    """Refuses anything but a Python integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{rule}: {name}={value!r} must be a whole number of at least 1.")
 
 
@@ -231,20 +231,43 @@ def check_init(rule: str, init: Any) -> None:
 
 def check_decay(rule: str, name: str, value: Any) -> None:
     """Refuses a factor outside [0, 1)."""
-    if not callable(value) and not 0 <= value < 1:
-        raise ValueError(f"{rule}: {name}={value!r} must be in [0, 1).")
+    _check_number(rule, name, value, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
-def check_weight(rule: str, name: str, value: Any) -> None:
-    """Refuses a weight outside (0, 1]."""
-    if not callable(value) and not 0 < value <= 1:
-        raise ValueError(f"{rule}: {name}={value!r} must be in (0, 1].")
+def check_weight(rule: str, name: str, value: Any, *, schedule: bool = False) -> None:
+    """Refuses a weight outside (0, 1], and a function unless it may be a schedule."""
+    if not (schedule and callable(value)):
+        _check_number(rule, name, value, lambda x: 0 < x <= 1, "a number in (0, 1]")
 
 
 def check_positive(rule: str, name: str, value: Any) -> None:
     """Refuses a number that is not above zero."""
-    if not callable(value) and not value > 0:
-        raise ValueError(f"{rule}: {name}={value!r} must be positive.")
+    _check_number(rule, name, value, lambda x: x > 0, "a positive number")
+
+
+def check_not_negative(rule: str, name: str, value: Any) -> None:
+    """Refuses a number below zero."""
+    _check_number(rule, name, value, lambda x: x >= 0, "a number of at least 0")
+
+
+def check_share(rule: str, name: str, value: Any) -> None:
+    """Refuses a share outside [0, 1]."""
+    _check_number(rule, name, value, lambda x: 0 <= x <= 1, "a number in [0, 1], 1 for all")
+
+
+def _check_number(
+    rule: str, name: str, value: Any, holds: Callable[[Any], bool], what: str
+) -> None:
+    """Refuses what is no number or not in range; one that is traced is not known before the run."""
+    if isinstance(value, jax.core.Tracer):  # by optax.inject_hyperparams
+        return
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        number = jnp.issubdtype(dtype, jnp.number) and jnp.ndim(value) == 0
+    if not (number and holds(value)):
+        raise ValueError(f"{rule}: {name}={value!r} must be {what}.")
 
 
 def check_shares(rule: str, weights: Sequence[float]) -> None:

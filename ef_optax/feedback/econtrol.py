@@ -68,8 +68,7 @@ def econtrol(
       Control", ICLR 2024.
     """
     _rule.check_init("econtrol", init)
-    if not strength >= 0:
-        raise ValueError(f"econtrol: strength={strength!r} must be at least 0.")
+    _rule.check_not_negative("econtrol", "strength", strength)
     exchange = exchange_for("econtrol", compressor, axis_name)
 
     def init_fn(params: Any) -> EControlState:

@@ -57,10 +57,8 @@ def ecq_sgd(
       Wu, Huang, Huang, Zhang, "Error Compensated Quantized SGD and its Applications to Large-scale
       Distributed Optimization", ICML 2018.
     """
-    if not alpha >= 0:
-        raise ValueError(f"ecq_sgd: alpha={alpha!r} must be at least 0.")
-    if not 0 <= beta <= 1:
-        raise ValueError(f"ecq_sgd: beta={beta!r} must be in [0, 1]; 1 keeps the whole memory.")
+    _rule.check_not_negative("ecq_sgd", "alpha", alpha)
+    _rule.check_share("ecq_sgd", "beta", beta)
     exchange = exchange_for("ecq_sgd", compressor, axis_name)
 
     def init_fn(params: Any) -> ECQState:

@@ -23,6 +23,7 @@ from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
+from ef_optax.feedback import _rule
 from ef_optax.feedback._requires import exchange_for
 
 
@@ -48,6 +49,11 @@ def compensate(g: Array, e: Array) -> Array:
     """``g + e`` in the wider of the two dtypes, float32 at the least."""
     wide = max(wide_dtype(g.dtype), wide_dtype(e.dtype), key=bits_of)
     return g.astype(wide) + e.astype(wide)
+
+
+def _is_one(factor: Any) -> bool:
+    """Whether there is nothing to multiply; not so if the factor is known at run time only."""
+    return isinstance(factor, int | float) and factor == 1
 
 
 def error_feedback(
@@ -106,8 +112,7 @@ def error_feedback(
       Stich, Cordonnier, Jaggi, Sparsified SGD with memory, 2018; the corrected form: Zheng, Huang,
       Kwok, Blockwise momentum SGD with error feedback, 2019.
     """
-    if not 0.0 <= decay <= 1.0:
-        raise ValueError(f"error_feedback: decay={decay!r} must be in [0, 1]; 1 keeps everything.")
+    _rule.check_share("error_feedback", "decay", decay)
     exchange = exchange_for("error_feedback", compressor, axis_name)
 
     def rate_at(count: Array) -> Array:
@@ -130,7 +135,7 @@ def error_feedback(
             ratio = last / jnp.where(active, rate, 1)
             e = jax.tree.map(lambda x: x * ratio.astype(x.dtype), e)
             last = jnp.where(active, rate, last)
-        owed = e if injection == 1.0 else jax.tree.map(lambda x: injection * x, e)
+        owed = e if _is_one(injection) else jax.tree.map(lambda x: injection * x, e)
         p = jax.tree.map(compensate, updates, owed)
 
         def again() -> Any:
@@ -141,9 +146,9 @@ def error_feedback(
 
         out = exchange(p, state.exchange, want=("residual",), again=again)
         kept = out.residual
-        if injection != 1.0:
+        if not _is_one(injection):
             kept = jax.tree.map(lambda r, x: r + (1.0 - injection) * x.astype(r.dtype), kept, e)
-        if decay != 1.0:
+        if not _is_one(decay):
             kept = jax.tree.map(lambda r: decay * r, kept)
         kept = jax.tree.map(lambda r, x: r.astype(x.dtype), kept, state.residual)
         aggregate = out.aggregate

@@ -124,7 +124,7 @@ def _with_averages(
     init: _rule.Init,
 ) -> optax.GradientTransformationExtraArgs:
     _rule.check_init(rule, init)
-    _rule.check_weight(rule, "fresh_weight", fresh_weight)
+    _rule.check_weight(rule, "fresh_weight", fresh_weight, schedule=True)
     exchange = exchange_for(rule, compressor, axis_name)
 
     def weight_at(count: Array) -> Array:

@@ -44,8 +44,7 @@ def power_decay(scale: float, power: float) -> Callable[[Any], Array]:
       [1.0, 0.5, 0.1]
     """
     _rule.check_positive("power_decay", "scale", scale)
-    if not power >= 0:
-        raise ValueError(f"power_decay: power={power!r} must be at least 0.")
+    _rule.check_not_negative("power_decay", "power", power)
 
     def schedule(count: Any) -> Array:
         t = jnp.asarray(count).astype(jnp.result_type(float))
@@ -142,7 +141,7 @@ def ef21_normalised(
       2025; normalisation and exponents as in the authors' code,
       IgorSokoloff/Parameter-Agnostic-Error-Feedback-through-Momentum.
     """
-    if estimator not in POWERS:
+    if estimator not in tuple(POWERS):
         raise ValueError(
             f"ef21_normalised: estimator={estimator!r} must be one of {', '.join(POWERS)}."
         )

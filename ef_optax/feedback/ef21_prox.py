@@ -45,8 +45,7 @@ def l1_prox(strength: float) -> Prox:
       >>> l1_prox(0.5)(jnp.array([2.0, -0.1]), 1.0).tolist()
       [1.5, -0.0]
     """
-    if not strength >= 0:
-        raise ValueError(f"l1_prox: strength={strength!r} must be at least 0.")
+    _rule.check_not_negative("l1_prox", "strength", strength)
 
     def prox(params: Any, step: Any) -> Any:
         def one(x: Array) -> Array:

@@ -62,6 +62,6 @@ def neolithic(
     return optax.with_extra_args_support(
         optax.chain(
             compressed_mean(fcc(compressor, rounds), axis_name=axis_name),
-            compressed_mean(fcc(server or compressor, rounds)),
+            compressed_mean(fcc(compressor if server is None else server, rounds)),
         )
     )

@@ -123,8 +123,8 @@ def three_point_compressor(
     _needed(variant, "zeta", zeta, variant in WITH_ZETA)
     _needed(variant, "probability", probability, variant == "v5")
     _needed(variant, "key", key, variant == "v5")
-    if zeta is not None and not zeta >= 0:
-        raise ValueError(f"{rule}: zeta={zeta!r} must be at least 0.")
+    if zeta is not None:
+        _rule.check_not_negative(rule, "zeta", zeta)
     if probability is not None:
         _rule.check_weight(rule, "probability", probability)
         key = as_key(key, rule)

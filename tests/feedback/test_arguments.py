@@ -1,0 +1,90 @@
+"""Numbers that a rule is given: nonsense is refused by name, traced hyperparameters are taken."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import ef_optax as ef
+
+TOP = ef.top_k(k=1)
+FACTORS = {
+    "clip21 threshold": ef.clip21,
+    "dgc momentum": lambda x: ef.dgc(TOP, momentum=x),
+    "dgc clip_norm": lambda x: ef.dgc(TOP, clip_norm=x),
+    "econtrol strength": lambda x: ef.econtrol(TOP, x),
+    "ecq_sgd alpha": lambda x: ef.ecq_sgd(TOP, x, 1.0),
+    "ecq_sgd beta": lambda x: ef.ecq_sgd(TOP, 1.0, x),
+    "ef21_heavy_ball decay": lambda x: ef.ef21_heavy_ball(TOP, x),
+    "ef21_momentum fresh_weight": lambda x: ef.ef21_momentum(TOP, x),
+    "ef_bv lam": lambda x: ef.ef_bv(TOP, x, 1.0),
+    "ef_momentum beta": lambda x: ef.ef_momentum(TOP, x),
+    "error_feedback decay": lambda x: ef.error_feedback(TOP, decay=x),
+    "fetch_sgd momentum": lambda x: ef.fetch_sgd(3, 16, k=1, momentum=x),
+    "scalecom beta": lambda x: ef.scalecom(k=1, beta=x),
+}
+"""A rule and its argument, a number for which a half is fine."""
+
+COUNTS = {
+    "fcc rounds": lambda x: ef.fcc(TOP, x),
+    "marina participants": lambda x: ef.marina(ef.identity(), 0.5, key=0, participants=x),
+    "qsparse_local_sgd period": lambda x: ef.qsparse_local_sgd(TOP, 0.1, x),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_may_be_injected(name: str) -> None:
+    """And an injected number does what the same Python number does."""
+    params, grads = jnp.zeros(3), jnp.array([3.0, 2.0, 1.0])
+
+    def make(factor):
+        return FACTORS[name](factor)
+
+    def run(tx: optax.GradientTransformationExtraArgs) -> jax.Array:
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params)
+        return updates
+
+    injected = optax.inject_hyperparams(make)(factor=0.5)
+    got = jax.jit(lambda: run(injected))()
+    assert jnp.allclose(got, run(FACTORS[name](0.5)), rtol=1e-6), name
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), True, "half", (0.5,), jnp.ones(2)])
+@pytest.mark.parametrize("name", FACTORS)
+def test_bad_factors_are_refused_by_name(name: str, bad) -> None:
+    with pytest.raises(ValueError, match=f"{name.split()[1]}=.* must be a"):
+        FACTORS[name](bad)
+
+
+@pytest.mark.parametrize("bad", [0, True, 2.0, "two", None, jnp.int32(2), float("inf")])
+@pytest.mark.parametrize("name", COUNTS)
+def test_bad_counts_are_refused_by_name(name: str, bad) -> None:
+    if bad is None and name == "marina participants":
+        return
+    with pytest.raises(ValueError, match=f"{name.split()[1]}=.* must be a whole number"):
+        COUNTS[name](bad)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ef.top_k(True), "ratio=True must be a number"),
+        (lambda: ef.inceptionn([2**-10]), "error_bound=.* must be a power of two"),
+        (lambda: ef.scheduled(5, [TOP, TOP]), "boundaries=5 must be whole numbers"),
+        (lambda: ef.marina(ef.identity(), lambda t: 0.1, key=0), "probability=.* must be a number"),
+        (lambda: ef.power_decay(1.0, "half"), "power='half' must be a number"),
+        (lambda: ef.ef21_normalised(TOP, ["sgdm"]), "estimator=.* must be one of"),
+    ],
+)
+def test_other_nonsense_is_refused_by_name(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_only_none_stands_for_the_workers_compressor() -> None:
+    with pytest.raises(TypeError, match="is not a Compressor"):
+        ef.neolithic(TOP, 2, 0)
