@@ -160,8 +160,8 @@ def scheduled(boundaries: Sequence[int], compressors: Sequence[Compressor]) -> C
     References:
       Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018 (warm-up of the sparsity).
     """
-    starts = (0, *boundaries) if isinstance(boundaries, list | tuple) else (0, None)
-    whole = all(isinstance(b, int) and not isinstance(b, bool) for b in starts)
+    starts = (0, *boundaries) if isinstance(boundaries, list | tuple) else ()
+    whole = starts and all(isinstance(b, int) and not isinstance(b, bool) for b in starts)
     if not whole or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
         raise ValueError(
             f"scheduled: boundaries={boundaries!r} must be whole numbers that increase from "

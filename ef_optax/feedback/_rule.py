@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, wide_dtype
@@ -259,7 +260,7 @@ def _check_number(
     rule: str, name: str, value: Any, holds: Callable[[Any], bool], what: str
 ) -> None:
     """Refuses what is no number or not in range; one that is traced is not known before the run."""
-    if isinstance(value, jax.core.Tracer):  # by optax.inject_hyperparams
+    if isinstance(value, Tracer):  # by optax.inject_hyperparams
         return
     dtype = getattr(value, "dtype", None)
     if dtype is None:
