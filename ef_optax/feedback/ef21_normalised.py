@@ -6,6 +6,7 @@ emit g/||g|| ;  gamma_t = gamma_0 (t + 1)^-p ,  eta_t = (t + 1)^-q
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import optax
 from ef_optax._base import Array, wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
+from ef_optax.compressors._blocks import safe_divisor
 from ef_optax.feedback import _rule
 from ef_optax.feedback.ef21 import ef21
 from ef_optax.feedback.ef21_momentum import ef21_momentum
@@ -68,20 +70,27 @@ def normalise(*, per_leaf: bool = True) -> optax.GradientTransformation:
       [0.6000000238418579, 0.800000011920929]
     """
 
-    def one(x: Array, squared: Array) -> Array:
-        norm = jnp.sqrt(squared).astype(x.dtype)
-        return x / jnp.where(norm > 0, norm, jnp.ones_like(norm))
-
     def update(updates: Any, params: Any = None) -> Any:
         del params
         if per_leaf:
-            return jax.tree.map(
-                lambda x: one(x, jnp.sum(jnp.square(x.astype(wide_dtype(x.dtype))))), updates
-            )
-        squared = _rule.squared_norm(_rule.wide(updates))
-        return jax.tree.map(lambda x: one(x, squared), updates)
+            return jax.tree.map(lambda x: _of_norm_one([x])[0], updates)
+        leaves, treedef = jax.tree.flatten(updates)
+        return treedef.unflatten(_of_norm_one(leaves))
 
     return optax.stateless(update)
+
+
+def _of_norm_one(leaves: list[Array]) -> list[Array]:
+    """The leaves over the norm of all of them together."""
+    if not leaves:
+        return []
+    wide = [x.astype(wide_dtype(x.dtype)) for x in leaves]
+    # By the largest magnitude first, so that no square leaves the range of the dtype.
+    largest = [jnp.max(jnp.abs(x), initial=0) for x in wide]
+    unit = safe_divisor(functools.reduce(jnp.maximum, largest))
+    scaled = [x / unit.astype(x.dtype) for x in wide]
+    norm = safe_divisor(jnp.sqrt(_rule.squared_norm(scaled)))
+    return [(x / norm.astype(x.dtype)).astype(y.dtype) for x, y in zip(scaled, leaves, strict=True)]
 
 
 def ef21_normalised(

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import ef_optax as ef
+from ef_optax.feedback.ef21_normalised import normalise
 from tests.feedback.problem import (
     AXIS,
     GAMMA,
@@ -273,3 +274,15 @@ def test_a_bad_step_changes_nothing():
 def test_bad_input_is_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("per_leaf", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [("float32", 1e-30), ("float32", 1e30), ("float16", 1e4), ("float16", 0)]
+)
+def test_norm_one_at_any_scale(dtype: str, factor: float, per_leaf: bool) -> None:
+    """Squares of what a dtype can hold may be beyond its range; only zero stays zero."""
+    updates = {"a": jnp.array([3.0, 4.0], dtype) * jnp.asarray(factor, dtype), "none": None}
+    got, _ = normalise(per_leaf=per_leaf).update(updates, optax.EmptyState())
+    expected = np.array([0.6, 0.8]) * bool(factor)
+    np.testing.assert_allclose(np.asarray(got["a"], np.float64), expected, rtol=1e-3)
