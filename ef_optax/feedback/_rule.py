@@ -218,10 +218,10 @@ def draw(key: Array, count: Array, axis_name: coll.AxisName, *, shared: bool = F
 # ---------------------------------------------------------------------------- refusals
 
 
-def check_count(rule: str, name: str, value: Any) -> None:
-    """Refuses anything but a Python integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{rule}: {name}={value!r} must be a whole number of at least 1.")
+def check_count(rule: str, name: str, value: Any, *, least: int = 1) -> None:
+    """Refuses anything but a Python integer of at least 1, or another least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{rule}: {name}={value!r} must be a whole number of at least {least}.")
 
 
 def check_init(rule: str, init: Any) -> None:

@@ -86,7 +86,8 @@ def cser(
     """
     _rule.check_count("cser", "period", period)
     reset = exchange_for("cser", errors, axis_name, "errors")
-    every = exchange_for("cser", gradients or identity(), axis_name, "gradients")
+    whole = identity() if gradients is None else gradients
+    every = exchange_for("cser", whole, axis_name, "gradients")
 
     def init_fn(params: Any) -> CSERState:
         e = _rule.zeros(params)

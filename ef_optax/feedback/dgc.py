@@ -163,6 +163,7 @@ def dgc_warmup(
       official code, synxlin/deep-gradient-compression.
     """
     _rule.check_count("dgc_warmup", "steps_per_epoch", steps_per_epoch)
+    _rule.check_count("dgc_warmup", "warmup_epochs", warmup_epochs, least=0)
     ratios = [dgc_warmup_ratio(e, ratio, warmup_epochs) for e in range(warmup_epochs + 1)]
     boundaries = [e * steps_per_epoch for e in range(1, warmup_epochs + 1)]
     return scheduled(boundaries, [compressor(r) for r in ratios])
@@ -192,9 +193,6 @@ def dgc_warmup_ratio(epoch: int, ratio: float, warmup_epochs: int) -> float:
       synxlin/deep-gradient-compression, dgc/compression.py.
     """
     _rule.check_weight("dgc_warmup_ratio", "ratio", ratio)
-    if epoch < 0 or warmup_epochs < 0:
-        raise ValueError(
-            f"dgc_warmup_ratio: epoch={epoch!r} and warmup_epochs={warmup_epochs!r} must be at "
-            "least 0."
-        )
+    _rule.check_count("dgc_warmup_ratio", "epoch", epoch, least=0)
+    _rule.check_count("dgc_warmup_ratio", "warmup_epochs", warmup_epochs, least=0)
     return max(ratio ** ((epoch + 1) / (warmup_epochs + 1)), ratio)

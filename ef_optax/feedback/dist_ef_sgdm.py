@@ -81,7 +81,8 @@ def dist_ef_sgdm(
     """
     _rule.check_decay("dist_ef_sgdm", "momentum", momentum)
     uplink = exchange_for("dist_ef_sgdm", compressor, axis_name)
-    downlink = exchange_for("dist_ef_sgdm", server or compressor, argument="server")
+    server = compressor if server is None else server
+    downlink = exchange_for("dist_ef_sgdm", server, argument="server")
 
     def init_fn(params: Any) -> DistEFSGDMState:
         m, e, E = _rule.several_zeros(params, 3)

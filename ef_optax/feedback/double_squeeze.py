@@ -63,7 +63,8 @@ def double_squeeze(
       Double-Pass Error-Compensated Compression", ICML 2019.
     """
     uplink = exchange_for("double_squeeze", compressor, axis_name)
-    downlink = exchange_for("double_squeeze", server or compressor, argument="server")
+    server = compressor if server is None else server
+    downlink = exchange_for("double_squeeze", server, argument="server")
 
     def init_fn(params: Any) -> DoubleSqueezeState:
         e, E = _rule.several_zeros(params, 2)

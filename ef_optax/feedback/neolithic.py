@@ -59,9 +59,10 @@ def neolithic(
       with Communication Compression", NeurIPS 2022 (the algorithm from the literature: its text was
       not compared).
     """
+    server = compressor if server is None else server
     return optax.with_extra_args_support(
         optax.chain(
             compressed_mean(fcc(compressor, rounds), axis_name=axis_name),
-            compressed_mean(fcc(compressor if server is None else server, rounds)),
+            compressed_mean(fcc(server, rounds)),
         )
     )

@@ -28,6 +28,7 @@ FACTORS = {
 """A rule and its argument, a number for which a half is fine."""
 
 COUNTS = {
+    "dgc_warmup warmup_epochs": lambda x: ef.dgc_warmup(0.1, 100, x),
     "fcc rounds": lambda x: ef.fcc(TOP, x),
     "marina participants": lambda x: ef.marina(ef.identity(), 0.5, key=0, participants=x),
     "qsparse_local_sgd period": lambda x: ef.qsparse_local_sgd(TOP, 0.1, x),
@@ -60,7 +61,7 @@ def test_bad_factors_are_refused_by_name(name: str, bad) -> None:
         FACTORS[name](bad)
 
 
-@pytest.mark.parametrize("bad", [0, True, 2.0, "two", None, jnp.int32(2), float("inf")])
+@pytest.mark.parametrize("bad", [-1, True, 2.0, "two", None, jnp.int32(2), float("inf")])
 @pytest.mark.parametrize("name", COUNTS)
 def test_bad_counts_are_refused_by_name(name: str, bad) -> None:
     if bad is None and name == "marina participants":
@@ -85,6 +86,23 @@ def test_other_nonsense_is_refused_by_name(make, message: str) -> None:
         make()
 
 
-def test_only_none_stands_for_the_workers_compressor() -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: ef.neolithic(TOP, 2, x),
+        lambda x: ef.double_squeeze(TOP, x),
+        lambda x: ef.dist_ef_sgdm(TOP, 0.1, server=x),
+        lambda x: ef.cser(TOP, x, 0.1, 2),
+    ],
+    ids=["neolithic", "double_squeeze", "dist_ef_sgdm", "cser"],
+)
+@pytest.mark.parametrize("bad", [0, "", ()])
+def test_only_none_stands_for_the_default_compressor(make, bad) -> None:
     with pytest.raises(TypeError, match="is not a Compressor"):
-        ef.neolithic(TOP, 2, 0)
+        make(bad)
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTS if "warmup" not in name])
+def test_a_count_of_zero_is_refused_where_there_must_be_one(name: str) -> None:
+    with pytest.raises(ValueError, match="=0 must be a whole number of at least 1"):
+        COUNTS[name](0)
