@@ -57,6 +57,7 @@ def pack(codes: jax.Array, width: int) -> Packed:
       The field, of ``count * width`` bits.
 
     Raises:
+      TypeError: if ``codes`` are floating-point numbers.
       ValueError: if ``width`` is not in 0 ... 32 or ``codes`` is not one-dimensional.
 
     Example:
@@ -65,6 +66,11 @@ def pack(codes: jax.Array, width: int) -> Packed:
       >>> field.bits, field.words.tolist()
       (10, [433])
     """
+    if jnp.issubdtype(codes.dtype, jnp.inexact):
+        raise TypeError(
+            f"pack: codes of dtype {codes.dtype} would lose their fractions; round them to integers "
+            f"in 0 ... 2**{width} - 1 first."
+        )
     return Packed(_packing.pack(codes, width), codes.size * width)
 
 

@@ -91,3 +91,8 @@ def test_large_fields_are_not_shifted() -> None:
 def test_booleans_are_refused() -> None:
     with pytest.raises(TypeError, match=r"bool.*ef\.pack"):
         to_words(jnp.zeros(3, bool))
+
+
+def test_fractions_are_not_packed_away() -> None:
+    with pytest.raises(TypeError, match="float32 would lose their fractions"):
+        pack(jnp.array([0.7, 1.2]), 2)

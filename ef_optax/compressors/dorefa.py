@@ -47,7 +47,7 @@ class Dorefa(Codec):
         blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.bucket)
         largest = block_norm(blocks, "linf")
         y = jnp.clip(blocks / safe_divisor(largest) / 2 + 0.5, 0, 1)
-        codes = round_randomly(y * self._steps, key).reshape(-1)[: x.size]
+        codes = round_randomly(y * self._steps, key).astype(jnp.uint32).reshape(-1)[: x.size]
         return {"codes": _fields.pack(codes, self.bits_per_value), "largest": largest[:, 0]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:

@@ -67,7 +67,7 @@ class UniformBuckets(Rounding):
         y = jnp.clip((blocks - low) / safe_divisor(spread), 0, 1) * self._steps
         codes = self.round(y, key).reshape(-1)[: x.size]
         return {
-            "codes": _fields.pack(codes, self.width),
+            "codes": _fields.pack(codes.astype(jnp.uint32), self.width),
             "low": low[:, 0],
             "unit": divide(spread[:, 0], self._steps),
         }
