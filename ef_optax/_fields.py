@@ -68,8 +68,8 @@ def pack(codes: jax.Array, width: int) -> Packed:
     """
     if jnp.issubdtype(codes.dtype, jnp.inexact):
         raise TypeError(
-            f"pack: codes of dtype {codes.dtype} would lose their fractions; round them to integers "
-            f"in 0 ... 2**{width} - 1 first."
+            f"pack: codes of dtype {codes.dtype} would lose their fractions; round them to "
+            f"integers in 0 ... 2**{width} - 1 first."
         )
     return Packed(_packing.pack(codes, width), codes.size * width)
 

@@ -93,6 +93,7 @@ class GradiVeQ(Codec):
         if isinstance(shape, int) or len(shape) < (3 if self.slice_size is None else 1):
             return None
         length = size_of(shape[-2:]) if self.slice_size is None else self.slice_size
+        length = min(length, size_of(shape))
         if not size_of(shape):
             return None
         count = -(-size_of(shape) // length)
@@ -225,7 +226,8 @@ def gradiveq(
       samples: dense exchanges at the start of each period.
       period: length of a period, more than ``samples``.
       slice_size: K; None: inputs times outputs of each convolution, the product of the last two
-        axes. Leaves of fewer than three axes are dense then, as published.
+        axes. Leaves of fewer than three axes are dense then, as published. A leaf of fewer values
+        than K is one slice.
       reuse: number of consecutive slices that share the directions of the first of them; None:
         all slices of a leaf, as in the paper's experiments.
       start_step: number of dense exchanges before the first period (2500 in the paper).
