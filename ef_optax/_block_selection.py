@@ -72,26 +72,23 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
     low, high = jax.vmap(bound)(maxima)
     words = jax.vmap(pack_at_least)(magnitude_order(_blocks(x, length)), low)
     counts = jax.vmap(count_ones)(words)
+    starts = jnp.arange(count, dtype=jnp.uint32) * np.uint32(length)
 
     def search_on() -> jax.Array:
-        def one(
-            block: jax.Array,
-            threshold: jax.Array,
-            high: jax.Array,
-            words: jax.Array,
-            kept: jax.Array,
-        ) -> jax.Array:
-            mask = at_least(block)
+        def one(block: tuple[jax.Array, ...]) -> jax.Array:
+            start, threshold, high, words, kept = block
+            mask = at_least(lax.dynamic_slice(x, (start,), (length,)))
             before = (threshold, words, kept)
             threshold, found, kept = search(mask, k, capacity, length, high & 0, high, tried=before)
             return jnp.where(kept > capacity, cut(mask, k, threshold), found)
 
-        return jax.vmap(one)(_blocks(x, length), low, high, words, counts)
+        # One block after the other: all at once would want room for a copy of the leaf, which the
+        # program would set aside at every step, taken or not.
+        return lax.map(one, (starts, low, high, words, counts))
 
     words = lax.cond(jnp.all(counts <= capacity), lambda: words, search_on)
     kept = jax.vmap(lambda row: positions(row, capacity))(words)
-    starts = jnp.arange(count, dtype=jnp.uint32)[:, None] * np.uint32(length)
-    order = magnitude_order(x.at[kept + starts].get(mode="promise_in_bounds"))
+    order = magnitude_order(x.at[kept + starts[:, None]].get(mode="promise_in_bounds"))
 
     def finish(kept: jax.Array, order: jax.Array, words: jax.Array) -> jax.Array:
         chosen = largest_of_first(order, count_ones(words), k)
