@@ -269,8 +269,9 @@ def test_a_run_killed_inside_a_checkpoint_resumes_to_the_same_bits(tmp_path: Pat
         for a, b in zip(*map(arrays, folders), strict=True):
             np.testing.assert_array_equal(a, b)
     # Top-1% of 8192, 128, 1280 and 10 values: 82, 2, 13 and 1 values of 32 bits, with indices of
-    # 13, 7, 11 and 4 bits padded to a word a tensor, and two words of the exchange's own.
-    words = sum(k + -(-k * bits // 32) for k, bits in ((82, 13), (2, 7), (13, 11), (1, 4))) + 2
+    # Values of 32 bits, indices of 13, 7, 11 and 4, and two words of the exchange's own.
+    bits = sum(k * (32 + index) for k, index in ((82, 13), (2, 7), (13, 11), (1, 4))) + 2 * 32
+    words = -(-bits // 32)
     assert storage.read_json(straight / "wire.json")["ef_top_k"]["message_bytes"] == 4 * words
 
 

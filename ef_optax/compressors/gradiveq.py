@@ -142,7 +142,8 @@ class GradiVeQ(Codec):
         """The state with one more sample, and with the new directions after the last one."""
         number = (step - self.start_step) % self.period
         first = _grouped(mean, plan)[:, 0]
-        samples = jax.lax.dynamic_update_index_in_dim(state.samples, first, number, 1)
+        own = jnp.arange(self.samples)[:, None] == number
+        samples = jnp.where(own, first[:, None], state.samples)
 
         def principal() -> tuple[Array, Array]:
             mu = jnp.mean(samples, axis=1)
