@@ -354,7 +354,11 @@ def all_finite(leaves: Sequence[Array]) -> Array:
     """
     floats = [x for x in leaves if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
     verdicts = [_largest_magnitude(x) < _magnitude(jnp.inf, x.dtype) for x in floats]
-    return jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
+    if len(verdicts) < 2:
+        return verdicts[0] if verdicts else jnp.ones((), bool)
+    # The least by a sort: a reduction is fused into each kernel that chooses by it, and with a
+    # kernel for each leaf that took seven seconds to compile where this takes none (200 leaves).
+    return jax.lax.sort(jnp.stack(verdicts).astype(jnp.int32))[0] > 0
 
 
 def _largest_magnitude(x: Array) -> Array:
