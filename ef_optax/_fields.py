@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from ef_optax import _packing, _places
+from ef_optax import _check, _packing, _places
 from ef_optax._packing import WORD_BITS
 
 
@@ -46,11 +47,12 @@ Field = Packed | jax.Array
 # ---------------------------------------------------------------------------- codes and signs
 
 
-def pack(codes: jax.Array, width: int) -> Packed:
+def pack(codes: ArrayLike, width: int) -> Packed:
     """Packs codes of ``width`` bits into a field of a message, one after the other.
 
     Args:
-      codes: shape (count,), any integer dtype, every value in ``0 ... 2**width - 1`` (not checked).
+      codes: shape (count,) of any integer dtype, or a list of integers; every value in
+        ``0 ... 2**width - 1`` (not checked).
       width: static width of a code, 0 to 32 bits; zero bits take no room.
 
     Returns:
@@ -66,6 +68,10 @@ def pack(codes: jax.Array, width: int) -> Packed:
       >>> field.bits, field.words.tolist()
       (10, [433])
     """
+    _check.count("pack", "width", width, least=0, most=WORD_BITS)
+    codes = jnp.asarray(codes)
+    if not codes.size:  # an empty list is an array of floats
+        codes = codes.astype(jnp.uint32)
     if jnp.issubdtype(codes.dtype, jnp.inexact):
         raise TypeError(
             f"pack: codes of dtype {codes.dtype} would lose their fractions; round them to "
@@ -86,13 +92,19 @@ def unpack(field: Packed, width: int, count: int) -> jax.Array:
       uint32 of shape (count,).
 
     Raises:
-      ValueError: if the field does not have the words that ``count`` codes take.
+      TypeError: if ``field`` is not what :func:`pack` returned.
+      ValueError: for a bad ``width`` or ``count``, or if the field does not have the words that
+        ``count`` codes take.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> ef.unpack(ef.pack(jnp.array([5, 0, 7]), 3), 3, 3).tolist()
       [5, 0, 7]
     """
+    if not isinstance(field, Packed):
+        raise TypeError(f"unpack: field={field!r} must be what ef_optax.pack returned.")
+    _check.count("unpack", "width", width, least=0, most=WORD_BITS)
+    _check.count("unpack", "count", count, least=0)
     return _packing.unpack(field.words, width, count)
 
 

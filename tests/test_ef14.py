@@ -137,7 +137,7 @@ def test_ratio_under_inject_hyperparams_must_be_static() -> None:
         return optax.chain(ef.error_feedback(ef.top_k(ratio)), optax.sgd(rate))
 
     traced = optax.inject_hyperparams(make)(ratio=0.1, rate=0.1)
-    with pytest.raises(TypeError, match="static_args"):
+    with pytest.raises(ValueError, match="static_args"):
         traced.init(jnp.zeros(10))
     static = optax.inject_hyperparams(make, static_args=("ratio",))(ratio=0.1, rate=0.1)
     updates, _ = static.update(jnp.arange(10.0), static.init(jnp.zeros(10)), jnp.zeros(10))

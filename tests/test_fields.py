@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+import ef_optax as ef
 from ef_optax._fields import Packed, exact_bits, from_words, pack, to_words, unpack
 
 # (kind, count): codes of a width, or arrays of a dtype. Drawn from here so that few are compiled.
@@ -96,3 +97,14 @@ def test_booleans_are_refused() -> None:
 def test_fractions_are_not_packed_away() -> None:
     with pytest.raises(TypeError, match="float32 would lose their fractions"):
         pack(jnp.array([0.7, 1.2]), 2)
+
+
+def test_lists_are_packed_as_arrays_are() -> None:
+    assert ef.pack([1, 2], 2).words.tolist() == pack(jnp.array([1, 2]), 2).words.tolist()
+    assert ef.pack([], 2).words.shape == (0,)
+
+
+def test_only_a_packed_field_is_unpacked() -> None:
+    for bad in (jnp.zeros(1, jnp.uint32), [433], None):
+        with pytest.raises(TypeError, match=r"unpack: field=.* must be what ef_optax\.pack"):
+            ef.unpack(bad, 2, 5)  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ of an encoder.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,18 +96,3 @@ def divide(scale: Array, levels: int) -> Array:
     """
     divisor = jax.lax.optimization_barrier(jnp.full_like(scale, levels))
     return scale / divisor
-
-
-def check_bits(name: str, bits: Any, low: int, high: int) -> None:
-    """Refuses anything but a Python integer in low..high."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not low <= bits <= high:
-        raise ValueError(f"{name}: bits={bits!r} must be an integer from {low} to {high}.")
-
-
-def check_positive(name: str, argument: str, value: Any, *, optional: bool = False) -> None:
-    """Refuses anything but a positive Python integer (or None where that is allowed)."""
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        allowed = " or None" if optional else ""
-        raise ValueError(f"{name}: {argument}={value!r} must be a positive integer{allowed}.")

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import (
     Array,
     Codec,
@@ -26,15 +27,15 @@ from ef_optax._base import (
     size_of,
     wide_dtype,
 )
+from ef_optax._compressor import Compressor
 from ef_optax._linear import einsum
 from ef_optax._stack import STACK_LIMIT
-from ef_optax.compressors._blocks import check_positive
 from ef_optax.compressors._matrix import (
     Matrices,
-    check_batch_axes,
     low_rank_product,
     matrix_view,
 )
+from ef_optax.compressors.scheduled import delayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,14 +224,32 @@ def unless_zero(new: Array, old: Array) -> Array:
     return jnp.where(jnp.any(new != 0, axis=(-2, -1), keepdims=True), new, old)
 
 
-def check_options(
-    name: str, rank: Any, start_step: Any, min_compression: Any, iterations: Any, batch_axes: Any
-) -> None:
-    """Refuses bad options of a method of averaged factors, naming the one."""
-    check_positive(name, "rank", rank)
-    check_positive(name, "iterations", iterations)
-    check_batch_axes(name, batch_axes)
-    if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
-        raise ValueError(f"{name}: start_step={start_step!r} must be a step number, 0 or more.")
-    if not (isinstance(min_compression, float | int) and min_compression >= 1):
-        raise ValueError(f"{name}: min_compression={min_compression!r} must be at least 1.")
+def averaged_factors(
+    name: str,
+    kind: type[AveragedFactors],
+    rank: int,
+    *,
+    key: Any,
+    start_step: int,
+    min_compression: float,
+    iterations: int,
+    local_error: bool,
+    batch_axes: int,
+) -> Compressor:
+    """The compressor of a method of averaged factors, from its options."""
+    _check.count(name, "rank", rank)
+    _check.count(name, "start_step", start_step, least=0)
+    _check.static(name, "min_compression", min_compression, lambda x: x >= 1, "at least 1")
+    _check.count(name, "iterations", iterations)
+    _check.flag(name, "local_error", local_error)
+    _check.count(name, "batch_axes", batch_axes, least=0)
+    typed = as_key(key, name)
+    codec = kind(
+        rank,
+        key if isinstance(key, int) else typed,  # a number stays comparable by value
+        float(min_compression),
+        iterations,
+        local_error,
+        batch_axes,
+    )
+    return delayed(start_step, codec)

@@ -9,7 +9,7 @@ them are set apart, and the leaf is that many matrices. Leaves with fewer axes h
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -46,16 +46,6 @@ def matrix_view(shape: Shape, batch_axes: int = 0) -> Matrices | None:
     if isinstance(shape, int) or len(shape) < 2 + batch_axes or 0 in shape:
         return None
     return Matrices(tuple(shape[:batch_axes]), math.prod(shape[batch_axes:-1]), shape[-1])
-
-
-def check_batch_axes(name: str, batch_axes: Any) -> int:
-    """Refuses what is not a number of axes."""
-    if isinstance(batch_axes, bool) or not isinstance(batch_axes, int) or batch_axes < 0:
-        raise ValueError(
-            f"{name}: batch_axes={batch_axes!r} must be a whole number of leading axes, such as 1 "
-            "for layers that are stacked for a scan."
-        )
-    return batch_axes
 
 
 def largest_divisor(size: int, limit: int) -> int:

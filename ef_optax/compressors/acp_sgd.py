@@ -19,16 +19,14 @@ from ef_optax._base import (
     Protocol,
     Shape,
     Workers,
-    as_key,
     bits_of,
     size_of,
     wide_dtype,
 )
 from ef_optax._compressor import Compressor
 from ef_optax._timeline import Timeline
-from ef_optax.compressors._factors import AveragedFactors, Batch, check_options, unless_zero
+from ef_optax.compressors._factors import AveragedFactors, Batch, averaged_factors, unless_zero
 from ef_optax.compressors._matrix import Matrices, orthonormal
-from ef_optax.compressors.scheduled import delayed
 
 
 class FactorsState(NamedTuple):
@@ -196,13 +194,14 @@ def acp_sgd(
       learning, ICDCS 2023, by its public code (lzhangbv/powersgd, acpsgd.py);
       several halves in a step: epfml/powersgd, powersgd/powersgd.py.
     """
-    check_options("acp_sgd", rank, start_step, min_compression, iterations, batch_axes)
-    codec = AcpSgd(
+    return averaged_factors(
+        "acp_sgd",
+        AcpSgd,
         rank,
-        key if isinstance(key, int) else as_key(key, "acp_sgd"),
-        float(min_compression),
-        iterations,
-        bool(local_error),
-        batch_axes,
+        key=key,
+        start_step=start_step,
+        min_compression=min_compression,
+        iterations=iterations,
+        local_error=local_error,
+        batch_axes=batch_axes,
     )
-    return delayed(start_step, codec)

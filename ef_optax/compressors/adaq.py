@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields, _packing
+from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k, scatter
+from ef_optax.compressors.sparsify import resolve_k, scatter
 
 UNUSED, PLUS, MINUS = 0, 1, 2
 
@@ -106,5 +106,5 @@ def adaq(ratio: float) -> Compressor:
       Dryden, Moon, Jacobs, Van Essen, Communication quantization for data-parallel training of
       deep neural networks, 2016, section 3.
     """
-    check_ratio_or_k("adaq", ratio, None)
+    _check.ratio("adaq", "ratio", ratio)
     return Compressor(Adaq(float(ratio)))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 
@@ -85,6 +85,6 @@ def bernoulli(p: float, key: Any = None, *, scaled: bool = True) -> Compressor:
       Khirirat, Feyzmahdavian, Johansson, Distributed learning with compressed gradients, 2018;
       Richtarik et al., 3PC, 2022 (lazy aggregation).
     """
-    if not (isinstance(p, float | int) and 0 < p <= 1):
-        raise ValueError(f"bernoulli: p={p!r} must be a probability in (0, 1].")
-    return Compressor(Bernoulli(as_key(key, "bernoulli"), float(p), bool(scaled)))
+    _check.static("bernoulli", "p", p, lambda p: 0 < p <= 1, "a probability in (0, 1]")
+    _check.flag("bernoulli", "scaled", scaled)
+    return Compressor(Bernoulli(as_key(key, "bernoulli"), float(p), scaled))

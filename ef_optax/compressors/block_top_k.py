@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields, _kernels, _packing
+from ef_optax import _check, _fields, _kernels, _packing
 from ef_optax._base import Array, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors._blocks import check_positive
 from ef_optax.compressors.sparsify import SparseCodec, check_ratio_or_k, resolve_k
 
 
@@ -119,5 +118,5 @@ def block_top_k(
       2025, here of the gradient itself.
     """
     check_ratio_or_k("block_top_k", ratio, k)
-    check_positive("block_top_k", "block", block)
+    _check.count("block_top_k", "block", block)
     return Compressor(BlockTopK(ratio, k, block))

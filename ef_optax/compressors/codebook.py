@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _fields, _packing
+from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
-from ef_optax.compressors._blocks import check_bits, check_positive, safe_divisor
+from ef_optax.compressors._blocks import safe_divisor
 from ef_optax.compressors.dithering import power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
@@ -152,9 +152,7 @@ def quantile_sketch(quantiles: int) -> Compressor:
     References:
       Jiang, Fu, Yang, Cui, SketchML, 2018, section 3.2.
     """
-    check_positive("quantile_sketch", "quantiles", quantiles)
-    if not 2 <= quantiles <= 65536:
-        raise ValueError(f"quantile_sketch: quantiles={quantiles} must be from 2 to 65536.")
+    _check.count("quantile_sketch", "quantiles", quantiles, least=2, most=65536)
     return Compressor(QuantileBins(quantiles, "below"))
 
 
@@ -190,9 +188,8 @@ def sigma_bins(bits: int, *, sigmas: float = 6.0, means_dtype: Any = None) -> Co
     References:
       Sarfi et al., SparseLoCo, 2025 (2 bits); the hivemind library (8 bits).
     """
-    check_bits("sigma_bins", bits, 1, 16)
-    if not (isinstance(sigmas, float | int) and sigmas > 0):
-        raise ValueError(f"sigma_bins: sigmas={sigmas!r} must be a positive number.")
+    _check.count("sigma_bins", "bits", bits, least=1, most=16)
+    _check.static_positive("sigma_bins", "sigmas", sigmas)
     narrow = None if means_dtype is None else jnp.dtype(means_dtype).name
     if narrow not in (None, "bfloat16", "float16"):
         raise ValueError(

@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields, _packing
+from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._random import random_subset
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors._blocks import check_positive
 from ef_optax.compressors.sparsify import IndexedCodec, SparseCodec
 
 
@@ -144,8 +143,8 @@ def comp_k(k: int, top: int, key: Any = None) -> Compressor:
     References:
       Condat, Yi, Richtarik, EF-BV, 2022, section 2.4.
     """
-    check_positive("comp_k", "k", k)
-    check_positive("comp_k", "top", top)
+    _check.count("comp_k", "k", k)
+    _check.count("comp_k", "top", top)
     if top < k:
         raise ValueError(f"comp_k: top={top} must be at least k={k}.")
     return Compressor(CompK(as_key(key, "comp_k"), k, top))
@@ -178,6 +177,6 @@ def mix_k(k: int, random: int, key: Any = None) -> Compressor:
     References:
       Condat, Yi, Richtarik, EF-BV, 2022, section 2.3.
     """
-    check_positive("mix_k", "k", k)
-    check_positive("mix_k", "random", random)
+    _check.count("mix_k", "k", k)
+    _check.count("mix_k", "random", random)
     return Compressor(MixK(as_key(key, "mix_k"), k, random))

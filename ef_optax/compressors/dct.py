@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _fields, _packing
+from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax._linear import einsum
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors._blocks import check_positive
-from ef_optax.compressors._matrix import Matrices, check_batch_axes, largest_divisor, matrix_view
+from ef_optax.compressors._matrix import Matrices, largest_divisor, matrix_view
 
 
 @functools.cache
@@ -150,6 +149,7 @@ def dct_top_k(chunk: int, k: int, *, batch_axes: int = 0) -> Compressor:
     References:
       Peng, Quesnelle, Kingma, DeMo: decoupled momentum optimization, 2024, and its public code.
     """
-    check_positive("dct_top_k", "chunk", chunk)
-    check_positive("dct_top_k", "k", k)
-    return Compressor(DctTopK(chunk, k, check_batch_axes("dct_top_k", batch_axes)))
+    _check.count("dct_top_k", "chunk", chunk)
+    _check.count("dct_top_k", "k", k)
+    _check.count("dct_top_k", "batch_axes", batch_axes, least=0)
+    return Compressor(DctTopK(chunk, k, batch_axes))

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _fields, _packing
+from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
     block_count,
     block_length,
-    check_positive,
     divide,
     from_blocks,
     round_randomly,
@@ -182,11 +181,10 @@ class NaturalDithering(DitheringCodec):
         return 1 / 8 + tail * min(1.0, tail)
 
 
-def _check(name: str, levels: Any, norm: Any) -> None:
+def _checked(name: str, levels: Any, norm: Any) -> None:
     argument = "states" if name == "qsgd" else "levels"
-    check_positive(name, argument, levels)
-    if norm not in NORMS:
-        raise ValueError(f"{name}: norm={norm!r} is not known; use one of {NORMS}.")
+    _check.count(name, argument, levels)
+    _check.word(name, "norm", norm, NORMS)
 
 
 def qsgd(
@@ -225,8 +223,8 @@ def qsgd(
     References:
       Alistarh, Grubic, Li, Tomioka, Vojnovic, QSGD, 2017, section 3.1 and Lemma 3.1.
     """
-    _check("qsgd", states, norm)
-    check_positive("qsgd", "bucket", bucket, optional=True)
+    _checked("qsgd", states, norm)
+    _check.count("qsgd", "bucket", bucket, optional=True)
     return Compressor(Dithering(as_key(key, "qsgd"), states, norm, bucket))
 
 
@@ -255,7 +253,7 @@ def linear_dithering(levels: int, key: Any = None, *, norm: str = "linf") -> Com
     References:
       Horvath, Ho, Horvath, Sahu, Canini, Richtarik, Natural compression, 2022, Definition 3.
     """
-    _check("linear_dithering", levels, norm)
+    _checked("linear_dithering", levels, norm)
     return Compressor(Dithering(as_key(key, "linear_dithering"), levels, norm))
 
 
@@ -285,7 +283,7 @@ def natural_dithering(levels: int, key: Any = None, *, norm: str = "l2") -> Comp
     References:
       Horvath et al., Natural compression for distributed deep learning, 2022, Theorem 7.
     """
-    _check("natural_dithering", levels, norm)
+    _checked("natural_dithering", levels, norm)
     if levels > 126:
         raise ValueError(f"natural_dithering: levels={levels} must be at most 126.")
     return Compressor(NaturalDithering(as_key(key, "natural_dithering"), levels, norm))

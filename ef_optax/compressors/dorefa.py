@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
     block_count,
     block_length,
-    check_bits,
-    check_positive,
     divide,
     from_blocks,
     round_randomly,
@@ -95,6 +93,6 @@ def dorefa(bits: int, key: Any = None, *, bucket: int | None = None) -> Compress
     References:
       Zhou et al., DoReFa-Net, 2016, equation 12.
     """
-    check_bits("dorefa", bits, 1, 16)
-    check_positive("dorefa", "bucket", bucket, optional=True)
+    _check.count("dorefa", "bits", bits, least=1, most=16)
+    _check.count("dorefa", "bucket", bucket, optional=True)
     return Compressor(Dorefa(as_key(key, "dorefa"), bits, bucket))

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors._blocks import check_bits, safe_divisor
+from ef_optax.compressors._blocks import safe_divisor
 from ef_optax.compressors._transforms import hadamard_forward, hadamard_inverse, hadamard_length
 from ef_optax.compressors.dithering import power_of_two
 
@@ -140,8 +140,7 @@ def drive(key: Any = None, *, scale: str = "unbiased") -> Compressor:
       Vargaftik et al., DRIVE: one-bit distributed mean estimation, 2021, Algorithm 1 and Theorems
       1 and 3.
     """
-    if scale not in SCALES:
-        raise ValueError(f"drive: scale={scale!r} is not known; use one of {SCALES}.")
+    _check.word("drive", "scale", scale, SCALES)
     return Compressor(Eden(1, as_key(key, "drive"), scale))
 
 
@@ -172,5 +171,5 @@ def eden(bits: int, key: Any = None) -> Compressor:
       Vargaftik et al., EDEN: communication-efficient and robust distributed mean estimation, 2022,
       Algorithm 1.
     """
-    check_bits("eden", bits, 1, 8)
+    _check.count("eden", "bits", bits, least=1, most=8)
     return Compressor(Eden(bits, as_key(key, "eden")))

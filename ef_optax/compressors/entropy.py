@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ef_optax import _check
+
 
 def _floor_log2(values: np.ndarray) -> np.ndarray:
     """floor(log2 v) of positive integers, exactly."""
@@ -157,8 +159,7 @@ def run_length_bits(mask: Any, width: int) -> int:
     References:
       Golomb, Run-length encodings, 1966 (with counters of fixed width).
     """
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise ValueError(f"run_length_bits: width={width!r} must be a positive integer.")
+    _check.count("run_length_bits", "width", width)
     flat = np.asarray(mask).reshape(-1) != 0
     ends = np.append(np.flatnonzero(flat), flat.size)
     runs = np.diff(ends, prepend=-1) - 1

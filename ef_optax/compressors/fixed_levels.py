@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, size_of
 from ef_optax._compressor import Compressor
 
@@ -84,8 +84,7 @@ def threshold_sign(threshold: float = 0.0) -> Compressor:
     References:
       Apache MXNet, gradient compression of the key-value store ("1bit").
     """
-    if not (isinstance(threshold, float | int) and math.isfinite(threshold)):
-        raise ValueError(f"threshold_sign: threshold={threshold!r} must be a finite number.")
+    _check.static("threshold_sign", "threshold", threshold, math.isfinite, "a finite number")
     return Compressor(ThresholdSign(float(threshold)))
 
 
@@ -115,6 +114,5 @@ def two_bit(threshold: float = 0.5) -> Compressor:
       Strom, Scalable distributed DNN training using commodity GPU cloud computing, 2015;
       Apache MXNet, gradient compression of the key-value store ("2bit").
     """
-    if not (isinstance(threshold, float | int) and 0 < threshold < math.inf):
-        raise ValueError(f"two_bit: threshold={threshold!r} must be a positive number.")
+    _check.static_positive("two_bit", "threshold", threshold)
     return Compressor(TwoBit(float(threshold)))

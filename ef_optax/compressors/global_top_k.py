@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import (
     Array,
     Codec,
@@ -192,4 +193,5 @@ def global_top_k_of_sum(
       public implementation.
     """
     check_ratio_or_k("global_top_k_of_sum", ratio, k)
+    _check.flag("global_top_k_of_sum", "tree", tree)
     return Compressor(GlobalTopKTree(ratio, k) if tree else GlobalTopKOfSum(ratio, k))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import (
     Array,
     Codec,
@@ -29,8 +30,8 @@ from ef_optax._base import (
 from ef_optax._compressor import Compressor
 from ef_optax._linear import einsum
 from ef_optax._timeline import Timeline
-from ef_optax.compressors._blocks import check_positive, from_blocks, to_blocks
-from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k
+from ef_optax.compressors._blocks import from_blocks, to_blocks
+from ef_optax.compressors.sparsify import resolve_k
 
 DENSE, SAMPLING, COMPRESSED = range(3)
 
@@ -251,16 +252,14 @@ def gradiveq(
       Yu et al., GradiVeQ: Vector quantization for bandwidth-efficient gradient aggregation in
       distributed CNN training, NeurIPS 2018, sections 2-3, equations 3-6.
     """
-    check_ratio_or_k("gradiveq", ratio, None)
-    check_positive("gradiveq", "samples", samples)
-    check_positive("gradiveq", "period", period)
+    _check.ratio("gradiveq", "ratio", ratio)
+    _check.count("gradiveq", "samples", samples)
+    _check.count("gradiveq", "period", period)
     for name, value in (("slice_size", slice_size), ("reuse", reuse)):
-        if value is not None:
-            check_positive("gradiveq", name, value)
+        _check.count("gradiveq", name, value, optional=True)
     if period <= samples:
         raise ValueError(
             f"gradiveq: period={period!r} must be longer than its samples={samples!r} dense steps."
         )
-    if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
-        raise ValueError(f"gradiveq: start_step={start_step!r} must be a step number, 0 or more.")
+    _check.count("gradiveq", "start_step", start_step, least=0)
     return Compressor(GradiVeQ(ratio, samples, period, slice_size, reuse, start_step))

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, size_of
 from ef_optax._compressor import Compressor
-from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k
+from ef_optax.compressors.sparsify import resolve_k
 
 BYTES = (0, 1, 2, 4)
 """Bytes of payload for each tag: not sent, 8 bits, 16 bits, the float32 itself."""
@@ -201,5 +201,5 @@ def inceptionn(error_bound: float = 2.0**-10, *, capacity: float = 0.25) -> Comp
         raise ValueError(
             f"inceptionn: error_bound={error_bound!r} must be a power of two from 2**-14 to 2**-1."
         )
-    check_ratio_or_k("inceptionn (capacity)", capacity, None)
+    _check.ratio("inceptionn", "capacity", capacity)
     return Compressor(Inceptionn(bounds[error_bound], float(capacity)))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import (
     Array,
     Codec,
@@ -22,10 +23,9 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor
 from ef_optax._linear import matmul
-from ef_optax.compressors._blocks import check_positive, safe_divisor, uniform_noise
+from ef_optax.compressors._blocks import safe_divisor, uniform_noise
 from ef_optax.compressors._matrix import (
     Matrices,
-    check_batch_axes,
     low_rank_product,
     matrix_view,
 )
@@ -196,8 +196,9 @@ def svd(rank: int, *, batch_axes: int = 0) -> Compressor:
       Eckart, Young, 1936; as a gradient compressor the Rank-K of Safaryan, Islamov, Qian,
       Richtarik, FedNL, 2022.
     """
-    check_positive("svd", "rank", rank)
-    return Compressor(Svd(rank, check_batch_axes("svd", batch_axes)))
+    _check.count("svd", "rank", rank)
+    _check.count("svd", "batch_axes", batch_axes, least=0)
+    return Compressor(Svd(rank, batch_axes))
 
 
 def atomo(rank: int, key: Any = None, *, batch_axes: int = 0) -> Compressor:
@@ -230,5 +231,6 @@ def atomo(rank: int, key: Any = None, *, batch_axes: int = 0) -> Compressor:
       Wang, Sievert, Charles, Liu, Wright, Papailiopoulos, ATOMO, 2018, section 4 and the authors'
       public implementation (which draws again when nothing was chosen; here nothing is sent then).
     """
-    check_positive("atomo", "rank", rank)
-    return Compressor(Atomo(rank, check_batch_axes("atomo", batch_axes), as_key(key, "atomo")))
+    _check.count("atomo", "rank", rank)
+    _check.count("atomo", "batch_axes", batch_axes, least=0)
+    return Compressor(Atomo(rank, batch_axes, as_key(key, "atomo")))

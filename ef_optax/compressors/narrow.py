@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._rounding import rounded
-from ef_optax.compressors._blocks import check_bits, safe_divisor
+from ef_optax.compressors._blocks import safe_divisor
 from ef_optax.compressors.dithering import power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
@@ -220,8 +220,8 @@ def fp8(format: str = "e4m3", *, rows: bool = True) -> Compressor:
     References:
       Micikevicius et al., FP8 formats for deep learning, 2022; row scales as in FBGEMM.
     """
-    if format not in FORMATS:
-        raise ValueError(f"fp8: format={format!r} is not known; use 'e4m3' or 'e5m2'.")
+    _check.word("fp8", "format", format, FORMATS)
+    _check.flag("fp8", "rows", rows)
     return Compressor(Fp8(format, rows))
 
 
@@ -251,5 +251,5 @@ def log_quantize(bits: int) -> Compressor:
       Miyashita, Lee, Murmann, Convolutional neural networks using logarithmic data
       representation, 2016, section 3; the full-scale range is the leaf's own.
     """
-    check_bits("log_quantize", bits, 1, 7)
+    _check.count("log_quantize", "bits", bits, least=1, most=7)
     return Compressor(LogQuantize(bits))

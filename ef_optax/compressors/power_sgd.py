@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ef_optax._base import Mean, Protocol, Shape, Workers, as_key, bits_of, size_of, wide_dtype
+from ef_optax._base import Mean, Protocol, Shape, Workers, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors._factors import AveragedFactors, check_options, unless_zero
+from ef_optax.compressors._factors import AveragedFactors, averaged_factors, unless_zero
 from ef_optax.compressors._matrix import Matrices, orthonormal
-from ef_optax.compressors.scheduled import delayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +118,14 @@ def power_sgd(
       Vogels, Karimireddy, Jaggi, PowerSGD, 2019, Algorithm 1; ``start_step`` and
       ``min_compression`` as in epfml/powersgd, powersgd/powersgd.py.
     """
-    check_options("power_sgd", rank, start_step, min_compression, iterations, batch_axes)
-    codec = PowerSgd(
+    return averaged_factors(
+        "power_sgd",
+        PowerSgd,
         rank,
-        key if isinstance(key, int) else as_key(key, "power_sgd"),
-        float(min_compression),
-        iterations,
-        bool(local_error),
-        batch_axes,
+        key=key,
+        start_step=start_step,
+        min_compression=min_compression,
+        iterations=iterations,
+        local_error=local_error,
+        batch_axes=batch_axes,
     )
-    return delayed(start_step, codec)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import Array, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors.sparsify import RandomPlaces, check_ratio_or_k
@@ -69,4 +70,5 @@ def random_block(
       Vogels, Karimireddy, Jaggi, PowerSGD, 2019, section 4.1 (random block).
     """
     check_ratio_or_k("random_block", ratio, k)
-    return Compressor(RandomBlock(as_key(key, "random_block"), ratio, k, bool(scaled)))
+    _check.flag("random_block", "scaled", scaled)
+    return Compressor(RandomBlock(as_key(key, "random_block"), ratio, k, scaled))

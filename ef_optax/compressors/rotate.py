@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import Array, Codec, Message, Shape, as_key, joint_basis, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._transforms import TRANSFORMS
@@ -111,6 +112,5 @@ def rotate(compressor: Compressor, key: Any = None, *, kind: str = "hadamard") -
       Lyubarskii, Vershynin, Uncertainty principles and vector quantization, 2010 (Kashin).
     """
     inner = single_codec(compressor, "rotate", "compressor")
-    if kind not in TRANSFORMS:
-        raise ValueError(f"rotate: kind={kind!r} is not known; use one of {tuple(TRANSFORMS)}.")
+    _check.word("rotate", "kind", kind, TRANSFORMS)
     return Compressor(Rotated(inner, as_key(key, "rotate"), kind))

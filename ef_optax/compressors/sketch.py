@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import (
     Array,
     Codec,
@@ -25,7 +26,7 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors._blocks import check_positive, random_words
+from ef_optax.compressors._blocks import random_words
 from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k, scatter
 
 
@@ -152,7 +153,7 @@ def count_sketch(
       Ivkin et al., Communication-efficient distributed SGD with sketching, 2019, Algorithm 2;
       Charikar, Chen, Farach-Colton, Finding frequent items in data streams, 2002.
     """
-    check_positive("count_sketch", "rows", rows)
-    check_positive("count_sketch", "columns", columns)
+    _check.count("count_sketch", "rows", rows)
+    _check.count("count_sketch", "columns", columns)
     check_ratio_or_k("count_sketch", ratio, k)
     return Compressor(CountSketch(rows, columns, as_key(key, "count_sketch"), ratio, k))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields, _packing
+from ef_optax import _check, _fields, _packing
 from ef_optax._base import (
     Array,
     Codec,
@@ -53,16 +53,10 @@ def check_ratio_or_k(name: str, ratio: Any, k: Any) -> None:
             f"{name}: ratio={ratio!r}, k={k!r}; give exactly one of them: ratio=0.01 keeps one "
             "value in a hundred, k=10 keeps ten of every leaf."
         )
-    if isinstance(ratio, jax.Array) or isinstance(k, jax.Array):
-        raise TypeError(
-            f"{name}: ratio and k decide the size of the message and must be Python numbers, not "
-            "arrays; under optax.inject_hyperparams name them in static_args."
-        )
-    number = isinstance(ratio, float | int) and not isinstance(ratio, bool)
-    if ratio is not None and not (number and 0 < ratio <= 1):
-        raise ValueError(f"{name}: ratio={ratio!r} must be a number in (0, 1], kept / total.")
-    if k is not None and not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
-        raise ValueError(f"{name}: k={k!r} must be a positive integer.")
+    if k is None:
+        _check.ratio(name, "ratio", ratio)
+    else:
+        _check.count(name, "k", k)
 
 
 def scatter(values: Array, indices: Array, like: jax.ShapeDtypeStruct) -> Array:
@@ -323,4 +317,6 @@ def random_k(
       Richtarik, Sokolov, Fatkhullin, EF21, 2021.
     """
     check_ratio_or_k("random_k", ratio, k)
+    _check.flag("random_k", "scaled", scaled)
+    _check.flag("random_k", "shared_mask", shared_mask)
     return Compressor(RandomK(as_key(key, "random_k"), ratio, k, scaled, shared_mask))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import (
     Array,
     Codec,
@@ -209,10 +209,10 @@ def ternary(
       Wen et al., TernGrad, 2017, equations 2-5 and section 3.3 (clipping), and its
       scaler sharing.
     """
-    if clip_sigmas is not None and not (isinstance(clip_sigmas, float | int) and clip_sigmas > 0):
-        raise ValueError(f"ternary: clip_sigmas={clip_sigmas!r} must be a positive number or None.")
-    if packing not in PACKINGS:
-        raise ValueError(f"ternary: packing={packing!r} is not known; use one of {PACKINGS}.")
+    if clip_sigmas is not None:
+        _check.static_positive("ternary", "clip_sigmas", clip_sigmas)
+    _check.word("ternary", "packing", packing, PACKINGS)
+    _check.flag("ternary", "shared_scale", shared_scale)
     kind = SharedTernary if shared_scale else Ternary
     return Compressor(kind(as_key(key, "ternary"), clip_sigmas, packing))
 
@@ -242,6 +242,5 @@ def three_lc(sparsity: float = 1.0) -> Compressor:
     References:
       Lim, Andersen, Kaminsky, 3LC: lightweight and effective traffic compression, 2019, section 3.
     """
-    if not (isinstance(sparsity, float | int) and 1 <= sparsity < 2):
-        raise ValueError(f"three_lc: sparsity={sparsity!r} must be a number in [1, 2).")
+    _check.static("three_lc", "sparsity", sparsity, lambda s: 1 <= s < 2, "a number in [1, 2)")
     return Compressor(ThreeLC(float(sparsity)))

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields, _packing
+from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors.sparsify import SparseCodec, check_ratio_or_k, resolve_k
+from ef_optax.compressors.sparsify import SparseCodec, resolve_k
 
 
 class ThresholdCodec(SparseCodec):
@@ -178,9 +178,8 @@ def threshold(value: float, *, capacity: float = 0.1) -> Compressor:
     References:
       Sahu et al., Rethinking gradient sparsification as total error minimization, 2021.
     """
-    if not (isinstance(value, float | int) and 0 < value < math.inf):
-        raise ValueError(f"threshold: value={value!r} must be a positive number.")
-    check_ratio_or_k("threshold (capacity)", capacity, None)
+    _check.static_positive("threshold", "value", value)
+    _check.ratio("threshold", "capacity", capacity)
     return Compressor(Threshold(float(value), float(capacity)))
 
 
@@ -214,8 +213,8 @@ def sampled_top_k(ratio: float, *, sample: float = 0.01) -> Compressor:
       Lin, Han, Mao, Wang, Dally, Deep gradient compression, 2018, section 5, and the authors'
       public implementation.
     """
-    check_ratio_or_k("sampled_top_k", ratio, None)
-    check_ratio_or_k("sampled_top_k (sample)", sample, None)
+    _check.ratio("sampled_top_k", "ratio", ratio)
+    _check.ratio("sampled_top_k", "sample", sample)
     return Compressor(SampledTopK(float(ratio), float(sample)))
 
 
@@ -244,5 +243,5 @@ def redsync(ratio: float) -> Compressor:
     References:
       Fang, Fu, Yang, Hsieh, RedSync, 2019, Algorithm 3 (threshold binary search selection).
     """
-    check_ratio_or_k("redsync", ratio, None)
+    _check.ratio("redsync", "ratio", ratio)
     return Compressor(RedSync(float(ratio)))

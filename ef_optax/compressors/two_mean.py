@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors._matrix import check_batch_axes, matrix_view
+from ef_optax.compressors._matrix import matrix_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,4 +88,6 @@ def two_mean_sign(*, columns: bool = False, batch_axes: int = 0) -> Compressor:
     References:
       Seide, Fu, Droppo, Li, Yu, 1-bit stochastic gradient descent, 2014, section 3.
     """
-    return Compressor(TwoMeanSign(bool(columns), check_batch_axes("two_mean_sign", batch_axes)))
+    _check.flag("two_mean_sign", "columns", columns)
+    _check.count("two_mean_sign", "batch_axes", batch_axes, least=0)
+    return Compressor(TwoMeanSign(columns, batch_axes))

@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
     block_count,
     block_length,
-    check_bits,
-    check_positive,
     divide,
     from_blocks,
     round_randomly,
@@ -175,8 +173,8 @@ def uniform(bits: int, *, bucket: int | None = None, key: Any = None) -> Compres
       Suresh, Yu, Kumar, McMahan, Distributed mean estimation, 2017, section 2.2;
       bucketed as in Markov et al., CGX, 2022.
     """
-    check_bits("uniform", bits, 1, 16)
-    check_positive("uniform", "bucket", bucket, optional=True)
+    _check.count("uniform", "bits", bits, least=1, most=16)
+    _check.count("uniform", "bucket", bucket, optional=True)
     return Compressor(UniformBuckets(bits, bucket, None if key is None else as_key(key, "uniform")))
 
 
@@ -211,7 +209,7 @@ def block_quantize(bits: int, *, block: int | None = 256, key: Any = None) -> Co
       The block-wise absolute maximum of Dettmers et al., 8-bit optimizers via block-wise
       quantization, 2022, with evenly spaced codes.
     """
-    check_bits("block_quantize", bits, 2, 16)
-    check_positive("block_quantize", "block", block, optional=True)
+    _check.count("block_quantize", "bits", bits, least=2, most=16)
+    _check.count("block_quantize", "block", block, optional=True)
     chosen = None if key is None else as_key(key, "block_quantize")
     return Compressor(BlockQuantize(bits, block, chosen))

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import Array, Message, as_key
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors._blocks import check_positive, safe_divisor, uniform_noise
+from ef_optax.compressors._blocks import safe_divisor, uniform_noise
 from ef_optax.compressors.dithering import power_of_two
-from ef_optax.compressors.sparsify import IndexedCodec, check_ratio_or_k, resolve_k
+from ef_optax.compressors.sparsify import IndexedCodec, resolve_k
 
 
 def keep_probabilities(magnitude: Array, ratio: float, iterations: int) -> Array:
@@ -111,6 +112,6 @@ def wangni(ratio: float, key: Any = None, *, iterations: int = 2) -> Compressor:
       Wangni, Wang, Liu, Zhang, Gradient sparsification for communication-efficient distributed
       optimization, 2018, Algorithm 3.
     """
-    check_ratio_or_k("wangni", ratio, None)
-    check_positive("wangni", "iterations", iterations)
+    _check.ratio("wangni", "ratio", ratio)
+    _check.count("wangni", "iterations", iterations)
     return Compressor(Wangni(as_key(key, "wangni"), float(ratio), iterations))

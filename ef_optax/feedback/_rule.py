@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, wide_dtype
@@ -216,59 +215,6 @@ def draw(key: Array, count: Array, axis_name: coll.AxisName, *, shared: bool = F
 
 
 # ---------------------------------------------------------------------------- refusals
-
-
-def check_count(rule: str, name: str, value: Any, *, least: int = 1) -> None:
-    """Refuses anything but a Python integer of at least 1, or another least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{rule}: {name}={value!r} must be a whole number of at least {least}.")
-
-
-def check_init(rule: str, init: Any) -> None:
-    """Refuses an unknown start."""
-    if init not in INITS:
-        raise ValueError(f"{rule}: init={init!r} must be one of {', '.join(INITS)}.")
-
-
-def check_decay(rule: str, name: str, value: Any) -> None:
-    """Refuses a factor outside [0, 1)."""
-    _check_number(rule, name, value, lambda x: 0 <= x < 1, "a number in [0, 1)")
-
-
-def check_weight(rule: str, name: str, value: Any, *, schedule: bool = False) -> None:
-    """Refuses a weight outside (0, 1], and a function unless it may be a schedule."""
-    if not (schedule and callable(value)):
-        _check_number(rule, name, value, lambda x: 0 < x <= 1, "a number in (0, 1]")
-
-
-def check_positive(rule: str, name: str, value: Any) -> None:
-    """Refuses a number that is not above zero."""
-    _check_number(rule, name, value, lambda x: x > 0, "a positive number")
-
-
-def check_not_negative(rule: str, name: str, value: Any) -> None:
-    """Refuses a number below zero."""
-    _check_number(rule, name, value, lambda x: x >= 0, "a number of at least 0")
-
-
-def check_share(rule: str, name: str, value: Any) -> None:
-    """Refuses a share outside [0, 1]."""
-    _check_number(rule, name, value, lambda x: 0 <= x <= 1, "a number in [0, 1], 1 for all")
-
-
-def _check_number(
-    rule: str, name: str, value: Any, holds: Callable[[Any], bool], what: str
-) -> None:
-    """Refuses what is no number or not in range; one that is traced is not known before the run."""
-    if isinstance(value, Tracer):  # by optax.inject_hyperparams
-        return
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-    else:
-        number = jnp.issubdtype(dtype, jnp.number) and jnp.ndim(value) == 0
-    if not (number and holds(value)):
-        raise ValueError(f"{rule}: {name}={value!r} must be {what}.")
 
 
 def check_shares(rule: str, weights: Sequence[float]) -> None:

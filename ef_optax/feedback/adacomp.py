@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _fields
+from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._exchange import Exchange, ExchangeState
@@ -84,7 +84,7 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
       Chen, Choi, Brand, Agrawal, Zhang, Gopalakrishnan, "AdaComp: Adaptive Residual Gradient
       Compression for Data-Parallel Distributed Training", AAAI 2018.
     """
-    _rule.check_count("adacomp", "bin_size", bin_size)
+    _check.count("adacomp", "bin_size", bin_size)
     exchange = Exchange(ThreeLevels(), axis_name)
 
     def chosen(r: Array, dW: Array) -> Array:

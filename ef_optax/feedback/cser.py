@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -84,7 +85,8 @@ def cser(
       Xie, Zheng, Koyejo, Gupta, Li, Lin, "CSER: Communication-efficient SGD with Error Reset",
       NeurIPS 2020.
     """
-    _rule.check_count("cser", "period", period)
+    _check.rate("cser", "learning_rate", learning_rate)
+    _check.count("cser", "period", period)
     reset = exchange_for("cser", errors, axis_name, "errors")
     whole = identity() if gradients is None else gradients
     every = exchange_for("cser", whole, axis_name, "gradients")

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check, _context
 from ef_optax import _collectives as coll
-from ef_optax import _context
 from ef_optax._base import Codec, like_of
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -83,9 +83,11 @@ def dgc(
       Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018; details as in
       the official code, synxlin/deep-gradient-compression.
     """
-    _rule.check_decay("dgc", "momentum", momentum)
+    _check.decay("dgc", "momentum", momentum)
+    _check.flag("dgc", "nesterov", nesterov)
+    _check.flag("dgc", "masking", masking)
     if clip_norm is not None:
-        _rule.check_positive("dgc", "clip_norm", clip_norm)
+        _check.positive("dgc", "clip_norm", clip_norm)
     exchange = exchange_for("dgc", compressor, axis_name)
 
     def clip(g: Any) -> Any:
@@ -162,8 +164,9 @@ def dgc_warmup(
       Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018; the ratios as in the
       official code, synxlin/deep-gradient-compression.
     """
-    _rule.check_count("dgc_warmup", "steps_per_epoch", steps_per_epoch)
-    _rule.check_count("dgc_warmup", "warmup_epochs", warmup_epochs, least=0)
+    _check.ratio("dgc_warmup", "ratio", ratio)
+    _check.count("dgc_warmup", "steps_per_epoch", steps_per_epoch)
+    _check.count("dgc_warmup", "warmup_epochs", warmup_epochs, least=0)
     ratios = [dgc_warmup_ratio(e, ratio, warmup_epochs) for e in range(warmup_epochs + 1)]
     boundaries = [e * steps_per_epoch for e in range(1, warmup_epochs + 1)]
     return scheduled(boundaries, [compressor(r) for r in ratios])
@@ -192,7 +195,7 @@ def dgc_warmup_ratio(epoch: int, ratio: float, warmup_epochs: int) -> float:
     References:
       synxlin/deep-gradient-compression, dgc/compression.py.
     """
-    _rule.check_weight("dgc_warmup_ratio", "ratio", ratio)
-    _rule.check_count("dgc_warmup_ratio", "epoch", epoch, least=0)
-    _rule.check_count("dgc_warmup_ratio", "warmup_epochs", warmup_epochs, least=0)
+    _check.ratio("dgc_warmup_ratio", "ratio", ratio)
+    _check.count("dgc_warmup_ratio", "epoch", epoch, least=0)
+    _check.count("dgc_warmup_ratio", "warmup_epochs", warmup_epochs, least=0)
     return max(ratio ** ((epoch + 1) / (warmup_epochs + 1)), ratio)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -79,7 +80,9 @@ def dist_ef_sgdm(
       Zheng, Huang, Kwok, "Communication-Efficient Distributed Blockwise Momentum SGD with
       Error-Feedback", NeurIPS 2019; the ratio as in bytedance/byteps.
     """
-    _rule.check_decay("dist_ef_sgdm", "momentum", momentum)
+    _check.rate("dist_ef_sgdm", "learning_rate", learning_rate)
+    _check.decay("dist_ef_sgdm", "momentum", momentum)
+    _check.flag("dist_ef_sgdm", "nesterov", nesterov)
     uplink = exchange_for("dist_ef_sgdm", compressor, axis_name)
     server = compressor if server is None else server
     downlink = exchange_for("dist_ef_sgdm", server, argument="server")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
@@ -57,7 +58,7 @@ def gradient_shift(
       >>> updates.tolist(), state.control.tolist()
       ([4.0], [2.0])
     """
-    _rule.check_weight("gradient_shift", "rate", rate)
+    _check.weight("gradient_shift", "rate", rate)
     exchange = exchange_for("gradient_shift", compressor, axis_name)
 
     def init_fn(params: Any) -> ShiftState:
@@ -116,6 +117,8 @@ def ec_sgd_diana(
       Gorbunov, Kovalev, Makarenko, Richtarik, "Linearly Converging Error Compensated SGD", NeurIPS
       2020 (EC-SGD-DIANA).
     """
+    _check.weight("ec_sgd_diana", "rate", rate)
+    _check.rate("ec_sgd_diana", "learning_rate", learning_rate, optional=True)
     return optax.with_extra_args_support(
         optax.chain(
             gradient_shift(control, rate, axis_name=axis_name),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
@@ -67,8 +68,8 @@ def econtrol(
       Gao, Islamov, Stich, "EControl: Fast Distributed Optimization with Compression and Error
       Control", ICLR 2024.
     """
-    _rule.check_init("econtrol", init)
-    _rule.check_not_negative("econtrol", "strength", strength)
+    _check.word("econtrol", "init", init, _rule.INITS)
+    _check.not_negative("econtrol", "strength", strength)
     exchange = exchange_for("econtrol", compressor, axis_name)
 
     def init_fn(params: Any) -> EControlState:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
@@ -57,8 +58,8 @@ def ecq_sgd(
       Wu, Huang, Huang, Zhang, "Error Compensated Quantized SGD and its Applications to Large-scale
       Distributed Optimization", ICML 2018.
     """
-    _rule.check_not_negative("ecq_sgd", "alpha", alpha)
-    _rule.check_share("ecq_sgd", "beta", beta)
+    _check.not_negative("ecq_sgd", "alpha", alpha)
+    _check.share("ecq_sgd", "beta", beta)
     exchange = exchange_for("ecq_sgd", compressor, axis_name)
 
     def init_fn(params: Any) -> ECQState:

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax._base import Array, bits_of, wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
 from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
 from ef_optax.feedback._requires import exchange_for
 
 
@@ -112,7 +112,9 @@ def error_feedback(
       Stich, Cordonnier, Jaggi, Sparsified SGD with memory, 2018; the corrected form: Zheng, Huang,
       Kwok, Blockwise momentum SGD with error feedback, 2019.
     """
-    _rule.check_share("error_feedback", "decay", decay)
+    _check.rate("error_feedback", "learning_rate", learning_rate, optional=True)
+    _check.share("error_feedback", "decay", decay)
+    _check.finite("error_feedback", "injection", injection)
     exchange = exchange_for("error_feedback", compressor, axis_name)
 
     def rate_at(count: Array) -> Array:

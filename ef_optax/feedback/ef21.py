@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
@@ -67,7 +68,7 @@ def ef21(
       Richtarik, Sokolov, Fatkhullin, "EF21: A new, simpler, theoretically better, and practically
       faster error feedback", NeurIPS 2021.
     """
-    _rule.check_init("ef21", init)
+    _check.word("ef21", "init", init, _rule.INITS)
     exchange = exchange_for("ef21", compressor, axis_name)
 
     def init_fn(params: Any) -> EF21State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax.feedback import _rule
@@ -47,6 +48,7 @@ def ef21_heavy_ball(
     References:
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
-    _rule.check_decay("ef21_heavy_ball", "decay", decay)
+    _check.decay("ef21_heavy_ball", "decay", decay)
+    _check.word("ef21_heavy_ball", "init", init, _rule.INITS)
     inner = ef21(compressor, axis_name=axis_name, init=init)
     return optax.with_extra_args_support(optax.chain(inner, optax.trace(decay)))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -123,8 +124,8 @@ def _with_averages(
     axis_name: AxisName,
     init: _rule.Init,
 ) -> optax.GradientTransformationExtraArgs:
-    _rule.check_init(rule, init)
-    _rule.check_weight(rule, "fresh_weight", fresh_weight, schedule=True)
+    _check.word(rule, "init", init, _rule.INITS)
+    _check.weight(rule, "fresh_weight", fresh_weight, schedule=True)
     exchange = exchange_for(rule, compressor, axis_name)
 
     def weight_at(count: Array) -> Array:

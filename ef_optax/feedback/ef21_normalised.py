@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._base import Array, wide_dtype
+from ef_optax import _check
+from ef_optax._base import Array, as_key, wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import safe_divisor
@@ -45,8 +46,8 @@ def power_decay(scale: float, power: float) -> Callable[[Any], Array]:
       >>> [round(float(power_decay(1.0, 0.5)(t)), 3) for t in (0, 3, 99)]
       [1.0, 0.5, 0.1]
     """
-    _rule.check_positive("power_decay", "scale", scale)
-    _rule.check_not_negative("power_decay", "power", power)
+    _check.positive("power_decay", "scale", scale)
+    _check.not_negative("power_decay", "power", power)
 
     def schedule(count: Any) -> Array:
         t = jnp.asarray(count).astype(jnp.result_type(float))
@@ -69,6 +70,7 @@ def normalise(*, per_leaf: bool = True) -> optax.GradientTransformation:
       >>> tx.update(jnp.array([3.0, 4.0]), tx.init(None))[0].round(3).tolist()
       [0.6000000238418579, 0.800000011920929]
     """
+    _check.flag("normalise", "per_leaf", per_leaf)
 
     def update(updates: Any, params: Any = None) -> Any:
         del params
@@ -150,12 +152,15 @@ def ef21_normalised(
       2025; normalisation and exponents as in the authors' code,
       IgorSokoloff/Parameter-Agnostic-Error-Feedback-through-Momentum.
     """
-    if estimator not in tuple(POWERS):
-        raise ValueError(
-            f"ef21_normalised: estimator={estimator!r} must be one of {', '.join(POWERS)}."
-        )
+    _check.word("ef21_normalised", "estimator", estimator, POWERS)
+    _check.word("ef21_normalised", "init", init, _rule.INITS)
+    _check.flag("ef21_normalised", "per_leaf", per_leaf)
+    if fresh_weight is not None:
+        _check.weight("ef21_normalised", "fresh_weight", fresh_weight, schedule=True)
     if (key is not None) != (estimator == "rhm"):
         raise ValueError(f'ef21_normalised: key={key!r}; "rhm" needs a key, the others none.')
+    if key is not None:
+        key = as_key(key, "ef21_normalised")
     eta = power_decay(1.0, POWERS[estimator]) if fresh_weight is None else fresh_weight
     options: dict[str, Any] = {"axis_name": axis_name, "init": init}
     rule = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax.feedback import _rule
@@ -50,6 +51,7 @@ def ef21_page(
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021; start as in
       the authors' code, IgorSokoloff/ef21_b-w_experiements_source_code.
     """
+    _check.word("ef21_page", "init", init, _rule.INITS)
     return optax.with_extra_args_support(
         optax.chain(page(), ef21(compressor, axis_name=axis_name, init=init))
     )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, as_key
 from ef_optax._collectives import AxisName
@@ -82,10 +83,10 @@ def ef21_partial_participation(
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
     rule = "ef21_partial_participation"
-    _rule.check_init(rule, init)
+    _check.word(rule, "init", init, _rule.INITS)
     several = tuple(probability) if isinstance(probability, Sequence) else (probability,)
     for p in several:
-        _rule.check_weight(rule, "probability", p)
+        _check.weight(rule, "probability", p)
     if weights is not None:
         _rule.check_shares(rule, weights)
     key = as_key(key, rule)

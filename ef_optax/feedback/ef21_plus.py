@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -68,7 +69,7 @@ def ef21_plus(
       Richtarik, Sokolov, Fatkhullin, "EF21", NeurIPS 2021; ties as in the authors'
       code, IgorSokoloff/ef21_experiments_source_code.
     """
-    _rule.check_init("ef21_plus", init)
+    _check.word("ef21_plus", "init", init, _rule.INITS)
     exchange = exchange_for("ef21_plus", compressor, axis_name)
     local, dense = Exchange(exchange.codec), Exchange(Identity(), axis_name)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -45,7 +46,7 @@ def l1_prox(strength: float) -> Prox:
       >>> l1_prox(0.5)(jnp.array([2.0, -0.1]), 1.0).tolist()
       [1.5, -0.0]
     """
-    _rule.check_not_negative("l1_prox", "strength", strength)
+    _check.not_negative("l1_prox", "strength", strength)
 
     def prox(params: Any, step: Any) -> Any:
         def one(x: Array) -> Array:
@@ -79,6 +80,7 @@ def proximal(
       >>> tx.update(jnp.array([1.0]), tx.init(params), params)[0].tolist()  # 1 - 0.5 - 0.5
       [-1.0]
     """
+    _check.rate("proximal", "learning_rate", learning_rate)
 
     def init_fn(params: Any) -> ProximalState:
         del params
@@ -112,6 +114,7 @@ def gradient_mapping(prox: Prox, params: Any, grads: Any, step: float) -> Any:
       >>> gradient_mapping(l1_prox(1.0), jnp.array([0.0]), jnp.array([0.5]), 0.1).tolist()
       [0.0]
     """
+    _check.positive("gradient_mapping", "step", step)
     return _rule.scale(1 / step, _rule.sub(params, prox(_rule.axpy(-step, grads, params), step)))
 
 
@@ -151,6 +154,8 @@ def ef21_prox(
     References:
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
+    _check.rate("ef21_prox", "learning_rate", learning_rate)
+    _check.word("ef21_prox", "init", init, _rule.INITS)
     return optax.with_extra_args_support(
         optax.chain(
             ef21(compressor, axis_name=axis_name, init=init),

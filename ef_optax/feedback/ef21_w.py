@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._transformation import as_transformation
@@ -66,7 +67,7 @@ def ef21_w(
       Richtarik, Gasanov, Burlachenko, "Error Feedback Reloaded: From Quadratic to Arithmetic Mean
       of Smoothness Constants", ICLR 2024.
     """
-    _rule.check_init("ef21_w", init)
+    _check.word("ef21_w", "init", init, _rule.INITS)
     _rule.check_shares("ef21_w", weights)
     exchange = exchange_for("ef21_w", compressor, axis_name)
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from ef_optax import _check, _context
 from ef_optax import _collectives as coll
-from ef_optax import _context
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
@@ -65,8 +65,8 @@ def ef_bv(
       Condat, Yi, Richtarik, "EF-BV: A Unified Theory of Error Feedback and Variance Reduction
       Mechanisms for Biased and Unbiased Compression", NeurIPS 2022.
     """
-    _rule.check_weight("ef_bv", "lam", lam)
-    _rule.check_weight("ef_bv", "nu", nu)
+    _check.weight("ef_bv", "lam", lam)
+    _check.weight("ef_bv", "nu", nu)
     return _control_variates("ef_bv", compressor, lam, nu, axis_name)
 
 
@@ -103,7 +103,7 @@ def diana(
       Differences", 2019.
     """
     if rate is not None:
-        _rule.check_weight("diana", "rate", rate)
+        _check.weight("diana", "rate", rate)
     return _control_variates("diana", compressor, rate, 1.0, axis_name)
 
 

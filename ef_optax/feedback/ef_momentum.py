@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax._exchange import ExchangeState
@@ -62,7 +63,7 @@ def ef_momentum(
       Derived from Karimireddy, Rebjock, Stich, Jaggi, "Error Feedback Fixes SignSGD", ICML 2019,
       Algorithm 2.
     """
-    _rule.check_decay("ef_momentum", "beta", beta)
+    _check.decay("ef_momentum", "beta", beta)
     exchange = exchange_for("ef_momentum", compressor, axis_name)
 
     def init_fn(params: Any) -> EFMomentumState:

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax._base import Array, Codec, Message, Shape, Workers, joint_basis
 from ef_optax._compressor import Compressor
 from ef_optax.compressors.algebra import single_codec
-from ef_optax.feedback import _rule
 from ef_optax.theory.contraction import repeated_contraction
 
 
@@ -114,5 +114,5 @@ def fcc(compressor: Compressor, rounds: int) -> Compressor:
       with Communication Compression", NeurIPS 2022.
     """
     codec = single_codec(compressor, "fcc", "compressor")
-    _rule.check_count("fcc", "rounds", rounds)
+    _check.count("fcc", "rounds", rounds)
     return Compressor(Repeated(codec, int(rounds)))

@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ef_optax import _context
+from ef_optax import _check, _context
 from ef_optax._base import Array, as_key, bits_of, wide_dtype
 from ef_optax._collectives import AxisName
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax._selection import top_k_indices
 from ef_optax._transformation import as_transformation
-from ef_optax.compressors._blocks import check_positive
 from ef_optax.compressors.identity import Identity
 from ef_optax.compressors.sketch import estimates, sketch
 from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k
@@ -101,12 +100,11 @@ def fetch_sgd(
       Communication-Efficient Federated Learning with Sketching", ICML 2020; the form in gradient
       units and ``"zero"`` as in the authors' code, kiddyboots216/CommEfficient.
     """
-    check_positive("fetch_sgd", "rows", rows)
-    check_positive("fetch_sgd", "columns", columns)
+    _check.count("fetch_sgd", "rows", rows)
+    _check.count("fetch_sgd", "columns", columns)
     check_ratio_or_k("fetch_sgd", ratio, k)
-    _rule.check_decay("fetch_sgd", "momentum", momentum)
-    if clear not in ("zero", "subtract"):
-        raise ValueError(f'fetch_sgd: clear={clear!r} must be "zero" or "subtract".')
+    _check.decay("fetch_sgd", "momentum", momentum)
+    _check.word("fetch_sgd", "clear", clear, ("zero", "subtract"))
     key, exchange = as_key(key, "fetch_sgd"), Exchange(Identity(), axis_name)
 
     def keys_of(tree: Any) -> list[Array]:

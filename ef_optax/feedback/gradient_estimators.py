@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax._base import Array, as_key
 from ef_optax._transformation import as_transformation
 from ef_optax.feedback import _rule
@@ -158,7 +159,7 @@ def storm(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationE
       Cutkosky, Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD", NeurIPS 2019; with
       EF21: Fatkhullin, Tyurin, Richtarik, 2023, and Sadiev et al., 2025.
     """
-    _rule.check_weight("storm", "fresh_weight", fresh_weight, schedule=True)
+    _check.weight("storm", "fresh_weight", fresh_weight, schedule=True)
 
     def init_fn(params: Any) -> StormState:
         return StormState(_rule.zeros(params), _copy(params), jnp.zeros((), jnp.int32))
@@ -209,7 +210,7 @@ def hessian_momentum(
       Sadiev et al., "Improved Convergence in Parameter-Agnostic Error Feedback through Momentum",
       2025; update as in the authors' code.
     """
-    _rule.check_weight("hessian_momentum", "fresh_weight", fresh_weight, schedule=True)
+    _check.weight("hessian_momentum", "fresh_weight", fresh_weight, schedule=True)
     key = None if key is None else as_key(key, "hessian_momentum")
 
     def fraction(steps: Array) -> Array:
@@ -261,7 +262,7 @@ def igt(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationExt
       Cutkosky, Mehta, "Momentum Improves Normalized SGD", ICML 2020; with EF21: Sadiev et al.,
       2025.
     """
-    _rule.check_weight("igt", "fresh_weight", fresh_weight, schedule=True)
+    _check.weight("igt", "fresh_weight", fresh_weight, schedule=True)
 
     def reach(steps: Array) -> Array:
         """The factor of the next step's query; 0 at first, where there is no last step."""

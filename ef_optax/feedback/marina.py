@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, as_key
 from ef_optax._collectives import AxisName
@@ -92,9 +93,9 @@ def marina(
       Gorbunov, Burlachenko, Li, Richtarik, "MARINA: Faster Non-Convex Distributed Learning with
       Compression", ICML 2021; participants without replacement as in burlachenkok/flpytorch.
     """
-    _rule.check_weight("marina", "probability", probability)
+    _check.weight("marina", "probability", probability)
     if participants is not None:
-        _rule.check_count("marina", "participants", participants)
+        _check.count("marina", "participants", participants)
     key = as_key(key, "marina")
     exchange = exchange_for("marina", compressor, axis_name)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
 from ef_optax.feedback.compressed_mean import compressed_mean
@@ -59,6 +60,7 @@ def neolithic(
       with Communication Compression", NeurIPS 2022 (the algorithm from the literature: its text was
       not compared).
     """
+    _check.count("neolithic", "rounds", rounds)
     server = compressor if server is None else server
     return optax.with_extra_args_support(
         optax.chain(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -83,7 +84,8 @@ def qsparse_local_sgd(
       Basu, Data, Karakus, Diggavi, "Qsparse-local-SGD: Distributed SGD with Quantization,
       Sparsification, and Local Computations", NeurIPS 2019 (synchronous form, from the literature).
     """
-    _rule.check_count("qsparse_local_sgd", "period", period)
+    _check.rate("qsparse_local_sgd", "learning_rate", learning_rate)
+    _check.count("qsparse_local_sgd", "period", period)
     exchange = exchange_for("qsparse_local_sgd", compressor, axis_name)
 
     def init_fn(params: Any) -> QsparseLocalSGDState:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import Compressor
@@ -72,6 +73,7 @@ def safe_ef(
       Islamov, As, Fatkhullin, "Safe-EF: Error Feedback for Nonsmooth Constrained Optimization",
       ICML 2025; update as in the authors' code, yardenas/safe-ef.
     """
+    _check.finite("safe_ef", "tolerance", tolerance)
     exchange = exchange_for("safe_ef", compressor, axis_name)
     dense = Exchange(Identity(), axis_name)
 

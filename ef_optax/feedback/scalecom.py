@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import optax
 
+from ef_optax import _check
 from ef_optax._collectives import AxisName
 from ef_optax._compressor import codec_of
 from ef_optax._exchange import Exchange, ExchangeState
 from ef_optax._transformation import as_transformation
 from ef_optax.compressors.leader_top_k import leader_top_k
+from ef_optax.compressors.sparsify import check_ratio_or_k
 from ef_optax.feedback import _rule
 
 
@@ -63,7 +65,8 @@ def scalecom(
       Chen et al., "ScaleCom: Scalable Sparsified Gradient Compression for Communication-Efficient
       Distributed Training", NeurIPS 2020.
     """
-    _rule.check_weight("scalecom", "beta", beta)
+    check_ratio_or_k("scalecom", ratio, k)
+    _check.weight("scalecom", "beta", beta)
     exchange = Exchange(codec_of(leader_top_k(ratio, k=k)), axis_name)
 
     def init_fn(params: Any) -> ScaleComState:

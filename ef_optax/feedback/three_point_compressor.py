@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax._base import Array, as_key
 from ef_optax._collectives import AxisName
@@ -116,17 +117,16 @@ def three_point_compressor(
       2022.
     """
     rule = "three_point_compressor"
-    _rule.check_init(rule, init)
-    if variant not in VARIANTS:
-        raise ValueError(f"{rule}: variant={variant!r} must be one of {', '.join(VARIANTS)}.")
+    _check.word(rule, "init", init, _rule.INITS)
+    _check.word(rule, "variant", variant, VARIANTS)
     _needed(variant, "second", second, variant in WITH_SECOND)
     _needed(variant, "zeta", zeta, variant in WITH_ZETA)
     _needed(variant, "probability", probability, variant == "v5")
     _needed(variant, "key", key, variant == "v5")
     if zeta is not None:
-        _rule.check_not_negative(rule, "zeta", zeta)
+        _check.not_negative(rule, "zeta", zeta)
     if probability is not None:
-        _rule.check_weight(rule, "probability", probability)
+        _check.weight(rule, "probability", probability)
         key = as_key(key, rule)
     if variant == "v1" and init != "full":
         raise ValueError(f'{rule}: init={init!r}; variant "v1" knows all gradients: init="full".')

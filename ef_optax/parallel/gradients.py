@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import PerWorker
@@ -58,8 +59,9 @@ def worker_value_and_grad(
       >>> losses.tolist(), grads.tolist()
       ([1.0, 9.0], [-2.0, -6.0])
     """
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate={accumulate!r} must be a positive integer.")
+    _check.flag("worker_value_and_grad", "has_aux", has_aux)
+    _check.flag("worker_value_and_grad", "aux_mean", aux_mean)
+    _check.count("worker_value_and_grad", "accumulate", accumulate)
     local = _local_gradients(loss_fn, axis_name, has_aux, accumulate)
     if isinstance(mesh_or_num_workers, Mesh):
         mesh = mesh_or_num_workers

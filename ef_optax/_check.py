@@ -1,0 +1,133 @@
+"""Options of the public functions, held against what they must be.
+
+Every refusal begins with the function's name and gives the option, its value and what it must be.
+Numbers come in two kinds: what decides the program (sizes, ratios, thresholds inside a codec) must
+be a Python number, what only enters the arithmetic of a rule may also be an array, and is taken
+unseen where ``optax.inject_hyperparams`` traces it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+# ---------------------------------------------------------------------------- words and counts
+
+
+def flag(name: str, option: str, value: Any) -> None:
+    """Refuses anything but True and False: ``"no"`` would be taken for yes."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: {option}={value!r} must be True or False.")
+
+
+def word(name: str, option: str, value: Any, known: Collection[str]) -> None:
+    """Refuses a word that is not known."""
+    if not (isinstance(value, str) and value in known):
+        raise ValueError(f"{name}: {option}={value!r} must be one of {', '.join(known)}.")
+
+
+def count(
+    name: str,
+    option: str,
+    value: Any,
+    *,
+    least: int = 1,
+    most: int | None = None,
+    optional: bool = False,
+) -> None:
+    """Refuses anything but a Python integer in a range, or None where that is allowed."""
+    if optional and value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole and least <= value and (most is None or value <= most)):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        what = f"a whole number {span}{' or None' if optional else ''}"
+        raise ValueError(f"{name}: {option}={value!r} must be {what}{_not_an_array(value)}.")
+
+
+# ---------------------------------------------------------------------------- numbers of a program
+
+
+def ratio(name: str, option: str, value: Any) -> None:
+    """Refuses anything but a Python number in (0, 1]."""
+    static(name, option, value, lambda x: 0 < x <= 1, "a number in (0, 1], kept / total")
+
+
+def static(name: str, option: str, value: Any, holds: Callable[[Any], bool], what: str) -> None:
+    """Refuses anything but a Python number that holds."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (real and holds(value)):
+        raise ValueError(f"{name}: {option}={value!r} must be {what}{_not_an_array(value)}.")
+
+
+def static_positive(name: str, option: str, value: Any) -> None:
+    """Refuses anything but a positive, finite Python number."""
+    static(name, option, value, lambda x: 0 < x < math.inf, "a positive number")
+
+
+def _not_an_array(value: Any) -> str:
+    """What to say of an array where a Python number decides the program."""
+    if not isinstance(value, jax.Array):
+        return ""
+    return ", as a Python number; under optax.inject_hyperparams name it in static_args"
+
+
+# ---------------------------------------------------------------------------- numbers of a rule
+
+
+def decay(name: str, option: str, value: Any) -> None:
+    """Refuses a factor outside [0, 1)."""
+    number(name, option, value, lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+
+def weight(name: str, option: str, value: Any, *, schedule: bool = False) -> None:
+    """Refuses a weight outside (0, 1], and a function unless it may be a schedule."""
+    if not (schedule and callable(value)):
+        number(name, option, value, lambda x: 0 < x <= 1, "a number in (0, 1]")
+
+
+def share(name: str, option: str, value: Any) -> None:
+    """Refuses a share outside [0, 1]."""
+    number(name, option, value, lambda x: 0 <= x <= 1, "a number in [0, 1], 1 for all")
+
+
+def positive(name: str, option: str, value: Any) -> None:
+    """Refuses a number that is not above zero."""
+    number(name, option, value, lambda x: x > 0, "a positive number")
+
+
+def not_negative(name: str, option: str, value: Any) -> None:
+    """Refuses a number below zero."""
+    number(name, option, value, lambda x: x >= 0, "a number of at least 0")
+
+
+def finite(name: str, option: str, value: Any) -> None:
+    """Refuses a number that is not finite."""
+    number(name, option, value, lambda x: abs(x) < math.inf, "a finite number")
+
+
+def rate(name: str, option: str, value: Any, *, optional: bool = False) -> None:
+    """Refuses anything but a learning rate: a number of at least 0, or a schedule of the step."""
+    if callable(value) or (optional and value is None):
+        return
+    other = ", or None" if optional else ""
+    what = f"a number of at least 0 or a schedule (a function of the step){other}"
+    number(name, option, value, lambda x: x >= 0, what)
+
+
+def number(name: str, option: str, value: Any, holds: Callable[[Any], bool], what: str) -> None:
+    """Refuses what is no number or not in range; one that is traced is not known before the run."""
+    if isinstance(value, Tracer):
+        return
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        real = jnp.issubdtype(dtype, jnp.number) and jnp.ndim(value) == 0
+    if not (real and holds(value)):
+        raise ValueError(f"{name}: {option}={value!r} must be {what}.")

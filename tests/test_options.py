@@ -1,0 +1,208 @@
+"""Options of every public function, by its signature: a value of the wrong kind is refused by name.
+
+The kind of an option is read from its annotation (a random key from its name), the arguments that
+have no default come from ``GIVEN`` by their names. So a new function is tested without a word here,
+unless it needs an argument of a new name; then this file says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ef_optax as ef
+
+TOP = ef.top_k(k=1)
+SGD = optax.identity()
+
+GIVEN: dict[str, Any] = {
+    "alpha": 0.5,
+    "axis_name": "data",
+    "beta": 0.5,
+    "biased": TOP,
+    "bin_size": 2,
+    "bits": 2,
+    "boundaries": [1],
+    "chunk": 2,
+    "codes": jnp.arange(2),
+    "columns": 4,
+    "compressed": TOP,
+    "compressor": TOP,
+    "compressors": [TOP, TOP],
+    "control": ef.natural(0),
+    "count": 2,
+    "decay": 0.5,
+    "dtype": "bfloat16",
+    "epoch": 1,
+    "errors": TOP,
+    "estimator": "sgdm",
+    "field": ef.pack(jnp.arange(2), 2),
+    "fresh_weight": 0.5,
+    "gradients": TOP,
+    "grads": jnp.ones(2),
+    "key": 0,
+    "k": 1,
+    "lam": 0.5,
+    "learning_rate": 0.1,
+    "levels": 2,
+    "loss_fn": lambda w, x: jnp.sum(w * x),
+    "mask": [True, False],
+    "mesh_or_num_workers": 2,
+    "num_workers": 2,
+    "p": 0.5,
+    "params": jnp.ones(2),
+    "period": 2,
+    "policy": lambda path, like: TOP,
+    "power": 0.5,
+    "probabilities": (0.5, 0.5),
+    "probability": 0.5,
+    "prox": ef.l1_prox(0.1),
+    "quantiles": 2,
+    "quantizer": ef.scaled_sign(),
+    "random": 1,
+    "rank": 1,
+    "rate": 0.5,
+    "ratio": 0.5,
+    "rounds": 1,
+    "rows": 3,
+    "scale": 0.5,
+    "server": TOP,
+    "sparsifier": TOP,
+    "states": 2,
+    "step": 1,
+    "steps_per_epoch": 10,
+    "strength": 0.5,
+    "threshold": 0.5,
+    "top": 2,
+    "tx": SGD,
+    "unbiased": ef.natural(0),
+    "value": 0.5,
+    "values": [1],
+    "variant": "clag",
+    "warmup_epochs": 2,
+    "weights": (0.5, 0.5),
+    "width": 2,
+}
+"""What an argument without a default is given, by its name."""
+
+ALSO: dict[str, dict[str, Any]] = {
+    "ef21_normalised": {"key": None},
+    "ef21_normalised key": {"estimator": "rhm"},
+    "diana": {"compressor": ef.natural(0)},
+    "dense": {"tx": optax.clip(1.0)},
+    "dgc_warmup": {"compressor": ef.top_k},
+    "gradient_shift": {"compressor": ef.natural(0)},
+    "gradiveq": {"period": 500},
+    "marina": {"compressor": ef.natural(0)},
+    "three_point_compressor": {"zeta": 1.0, "key": None},
+    "three_point_compressor probability": {"variant": "v5", "key": 0, "zeta": None},
+    "three_point_compressor key": {"variant": "v5", "probability": 0.5, "zeta": None},
+}
+"""Arguments that a function (or one option of it) must be given besides, or others."""
+
+NO_FACTORIES = ("restore", "save")
+"""Functions that read or write files, with tests of their own."""
+
+WRONG: dict[str, list[Any]] = {
+    "bool": [1, 0, "yes", None, jnp.ones((), bool)],
+    "int": [True, 1.5, "2", -1, jnp.int32(2), (1,), None],
+    "float": [True, "half", float("nan"), (0.5,), jnp.ones(2), None],
+    "key": [True, 1.5, "seed", jnp.ones(3)],
+    "rate": [True, "fast", float("nan"), -1.0, (0.1,), jnp.ones(2), None],
+    "word": ["nonsense", "", 3, ["l2"], jnp.ones(2), None],
+}
+"""Values that no option of the kind may have."""
+
+
+KINDS = {"bool": "bool", "int": "int", "float": "float", "str": "word"}
+KINDS["optax.ScalarOrSchedule"] = "rate"
+
+
+def kind_of(name: str, written: str, hint: Any) -> tuple[str, bool]:
+    """The kind of an option ("" for none of them), and whether it may be None."""
+    if name == "key":
+        return "key", True
+    plain = written.removesuffix(" | None")
+    word = typing.get_origin(hint) is typing.Literal
+    return "word" if word else KINDS.get(plain, ""), plain != written
+
+
+def public_functions() -> dict[str, Any]:
+    found = {name: getattr(ef, name) for name in dir(ef)}
+    own = {n: f for n, f in found.items() if inspect.isfunction(f) and n not in NO_FACTORIES}
+    return {n: f for n, f in own.items() if f.__module__.startswith("ef_optax")}
+
+
+def options() -> Iterator[tuple[str, str, str, bool]]:
+    """Function, option, its kind, whether it may be None."""
+    for name, function in public_functions().items():
+        hints = typing.get_type_hints(function)
+        for option, parameter in inspect.signature(function).parameters.items():
+            kind, optional = kind_of(option, parameter.annotation, hints[option])
+            if kind:
+                yield name, option, kind, optional
+
+
+def call(name: str, option: str, value: Any) -> Any:
+    """The function with one option set, and with what it cannot do without."""
+    function = getattr(ef, name)
+    given = {}
+    parameters = inspect.signature(function).parameters
+    for argument, parameter in parameters.items():
+        if parameter.default is parameter.empty:
+            assert argument in GIVEN, f"{name}: give an example of {argument!r} in GIVEN"
+            given[argument] = GIVEN[argument]
+    if {"ratio", "k"} <= set(parameters) and option != "k" and parameters["k"].default is None:
+        given["ratio"] = 0.5
+    if parameters.get("key") is not None and parameters["key"].default is None:
+        given["key"] = 0
+    given |= ALSO.get(name, {}) | ALSO.get(f"{name} {option}", {}) | {option: value}
+    return function(**given)
+
+
+OPTIONS = list(options())
+
+
+def test_all_kinds_are_found() -> None:
+    kinds = {kind: sum(k == kind for _, _, k, _ in OPTIONS) for kind in WRONG}
+    assert min(kinds.values()) > 8, kinds
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in OPTIONS}))
+def test_the_examples_are_accepted(name: str) -> None:
+    option = next(option for other, option, *_ in OPTIONS if other == name)
+    default = inspect.signature(getattr(ef, name)).parameters[option].default
+    call(name, option, GIVEN[option] if default in (inspect.Parameter.empty, None) else default)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "kind", "optional"), OPTIONS, ids=[f"{n}-{o}" for n, o, *_ in OPTIONS]
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(
+    name: str, option: str, kind: str, optional: bool
+) -> None:
+    for bad in WRONG[kind]:
+        if bad is None and (optional or kind == "key"):
+            continue
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call(name, option, bad)
+            pytest.fail(f"{name}({option}={bad!r}) is taken")
+        text = str(caught.value)
+        assert text.startswith(name), (bad, text)
+        shown = text.partition(f"{option}=")[2]
+        assert shown.startswith(repr(bad)[:20]), (bad, text)
+        remedy = shown.replace(repr(bad), "", 1)
+        assert re.search("must be|give|pass|use", remedy), (bad, text)
+
+
+def test_numpy_is_not_in_the_way() -> None:
+    """What NumPy calls a float is one; its arrays are no options."""
+    assert ef.top_k(np.float64(0.5)).bits((8,)) == ef.top_k(0.5).bits((8,))
