@@ -83,7 +83,10 @@ class Max:
 
 @dataclasses.dataclass(frozen=True)
 class AllToAll:
-    """Sends row ``j`` of every array to worker ``j``; answered by the rows received."""
+    """Sends row ``j`` of every array to worker ``j``; answered by the rows that came to this one.
+
+    The answer is a :class:`Gathered`, as that of :class:`Gather`.
+    """
 
     message: Message
 
@@ -104,7 +107,10 @@ Request = Gather | Mean | Sum | Max | AllToAll | Permute
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """The answer to :class:`Gather`: every worker's message, its weight, and what to divide by."""
+    """Every worker's message (or row for this one), its weight, and what to divide by.
+
+    The answer to :class:`Gather` and to :class:`AllToAll`.
+    """
 
     messages: Message  # the message's tree, each array with a leading worker axis (n, ...)
     weights: Array | None  # (n,) float32, or None when every worker counts fully

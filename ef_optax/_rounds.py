@@ -112,6 +112,10 @@ class Rounds:
             if carrier is kind and header is not None:
                 *received, head = transfer([*trees, header(size, trees)], axis)
                 self._read_header(head)
+            elif kind is AllToAll and members and self.weight is not None:
+                own = jnp.full((size,), self.weight, jnp.float32)  # one word with each row
+                *received, weights = transfer([*trees, own], axis)
+                self._weigh(weights)
             elif members:
                 received = transfer(trees, axis)
             else:
@@ -167,9 +171,13 @@ class Rounds:
             return
         self.ok = jnp.all(head[:, 0] == 1)
         if self.weight is not None:
-            self.weights = jax.lax.bitcast_convert_type(head[:, 1], jnp.float32)
-            if self.normalize == "present":
-                self.total = jnp.maximum(jnp.sum(self.weights), jnp.finfo(jnp.float32).tiny)
+            self._weigh(jax.lax.bitcast_convert_type(head[:, 1], jnp.float32))
+
+    def _weigh(self, weights: Array) -> None:
+        """Takes note of everybody's weights."""
+        self.weights = weights
+        if self.normalize == "present":
+            self.total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
 
     def _outgoing(self, request: Request) -> Any:
         if isinstance(request, Mean):
@@ -181,7 +189,7 @@ class Rounds:
         return request.value if isinstance(request, Sum | Max) else request.message
 
     def _incoming(self, request: Request, received: Any) -> Any:
-        if isinstance(request, Gather):
+        if isinstance(request, Gather | AllToAll):
             return Gathered(received, self.weights, self.total)
         if isinstance(request, Mean):
             return jax.tree.map(lambda x: x / jnp.asarray(self.total, x.dtype), received)

@@ -65,6 +65,50 @@ def test_weights_ride_in_the_header(mesh4) -> None:
     assert report.rounds == 1 and report.message_bytes == 4 * (2 + 1 + 1)
 
 
+@pytest.mark.parametrize("normalize", ["workers", "present"])
+def test_two_shot_averages_its_shards_with_the_weights(normalize: str) -> None:
+    """Both shots by the definition: row j of each worker by top-1, the servers' shards by sign."""
+    shot = ef.two_shot(ef.top_k(k=1), ef.scaled_sign(), axis_name="w").codec
+    exchange = Exchange(shot, "w", normalize)
+    x = np.asarray(np.random.default_rng(3).normal(size=(3, 6)), np.float32)
+
+    def one(x, weight):
+        out = exchange(x, exchange.init(x), weight=weight, want=("sent",))
+        return out.aggregate, out.sent, out.state.codec.residual
+
+    run = jax.vmap(one, axis_name="w", out_axes=(None, 0, 0))
+    aggregate, sent, residual = run(jnp.asarray(x), jnp.asarray(WEIGHTS, jnp.float32))
+
+    rows = x.reshape(3, 3, 2).astype(np.float64)  # (worker, shard, 2)
+    kept = np.where(np.abs(rows) == np.abs(rows).max(-1, keepdims=True), rows, 0)
+    divisor = 3 if normalize == "workers" else WEIGHTS.sum()
+    shards = (WEIGHTS[:, None, None] * kept).sum(0) / divisor
+    answers = np.abs(shards).mean(-1, keepdims=True) * np.where(shards < 0, -1, 1)
+    np.testing.assert_allclose(sent, kept.reshape(3, 6), rtol=1e-6)
+    np.testing.assert_allclose(aggregate, answers.reshape(-1), rtol=1e-6)
+    np.testing.assert_allclose(residual, shards - answers, rtol=1e-5, atol=1e-6)
+
+
+def test_the_weights_of_a_two_shot_exchange_cost_a_word_a_shard(mesh4) -> None:
+    """And nothing without weights: a row, two header words beside the answer."""
+    exchange = Exchange(ef.two_shot(ef.identity(), axis_name="data").codec, "data")
+
+    def bytes_of(weighted: bool) -> tuple[int, int]:
+        def one(x):
+            weight = jax.lax.axis_index("data").astype(jnp.float32) if weighted else None
+            return exchange(x[0], exchange.init(x[0]), weight=weight).aggregate
+
+        mapped = jax.shard_map(
+            one, mesh=mesh4, in_specs=jax.P("data"), out_specs=jax.P(), check_vma=False
+        )
+        report = ef.wire_report(jax.jit(mapped).lower(jnp.ones((4, 12))).compile())
+        return report.rounds, report.message_bytes
+
+    rounds, plain = bytes_of(False)
+    assert (rounds, plain) == (2, 4 * (12 + 3 + 2))
+    assert bytes_of(True) == (2, plain + 4 * 4)
+
+
 def test_unknown_normalization_is_refused() -> None:
     with pytest.raises(ValueError, match="present"):
         Exchange(ef.identity().codec, "w", "all")

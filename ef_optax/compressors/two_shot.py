@@ -75,10 +75,10 @@ class TwoShot(Codec):
         rows = jnp.pad(x.reshape(-1), (0, n * row.shape[0] - x.size)).reshape(n, -1)
 
         message = self._encode_rows(rows, workers)
-        received = yield AllToAll(message)
+        received: Gathered = yield AllToAll(message)
         real = jnp.arange(row.shape[0], dtype=jnp.int32) < x.size - workers.index * row.shape[0]
-        shard = self.worker.decode_mean(received, row, None, n) + state.residual.astype(x.dtype)
-        shard = jnp.where(real, shard, 0)
+        mean = self.worker.decode_mean(received.messages, row, received.weights, received.total)
+        shard = jnp.where(real, mean + state.residual.astype(x.dtype), 0)
         answer = self.server.encode(shard, self.server.step_key(workers))
         after = jnp.where(real, self.server.residual(shard, answer), 0)
         gathered: Gathered = yield Gather(answer)
@@ -152,7 +152,7 @@ def two_shot(
 
     Returns:
       The compressor. It is not additive: the aggregate is what the servers sent, while the worker's
-      residual is about what the worker sent. Weights of workers are not supported.
+      residual is about what the worker sent.
 
     Raises:
       TypeError: if an argument is not a stateless Compressor of single leaves.
