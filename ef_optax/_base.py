@@ -296,6 +296,15 @@ class Codec(abc.ABC):
         del shape, num_workers
         return None
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """``E||C(x) - x||^2 >= least_error ||x||^2`` for *every* x; 0 where none is known.
+
+        From 1 on a memory of what was not sent grows at every step, whatever the gradients are;
+        ``omega`` does not tell, which is about the worst x.
+        """
+        del shape, num_workers
+        return 0.0
+
     # -- state and protocol
 
     def init(self, like: Any, path: str) -> Any:

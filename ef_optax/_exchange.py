@@ -152,13 +152,19 @@ class Exchange:
             ),
         )
 
-    def _init_codecs(self, tree: Any) -> Any:
+    def located(self, tree: Any) -> tuple[list[str], list[jax.ShapeDtypeStruct], Any]:
+        """Paths of the leaves, shape and dtype of what one codec sees of each, and the treedef."""
         located, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [_context.path_string(path) for path, _ in located]
         likes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for _, x in located]
         specs = _slices.leaf_specs(paths)
         if specs is not None:
             likes = [_slices.slice_like(x, spec) for x, spec in zip(likes, specs, strict=True)]
+        return paths, likes, treedef
+
+    def _init_codecs(self, tree: Any) -> Any:
+        paths, likes, treedef = self.located(tree)
+        specs = _slices.leaf_specs(paths)
         states = []
         for i, (path, like) in enumerate(zip(paths, likes, strict=True)):
             state = self.codec.for_leaf(path, like).init(like, path)

@@ -57,6 +57,10 @@ class Bernoulli(Codec):
         del shape, num_workers
         return 1 / self.p - 1 if self.scaled else None
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """As much as the variance, if scaled: no leaf is better than another."""
+        return self.omega(shape, num_workers) or 0.0
+
 
 def bernoulli(p: float, key: Any = None, *, scaled: bool = True) -> Compressor:
     """Lazy sending: the whole leaf with probability p, else nothing.

@@ -130,6 +130,10 @@ class Composed(SparseCodec):
             return None
         return outer * inner + outer + inner
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """The sparsifier's, to which an unbiased quantiser can only add."""
+        return self.sparsifier.least_error(shape, num_workers) if self.quantizer.unbiased else 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class PerLeaf(Codec):

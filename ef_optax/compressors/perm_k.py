@@ -93,6 +93,10 @@ class PermK(Codec):
         del shape
         return float(num_workers - 1)
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """As much as the variance: no leaf is better than another."""
+        return self.omega(shape, num_workers)
+
 
 def perm_k(key: Any = None) -> Compressor:
     """Perm-k: each coordinate is sent by exactly one worker, chosen at random.

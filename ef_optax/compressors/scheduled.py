@@ -92,6 +92,10 @@ class Scheduled(DerivedCodec):
         known = [codec.omega(shape, num_workers) for codec in self.codecs]
         return None if None in known else max(w for w in known if w is not None)
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """The largest of the stages': a memory must last through all of them."""
+        return max(codec.least_error(shape, num_workers) for codec in self.codecs)
+
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         """Bits of the last stage, which is where a run spends its time; ``at(step).bits`` else."""
         return self.codecs[-1].bits(shape, dtype)

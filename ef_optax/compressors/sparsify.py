@@ -209,6 +209,10 @@ class RandomPlaces(SparseCodec):
         size = size_of(shape)
         return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """As much as the variance, if scaled: no leaf is better than another."""
+        return self.omega(shape, num_workers) or 0.0
+
     def step_key(self, workers: Workers) -> Array:
         return workers.fold(self.key, shared=self.shared_positions)
 

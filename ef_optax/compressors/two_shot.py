@@ -125,6 +125,12 @@ class TwoShot(Codec):
         """Of the worker's part: the least of its rows."""
         return self.worker.alpha((_chunk(shape, num_workers),), num_workers)
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """Of the worker's part; 0 where a row may lie in the padding."""
+        chunk = _chunk(shape, num_workers)
+        padded = size_of(shape) != num_workers * chunk
+        return 0.0 if padded else self.worker.least_error((chunk,), num_workers)
+
 
 def _chunk(shape: Shape, n: int) -> int:
     """Length of each worker's shard; the last one is padded with zeros."""

@@ -92,8 +92,10 @@ def error_feedback(
       residual differs between workers: see :func:`data_parallel` and :func:`worker_axes`.
 
     Raises:
-      TypeError: if ``compressor`` is not a Compressor. ValueError: for a bad decay; and while
-        tracing a checked ``shard_map``, if the updates are already reduced over the axis.
+      TypeError: if ``compressor`` is not a Compressor. ValueError: for a bad learning rate, decay
+        or injection; at init, for a compressor whose error is as long as any input (scaled random-k
+        with omega >= 1), unless decay or injection hold the residual down; and while tracing a
+        checked ``shard_map``, if the updates are already reduced over the axis.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp, optax
@@ -115,7 +117,10 @@ def error_feedback(
     _check.rate("error_feedback", "learning_rate", learning_rate, optional=True)
     _check.share("error_feedback", "decay", decay)
     _check.finite("error_feedback", "injection", injection)
-    exchange = exchange_for("error_feedback", compressor, axis_name)
+    plain = _is_one(decay) and _is_one(injection)
+    exchange = exchange_for(
+        "error_feedback" if plain else "error_feedback, blended", compressor, axis_name
+    )
 
     def rate_at(count: Array) -> Array:
         rate = learning_rate(count) if callable(learning_rate) else learning_rate

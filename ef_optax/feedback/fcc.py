@@ -80,6 +80,9 @@ class Repeated(Codec):
         alpha = self.inner.alpha(shape, num_workers)
         return None if alpha is None else repeated_contraction(alpha, self.rounds)
 
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        return self.inner.least_error(shape, num_workers) ** self.rounds
+
 
 def _fold(key: Array, r: int) -> Array:
     return jax.random.fold_in(key, r)

@@ -15,7 +15,7 @@ import ef_optax as ef
 
 N, AXIS = 4, "data"
 TOP, SIGN = ef.top_k(k=2), ef.scaled_sign()
-UNBIASED = ef.random_k(key=5, k=2, scaled=True)
+UNBIASED = ef.random_k(0.6, 5, scaled=True)
 WEIGHTS = (0.125, 0.125, 0.25, 0.5)
 
 Make = Callable[[], optax.GradientTransformation]
@@ -135,6 +135,9 @@ COMPRESSED: Arguments = {
     ("ef_bv", "compressor"): lambda C: ef.ef_bv(C, 0.5, axis_name=AXIS),
     ("ef_momentum", "compressor"): lambda C: ef.ef_momentum(C, 0.5, axis_name=AXIS),
     ("error_feedback", "compressor"): lambda C: ef.error_feedback(C, axis_name=AXIS),
+    ("error_feedback, blended", "compressor"): lambda C: ef.error_feedback(
+        C, axis_name=AXIS, injection=0.5
+    ),
     ("gradient_shift", "compressor"): lambda C: optax.chain(
         ef.gradient_shift(C, 0.5, axis_name=AXIS), ef.compressed_mean(SIGN, axis_name=AXIS)
     ),

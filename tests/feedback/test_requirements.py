@@ -12,7 +12,8 @@ import pytest
 
 import ef_optax as ef
 from ef_optax.compressors.scheduled import Scheduled
-from ef_optax.feedback._requires import NEEDS, REQUIRES
+from ef_optax.feedback import _requires
+from ef_optax.feedback._requires import CONTRACTIVE, NEEDS, REQUIRES
 from tests.compressors.pool import CASES
 from tests.feedback.rules import AXIS, COMPRESSED, SIGN, TOP, N
 
@@ -28,6 +29,8 @@ EXCHANGES = {
     "per_leaf": lambda: ef.per_leaf(lambda path, x: TOP if path == "w" else ef.identity()),
     "perm_k": lambda: ef.perm_k(0),
     "power_sgd": lambda: ef.power_sgd(1),
+    "bernoulli-rare": lambda: ef.bernoulli(0.3, 0),
+    "random_k-rare": lambda: ef.random_k(key=1, k=1, scaled=True),
     "random_k-shared": lambda: ef.random_k(0.3, 1, shared_mask=True),
     "scheduled": lambda: ef.scheduled([1], [ef.identity(), ef.natural(0)]),
     "two_shot": lambda: ef.two_shot(SIGN, axis_name=AXIS),
@@ -49,8 +52,16 @@ def codec_parts(codec):
 
 def lacks(rule, argument, codec):
     """The needs of the rule that the codec does not meet, by the declarations alone."""
-    parts = codec_parts(codec)
-    return [n for n in REQUIRES[rule][argument] if not all(NEEDS[n].met(part) for part in parts)]
+    parts, declared = codec_parts(codec), set(REQUIRES[rule][argument]) & set(NEEDS)
+    return [n for n in declared if not all(NEEDS[n].met(part) for part in parts)]
+
+
+def grows(rule, argument, codec):
+    """Whether the rule keeps what the codec drops, and that is as long as any input."""
+    workers = 1 if argument == "server" or rule == "ef21_p" else N
+    parts = [(x.shape, part) for x in PARAMS.values() for part in codec_parts(codec)]
+    least = max(part.least_error(shape, workers) for shape, part in parts)
+    return CONTRACTIVE in REQUIRES[rule][argument] and least >= 1
 
 
 def one_step(tx, gradient):
@@ -75,9 +86,8 @@ def trace(tx):
 def test_the_table_and_the_makers_name_the_same_rules():
     listed = {(rule, argument) for rule, needs in REQUIRES.items() for argument in needs}
     assert listed == set(COMPRESSED)
-    assert {need for needs in REQUIRES.values() for row in needs.values() for need in row} == set(
-        NEEDS
-    )
+    asked = {need for needs in REQUIRES.values() for row in needs.values() for need in row}
+    assert asked == {*NEEDS, CONTRACTIVE}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,10 @@ def test_every_rule_with_this_codec_raises_or_works(name):
             with pytest.raises(ValueError, match=f"^{rule}: {argument}") as caught:
                 make(compressor).init(PARAMS)  # a policy is asked where it sees the leaves
             text = str(caught.value)
-            assert NEEDS[missing[0]].reason in text and NEEDS[missing[0]].remedy in text
+            assert any(NEEDS[n].reason in text and NEEDS[n].remedy in text for n in missing)
+        elif grows(rule, argument, compressor.codec):
+            with pytest.raises(ValueError, match=f"^{rule}: {argument} .* is no contraction for"):
+                trace(make(compressor))
         else:
             trace(make(compressor))
 
@@ -110,6 +123,78 @@ def test_a_policy_and_a_schedule_are_held_to_the_needs_of_each_part():
     for stages in ([TOP, ef.majority_vote()], [TOP, bad]):
         with pytest.raises(ValueError, match="MajorityVote does not give the mean"):
             ef.ef21(ef.scheduled([5], stages)).init(PARAMS)
+
+
+RARE = ef.random_k(key=5, k=1, scaled=True)
+LONG = {"w": jnp.ones((2, 4))}
+
+
+def growth(tx):
+    """How much larger the floating state is after 40 steps than after 10, with fixed gradients."""
+    inner = optax.with_extra_args_support(tx)
+    grads = {"w": jnp.linspace(1.0, 5.0, N * 8).reshape(N, 2, 4)}
+
+    def one(g):
+        more = {"constraint": jnp.float32(0), "constraint_grads": g}
+
+        def step(state, _):
+            points = dict.fromkeys(ef.query_points(state, LONG), g)
+            _, state = inner.update(g, state, LONG, grads=points, **more)
+            floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+            return state, sum(jnp.sum(jnp.abs(x)) for x in floats)
+
+        return jax.lax.scan(step, inner.init(LONG), length=40)[1]
+
+    sizes = np.asarray(jax.jit(jax.vmap(one, axis_name=AXIS))(grads), np.float64)
+    return sizes[:, -1].max() / sizes[:, 9].max()
+
+
+REMEMBERS = sorted(
+    (rule, argument)
+    for rule, needs in REQUIRES.items()
+    for argument, names in needs.items()
+    if CONTRACTIVE in names and "deterministic" not in names
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "argument"), REMEMBERS)
+def test_what_is_refused_grows(rule, argument, monkeypatch):
+    """With the refusal taken away one entry in eight, times eight, is remembered without bound."""
+    monkeypatch.setattr(_requires.ContractiveExchange, "_check", lambda *_: None)
+    assert growth(COMPRESSED[rule, argument](RARE)) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "argument"), REMEMBERS)
+def test_the_remedy_does_not_grow(rule, argument):
+    made = COMPRESSED[rule, argument]
+    with pytest.raises(
+        ValueError, match=r"leaf 'w' of shape \(2, 4\): .* at least omega = 7 times"
+    ):
+        ef.simulate(made(RARE), N, AXIS).init(LONG)
+    assert growth(made(ef.scale_to_contractive(RARE))) < 10
+
+
+def test_each_part_of_a_policy_and_a_schedule_must_be_contractive():
+    mixed = ef.per_leaf(lambda path, x: RARE if path == "b" else TOP)
+    with pytest.raises(ValueError, match=r"error_feedback: compressor RandomK .* leaf 'b'"):
+        ef.error_feedback(mixed).init(PARAMS)
+    for stages in ([TOP, RARE], [TOP, mixed], [RARE, TOP]):
+        with pytest.raises(ValueError, match=r"Scheduled is no contraction for the leaf 'b'"):
+            ef.error_feedback(ef.scheduled([5], stages)).init(PARAMS)
+
+
+def test_worst_case_constants_are_not_held_against_a_codec():
+    """QSGD's omega is about the worst leaf; in common use under error feedback."""
+    quantizer = ef.qsgd(7, key=0)
+    assert quantizer.codec.omega((1000,)) > 1
+    ef.error_feedback(quantizer).init(jnp.zeros(1000))
+
+
+def test_decay_and_injection_may_hold_an_unbiased_codec_down():
+    for options in ({"decay": 0.5}, {"injection": 0.5}, {"decay": jnp.float32(0.9)}):
+        ef.error_feedback(RARE, **options).init(LONG)
 
 
 def test_rules_that_keep_the_mean_of_the_workers_need_additive_codecs():
