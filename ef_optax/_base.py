@@ -275,6 +275,26 @@ class Codec(abc.ABC):
         del message
         return all_finite(jax.tree.leaves(x))
 
+    # -- several large leaves
+
+    def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
+        """Equal for large leaves that :meth:`encode_each` takes together; None for one alone.
+
+        For deterministic codecs without state and with the default protocol.
+        """
+        del like
+        return None
+
+    def encode_each(self, xs: Sequence[Array], rows: Sequence[Array | int]) -> list[Message]:
+        """The messages of several leaves of one family, the same as :meth:`encode` would make.
+
+        Args:
+          xs: the leaves.
+          rows: the numbers 0, 1, ... as data: a row that is taken at such a place is taken by one
+            program, whichever it is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names families but does not encode them")
+
     # -- what is known about it
 
     @abc.abstractmethod
@@ -369,6 +389,15 @@ def all_finite(leaves: Sequence[Array]) -> Array:
     """
     floats = [x for x in leaves if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
     verdicts = [_largest_magnitude(x) < _magnitude(jnp.inf, x.dtype) for x in floats]
+    return all_of(verdicts)
+
+
+def all_of(verdicts: Sequence[Array]) -> Array:
+    """Whether all of several boolean scalars are true.
+
+    >>> bool(all_of([jnp.array(True), jnp.array(False)])), bool(all_of([]))
+    (False, True)
+    """
     if len(verdicts) < 2:
         return verdicts[0] if verdicts else jnp.ones((), bool)
     # The least by a sort: a reduction is fused into each kernel that chooses by it, and with a

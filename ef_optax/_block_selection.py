@@ -17,14 +17,8 @@ from jax import lax
 from ef_optax import _selection
 from ef_optax._bitmask import count_ones, pack_at_least, positions
 from ef_optax._packing import WORD_BITS
-from ef_optax._selection import (
-    at_least,
-    cut,
-    largest_of_first,
-    magnitude_order,
-    search,
-    top_k_indices,
-)
+from ef_optax._search import at_least, cut, largest_of_first, magnitude_order, search
+from ef_optax._selection import top_k_indices
 
 # Groups per kept entry, at least: more make the bound tighter and the maxima more.
 _GROUPS = 6
@@ -80,7 +74,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
             mask = at_least(lax.dynamic_slice(x, (start,), (length,)))
             before = (threshold, words, kept)
             threshold, found, kept = search(mask, k, capacity, length, high & 0, high, tried=before)
-            return jnp.where(kept > capacity, cut(mask, k, threshold), found)
+            return jnp.where(kept > capacity, cut(mask, k, threshold, k), found)
 
         # One block after the other: all at once would want room for a copy of the leaf, which the
         # program would set aside at every step, taken or not.

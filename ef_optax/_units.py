@@ -10,13 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax import _context
-from ef_optax._base import Array, Codec
+from ef_optax._base import Array, Codec, like_of
+from ef_optax._joint import Joint
 from ef_optax._stack import Stacked, stackable
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Leaves that one protocol handles: one leaf, equal leaves stacked, or a codec's group."""
+    """Leaves that one protocol handles.
+
+    They are one leaf, equal leaves stacked, or a list: a codec's group, or large leaves of a
+    family.
+    """
 
     codec: Codec
     members: tuple[int, ...]
@@ -39,7 +44,10 @@ class Unit:
 
 
 def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[Any]) -> list[Unit]:
-    """Groups the leaves; equal small leaves are stacked to keep the program short to compile."""
+    """Groups the leaves, to keep the program short to compile.
+
+    Equal small leaves are stacked; large ones are joined where their codec can do without a copy.
+    """
     groups: dict[Any, list[int]] = {}
     for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
         if one.granularity == "group":
@@ -48,6 +56,8 @@ def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[A
             key: Any = ("group", identity_of(one), _context.spec_axes(specs[i]))
         elif stackable(one, x):
             key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
+        elif (family := one.family(like_of(x))) is not None:
+            key = ("joint", identity_of(one), family, x.dtype, specs[i])
         else:
             key = ("leaf", i)
         groups.setdefault(key, []).append(i)
@@ -56,6 +66,8 @@ def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[A
         one = codecs[members[0]]
         if kind == "stack" and len(members) > 1:
             units.append(Unit(Stacked(one), tuple(members), "stack"))
+        elif kind == "joint" and len(members) > 1:
+            units.append(Unit(Joint(one), tuple(members), "group"))
         else:
             units.append(Unit(one, tuple(members), "group" if kind == "group" else "leaf"))
     return units

@@ -134,7 +134,7 @@ def test_a_bad_guess_costs_passes_not_the_result(monkeypatch):
     x = adversaries(size)["normal"].astype(dtype)
     for off in (-(1 << 29), -(1 << 20), -1, 0, 1, 1 << 20, 1 << 29):
         np.testing.assert_array_equal(select(x, np.int32(off)), oracle(x, k), err_msg=str(off))
-    assert len(calls) == 3
+    assert len(calls) == 2  # on the sample, and on everything
 
 
 def test_nan_is_selected_deterministically():

@@ -6,12 +6,13 @@ import abc
 import dataclasses
 import fractions
 import math
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from ef_optax import _check, _fields, _packing
+from ef_optax import _check, _fields, _packing, _selection
 from ef_optax._base import (
     Array,
     Codec,
@@ -28,7 +29,6 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor
 from ef_optax._random import random_subset
-from ef_optax._selection import top_k_indices
 
 
 def resolve_k(ratio: float | None, k: int | None, size: int) -> int:
@@ -61,8 +61,36 @@ def check_ratio_or_k(name: str, ratio: Any, k: Any) -> None:
 
 def scatter(values: Array, indices: Array, like: jax.ShapeDtypeStruct) -> Array:
     """The array of ``like`` that has ``values`` at the flat ``indices`` and zeros elsewhere."""
-    flat = jnp.zeros(size_of(like.shape), like.dtype)
-    return flat.at[indices].add(values.astype(like.dtype), mode="drop").reshape(like.shape)
+    zero = _zero(indices) if size_of(like.shape) < 1 << 31 else jnp.zeros((), jnp.uint32)
+    nothing = jnp.broadcast_to(zero.astype(like.dtype), like.shape)
+    return _add_at(nothing, indices, values)
+
+
+def _add_at(x: Array, indices: Array, values: Array) -> Array:
+    """Adds values at flat indices; what is beyond the end is dropped.
+
+    In the array's own shape: a compiler that has to change it on the way will not write in place.
+    """
+    if x.ndim < 2 or x.size == 0:
+        flat = x.reshape(-1).at[indices].add(values.astype(x.dtype), mode="drop")
+        return flat.reshape(x.shape)
+    coordinates = []
+    for size in x.shape[:0:-1]:
+        length = jnp.asarray(size, indices.dtype)
+        coordinates.append(jax.lax.rem(indices, length))
+        indices = jax.lax.div(indices, length)
+    where = (indices, *coordinates[::-1])
+    return x.at[where].add(values.astype(x.dtype), mode="drop")
+
+
+def _zero(indices: Array) -> Array:
+    """A zero that the compiler does not know: the highest bit of an index, or of the first beyond.
+
+    Zeros that it knows are one buffer for all leaves of a size, held and copied for each of them.
+    """
+    if indices.size == 0 or indices.dtype.itemsize != 4:
+        return jnp.zeros((), jnp.uint32)
+    return jax.lax.bitcast_convert_type(indices[0], jnp.uint32) >> jnp.uint32(31)
 
 
 class SparseCodec(Codec):
@@ -107,8 +135,7 @@ class SparseCodec(Codec):
         indices, values = self.parts(message, like)
         # By subtraction of the values, even where the result is known to be zero: it follows the
         # reading of x that made the message, so the compiler may write over x without a copy.
-        flat = x.reshape(-1).at[indices].add(-values.astype(x.dtype), mode="drop")
-        return flat.reshape(x.shape)
+        return _add_at(x, indices, -values)
 
     def support(self, x: Array, message: Message) -> Array:
         indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -159,8 +186,33 @@ class TopK(IndexedCodec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
         flat = x.reshape(-1)
-        indices = top_k_indices(flat, self.count(flat.size))
-        return self.message(flat[indices], indices, flat.size)
+        indices, values = _selection.top_k(flat, self.count(flat.size))
+        return self.message(values, indices, flat.size)
+
+    def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
+        """Large leaves with samples and indices of the same width."""
+        if type(self).protocol is not Codec.protocol:
+            return None
+        size = size_of(like.shape)
+        plan = _selection.plan(size, self.count(size))
+        return None if plan is None else (plan.sample, _packing.bits_for(size))
+
+    def encode_each(self, xs: Sequence[Array], rows: Sequence[Array | int]) -> list[Message]:
+        flats = [x.reshape(-1) for x in xs]
+        counts = [self.count(flat.size) for flat in flats]
+        indices, values = _selection.top_k_of_each(flats, counts, rows)
+        width = _packing.bits_for(flats[0].size)
+        words = jax.vmap(lambda codes: _packing.pack(codes, width))(indices)
+
+        def message(row: Array | int, count: int) -> Message:
+            own, packed = (
+                jax.lax.dynamic_index_in_dim(array, row, keepdims=False)
+                for array in (values, words)
+            )
+            packed = packed[: _packing.packed_words(count, width)]
+            return {"indices": _fields.Packed(packed, count * width), "values": own[:count]}
+
+        return [message(*own) for own in zip(rows, counts, strict=True)]
 
     def finite(self, x: Array, message: Message) -> Array:
         """Told by the values: infinities and NaN count as the largest, so one of them is sent."""

@@ -1,0 +1,299 @@
+"""Leaves that share a program get what each of them gets alone.
+
+Equal small leaves are stacked, large ones of a family are encoded together. The sizes at which this
+begins are lowered, so that small leaves go through the form of large ones.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import ef_optax as ef
+from benchmarks.adversaries import adversaries, magnitudes
+from benchmarks.compile_time import kernels_of
+from ef_optax import _places, _selection, _stack
+from ef_optax._stack import stackable
+from ef_optax._units import units_of
+from tests.compressors.pool import CASES
+
+# One family: samples of 256, indices of 13 bits.
+SHAPES = {"a": (5000,), "b": (50, 100), "c": (4500,), "d": (3, 9, 170), "e": (5000,)}
+CODEC = ef.top_k(0.01).codec
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(_selection, "SORT_SIZE", 100)
+    monkeypatch.setattr(_stack, "STACK_LIMIT", 100)
+
+
+def likes(shapes, dtype=jnp.float32):
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+
+
+def bits(tree):
+    """NaN is equal to NaN, and 0 is not -0."""
+    return [np.asarray(x).view(f"u{x.dtype.itemsize}") for x in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(one, other, message=""):
+    for a, b in zip(bits(one), bits(other), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=message)
+
+
+########################################################################################
+# Which leaves share
+########################################################################################
+
+
+def test_large_leaves_of_a_family_are_joined_and_equal_small_ones_stacked():
+    shapes = [(70_000,), (8, 9), (256, 300), (8, 9), (1 << 20,), (9, 8)]
+    units = units_of([CODEC] * len(shapes), likes(shapes), [None] * len(shapes))
+    assert [(u.kind, u.members) for u in units] == [
+        ("group", (0, 2)),
+        ("stack", (1, 3)),
+        ("leaf", (4,)),
+        ("leaf", (5,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "codec", [ef.scaled_sign(), ef.leader_top_k(0.01), ef.top_k(0.9)], ids=repr
+)
+def test_what_has_no_family_is_left_alone(codec):
+    units = units_of([codec.codec] * 2, likes([(70_000,)] * 2), [None] * 2)
+    assert [u.kind for u in units] == ["leaf", "leaf"]
+
+
+########################################################################################
+# Messages
+########################################################################################
+
+
+@functools.cache
+def encode_together(dtype):
+    def run(leaves, step):
+        rows = _places.as_data(range(len(leaves)), step)
+        return CODEC.encode_each(leaves, rows)
+
+    return jax.jit(run)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_messages_of_adversaries_are_those_of_each_alone(dtype):
+    cases = {shape: adversaries(int(np.prod(shape)), dtype) for shape in SHAPES.values()}
+    names = list(cases[SHAPES["a"]])
+    alone = jax.jit(CODEC.encode)
+    for turn in range(0, len(names), 2):  # neighbours differ, and so do those of every turn
+        chosen = [names[(turn + 3 * i) % len(names)] for i in range(len(SHAPES))]
+        leaves = [
+            cases[shape][name].reshape(shape)
+            for shape, name in zip(SHAPES.values(), chosen, strict=True)
+        ]
+        for x, message, name in zip(
+            leaves, encode_together(dtype)(leaves, np.int32(0)), chosen, strict=True
+        ):
+            assert_same_bits(message, alone(x), name)
+            k = CODEC.count(x.size)
+            expected = np.sort(np.argsort(-magnitudes(x.reshape(-1)), kind="stable")[:k])
+            np.testing.assert_array_equal(ef.unpack(message["indices"], 13, k), expected, name)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_bad_guess_for_one_leaf_or_all_costs_passes_not_the_result(monkeypatch):
+    search = _selection.search
+    x = adversaries(5000, jnp.float32)["normal"]
+    leaves = [x, jnp.flip(x), x[:4500]]
+
+    @jax.jit
+    def select(leaves, off):
+        calls = []
+
+        def misled(*args, **kwargs):
+            threshold, words, kept = search(*args, **kwargs)
+            calls.append(threshold)
+            return (threshold + off if len(calls) == 1 else threshold), words, kept
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_selection, "search", misled)
+            return _selection.top_k_of_each(leaves, [50, 50, 45], [0, 1, 2])[0]
+
+    for off in (-(1 << 29), -(1 << 20), -1, 1, 1 << 20, 1 << 29):
+        for row, leaf, k in zip(select(leaves, np.int32(off)), leaves, (50, 50, 45), strict=True):
+            expected = np.sort(np.argsort(-magnitudes(leaf), kind="stable")[:k])
+            np.testing.assert_array_equal(row[:k], expected, err_msg=str(off))
+            assert not row[k:].any()
+
+
+# A sum over a leaf is not taken in the same order in a stack of leaves.
+ROUNDED = {
+    "scaled_sign",
+    "qsgd",
+    "dorefa",
+    "ternary-clipped-quartic",
+    "uniform",
+    "uniform-random",
+    "block_quantize",
+    "rotate-kashin",
+    "wangni",
+}
+QUICK = {"identity", "top_k", "block_top_k", "random_k", "sign", "scaled_sign", "natural", "qsgd"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name, case in CASES.items()
+        if stackable(case.make().codec, np.zeros(1))
+    ],
+)
+def test_stacked_leaves_get_what_each_gets_alone(name):
+    tx = ef.error_feedback(CASES[name].make())
+    rng = np.random.default_rng(1)
+    grads = {key: jnp.asarray(rng.normal(size=(12, 10)).astype(np.float32)) for key in "abc"}
+
+    @jax.jit
+    def step(grads):
+        updates, state = tx.update(grads, tx.init(grads))
+        return updates, state.residual
+
+    together = step(grads)
+    for key, grad in grads.items():
+        alone = [part[key] for part in step({key: grad})]
+        stacked = [part[key] for part in together]
+        if name in ROUNDED:
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), stacked, alone
+            )
+        else:
+            assert_same_bits(stacked, alone)
+
+
+########################################################################################
+# Every mode
+########################################################################################
+
+WORKERS = 4
+
+
+def gradients():
+    rng = np.random.default_rng(3)
+    shapes = {**SHAPES, "small": (7,)}
+    return {k: rng.normal(size=(WORKERS, *s)).astype(np.float32) for k, s in shapes.items()}
+
+
+def oracle(grads):
+    """Aggregates and residuals of two steps on the same gradients, leaf by leaf."""
+    found = {}
+    for name, g in grads.items():
+        e, steps = np.zeros_like(g), []
+        for _ in range(2):
+            p = g + e
+            sent = np.zeros_like(p)
+            for i in range(WORKERS):
+                k = max(1, -(-p[i].size // 100))
+                kept = np.argsort(-np.abs(p[i].ravel()), kind="stable")[:k]
+                sent[i].flat[kept] = p[i].flat[kept]
+            e = p - sent
+            steps.append((sent.astype(np.float64).mean(axis=0), e))
+        found[name] = steps
+    return found
+
+
+def transformation(mode):
+    tx = ef.error_feedback(ef.top_k(0.01), axis_name="data")
+    if mode == "simulate":
+        return ef.simulate(tx, num_workers=WORKERS, axis_name="data")
+    kind = AxisType.Explicit if mode == "explicit" else AxisType.Auto
+    mesh = jax.make_mesh((WORKERS,), ("data",), (kind,), devices=jax.devices()[:WORKERS])
+    return ef.data_parallel(tx, mesh, "data")
+
+
+def by_lift(mode, grads):
+    tx = transformation(mode)
+    params = {k: jnp.zeros(g.shape[1:]) for k, g in grads.items()}
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    for _ in range(2):
+        updates, state = jax.block_until_ready(step(grads, state, params))
+        yield updates, state.residual
+
+
+def by_hand(mode, grads):
+    tx = ef.error_feedback(ef.top_k(0.01), axis_name="data")
+    params = {k: jnp.zeros(g.shape[1:]) for k, g in grads.items()}
+    state = jax.tree.map(lambda x: jnp.stack([x] * WORKERS), tx.init(params))
+    if mode == "pmap":
+        step = jax.pmap(tx.update, axis_name="data", devices=jax.devices()[:WORKERS])
+    else:
+        mesh = jax.make_mesh(
+            (WORKERS,), ("data",), (AxisType.Auto,), devices=jax.devices()[:WORKERS]
+        )
+
+        def local(g, s):
+            out = tx.update(*jax.tree.map(lambda x: x[0], (g, s)))
+            return jax.tree.map(lambda x: x[None], out)
+
+        step = jax.jit(
+            jax.shard_map(
+                local, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False
+            )
+        )
+    for _ in range(2):
+        updates, state = jax.block_until_ready(step(grads, state))
+        yield jax.tree.map(lambda x: x[0], updates), state.residual
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("mode", ["simulate", "auto", "explicit", "pmap", "shard_map"])
+def test_large_leaves_in_every_mode(mode):
+    grads = gradients()
+    run = by_hand if mode in ("pmap", "shard_map") else by_lift
+    expected = oracle(grads)
+    for step, (updates, residual) in enumerate(run(mode, grads)):
+        for name in grads:
+            mean, e = expected[name][step]
+            np.testing.assert_allclose(updates[name], mean, rtol=1e-6, err_msg=name)
+            np.testing.assert_array_equal(residual[name], e, err_msg=name)
+
+
+########################################################################################
+# What it costs
+########################################################################################
+
+SIDE = 300  # matrices of 90,000 values, above every limit
+
+
+@functools.cache
+def compiled(count):
+    tx = ef.error_feedback(ef.top_k(0.01))
+    grads = likes([(SIDE, SIDE)] * count)
+    state = jax.eval_shape(tx.init, grads)
+    # The state first: donated buffers go to outputs of their shape in order.
+    return (
+        jax.jit(lambda g, s: tx.update(g, s)[::-1], donate_argnums=1).lower(grads, state).compile()
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_residual_of_a_large_matrix_is_written_in_place(count):
+    """No copy of a leaf, of its residual or of its update; there is room for bits and samples."""
+    values = count * SIDE * SIDE
+    memory = compiled(count).memory_analysis()
+    assert memory.alias_size_in_bytes >= 4 * values
+    assert memory.temp_size_in_bytes <= 1.2 * values
+
+
+def test_more_equal_leaves_have_no_kernels_of_their_own():
+    """What takes all of them together depends on their number; nothing else is compiled anew."""
+    few, many = (kernels_of(compiled(count).as_text()) for count in (3, 5))
+    assert len(many) <= len(few) + 5
