@@ -19,11 +19,10 @@ import jax.numpy as jnp
 from ef_optax import _check
 from ef_optax._base import (
     Array,
-    Codec,
-    Message,
     Outcome,
     Shape,
     as_key,
+    bits_of,
     size_of,
     wide_dtype,
 )
@@ -35,6 +34,7 @@ from ef_optax.compressors._matrix import (
     low_rank_product,
     matrix_view,
 )
+from ef_optax.compressors._messageless import MessagelessCodec
 from ef_optax.compressors.scheduled import delayed
 
 
@@ -99,7 +99,7 @@ def _split(x: Array, counts: Sequence[int]) -> list[Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class AveragedFactors(Codec):
+class AveragedFactors(MessagelessCodec):
     """A low-rank approximation of the mean, from factors that are averaged one after the other."""
 
     rank: int
@@ -109,6 +109,10 @@ class AveragedFactors(Codec):
     local_error: bool = False
     batch_axes: int = 0
 
+    why: ClassVar[str] = (
+        "its factors are averaged one after the other. Use it in error_feedback or "
+        "compressed_mean, or take ef_optax.svd for a message of one worker."
+    )
     granularity: ClassVar[str] = "group"
     stateful: ClassVar[bool] = True
     independent: ClassVar[bool] = False
@@ -117,6 +121,10 @@ class AveragedFactors(Codec):
     @abc.abstractmethod
     def elements(self, matrices: Matrices, rank: int) -> float:
         """Elements of factors that travel for one matrix in a step (on average)."""
+
+    @abc.abstractmethod
+    def rounds(self, left: int, right: int) -> tuple[int, ...]:
+        """What travels in each round of a step, from the bits of the two factors."""
 
     def plan(self, shape: Shape) -> tuple[Matrices, int] | None:
         """The leaf's matrices and the rank of their factors, or None for a dense leaf."""
@@ -199,21 +207,17 @@ class AveragedFactors(Codec):
             support=lambda: [jnp.ones(a.shape, bool) for a in x],
         )
 
+    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+        del num_workers
+        plan = self.plan(shape)
+        if plan is None:
+            return (size_of(shape) * bits_of(dtype),)
+        matrices, rank = plan
+        wide = bits_of(wide_dtype(dtype)) * rank * matrices.number
+        return self.rounds(matrices.rows * wide, matrices.columns * wide)
+
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         return sum(self.traffic(shape, dtype, 1))
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        raise TypeError(self._why("encode"))
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        raise TypeError(self._why("decode"))
-
-    def _why(self, what: str) -> str:
-        return (
-            f"{type(self).__name__} has no {what}: its factors are averaged one after the other. "
-            "Use it in error_feedback or compressed_mean, or take ef_optax.svd for a message of "
-            "one worker."
-        )
 
 
 def unless_zero(new: Array, old: Array) -> Array:

@@ -17,10 +17,7 @@ from ef_optax._base import (
     Codec,
     Mean,
     Protocol,
-    Shape,
     Workers,
-    bits_of,
-    size_of,
     wide_dtype,
 )
 from ef_optax._compressor import Compressor
@@ -44,6 +41,10 @@ class AcpSgd(AveragedFactors):
 
     def elements(self, matrices: Matrices, rank: int) -> float:
         return self.iterations * rank * (matrices.rows + matrices.columns) / 2
+
+    def rounds(self, left: int, right: int) -> tuple[int, ...]:
+        """Of one step; with an odd number of halves the next step's are the other way round."""
+        return tuple((left, right)[(self.side + half) % 2] for half in range(self.iterations))
 
     @property
     def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -106,17 +107,6 @@ class AcpSgd(AveragedFactors):
             own=[_side_by_side(factors) for factors in own],
             dense=dict(zip(dense, means, strict=True)),
         )
-
-    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
-        """Of one step; with an odd number of halves the next step's are the other way round."""
-        del num_workers
-        plan = self.plan(shape)
-        if plan is None:
-            return (size_of(shape) * bits_of(dtype),)
-        matrices, rank = plan
-        wide = bits_of(wide_dtype(dtype)) * rank * matrices.number
-        sides = matrices.rows * wide, matrices.columns * wide
-        return tuple(sides[(self.side + half) % 2] for half in range(self.iterations))
 
 
 def _half(batch: Batch, kept: FactorsState, left: bool) -> FactorsState:

@@ -29,6 +29,7 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._context import path_string
+from ef_optax.compressors._messageless import MessagelessCodec
 from ef_optax.compressors.random_block import RandomBlock
 from ef_optax.compressors.sparsify import RandomK, SparseCodec
 
@@ -136,31 +137,22 @@ class Composed(SparseCodec):
 
 
 @dataclasses.dataclass(frozen=True)
-class PerLeaf(Codec):
+class PerLeaf(MessagelessCodec):
     """A policy that chooses the compressor of each leaf by its path, shape and dtype."""
 
     policy: Policy
+    why: ClassVar[str] = (
+        "its codec depends on the leaf. Ask codec.for_leaf(path, like), or "
+        "ef_optax.message_bits(compressor, params)."
+    )
     stateful: ClassVar[bool] = True
 
     def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
         chosen = codec_of(self.policy(path, like), f"policy({path!r})")
         return chosen.for_leaf(path, like)
 
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        raise TypeError(self._why("encode"))
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        raise TypeError(self._why("decode"))
-
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        raise TypeError(self._why("bits"))
-
-    @staticmethod
-    def _why(what: str) -> str:
-        return (
-            f"per_leaf has no {what} of its own: its codec depends on the leaf. Ask "
-            f"codec.for_leaf(path, like).{what}, or ef_optax.message_bits(compressor, params)."
-        )
+        raise self.refusal("bits")
 
 
 @dataclasses.dataclass(frozen=True)

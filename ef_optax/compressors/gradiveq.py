@@ -18,7 +18,6 @@ from ef_optax._base import (
     Array,
     Codec,
     Mean,
-    Message,
     Outcome,
     Protocol,
     Shape,
@@ -31,6 +30,7 @@ from ef_optax._compressor import Compressor
 from ef_optax._linear import einsum
 from ef_optax._timeline import Timeline
 from ef_optax.compressors._blocks import from_blocks, to_blocks
+from ef_optax.compressors._messageless import MessagelessCodec
 from ef_optax.compressors.sparsify import resolve_k
 
 DENSE, SAMPLING, COMPRESSED = range(3)
@@ -55,7 +55,7 @@ class Slices(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GradiVeQ(Codec):
+class GradiVeQ(MessagelessCodec):
     """Slices of K values as d coordinates about their mean; ``stage`` says what this step does."""
 
     ratio: float
@@ -68,6 +68,10 @@ class GradiVeQ(Codec):
 
     homogeneous: ClassVar[bool] = False
     stateful: ClassVar[bool] = True
+    why: ClassVar[str] = (
+        "its directions come from the gradients before. Use it in error_feedback or "
+        "compressed_mean."
+    )
     independent: ClassVar[bool] = False  # the directions come from everybody's gradients
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
 
@@ -163,19 +167,6 @@ class GradiVeQ(Codec):
         if plan is None or self.stage != COMPRESSED:
             return size_of(shape) * bits_of(dtype)
         return (plan.number * plan.dimension + 1) * bits_of(wide_dtype(dtype))
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        raise TypeError(self._why("encode"))
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        raise TypeError(self._why("decode"))
-
-    @staticmethod
-    def _why(what: str) -> str:
-        return (
-            f"gradiveq has no {what} without a state: its directions come from the gradients "
-            "before. Use it in error_feedback or compressed_mean."
-        )
 
 
 def _grouped(x: Array, plan: Slices) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ef_optax._base import Mean, Protocol, Shape, Workers, bits_of, size_of, wide_dtype
+from ef_optax._base import Mean, Protocol, Workers, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._factors import AveragedFactors, averaged_factors, unless_zero
 from ef_optax.compressors._matrix import Matrices, orthonormal
@@ -17,6 +17,9 @@ class PowerSgd(AveragedFactors):
 
     def elements(self, matrices: Matrices, rank: int) -> float:
         return self.iterations * rank * (matrices.rows + matrices.columns)
+
+    def rounds(self, left: int, right: int) -> tuple[int, ...]:
+        return (left, right) * self.iterations
 
     def init(self, like: Any, path: str) -> Any:
         """Q^T, (r, columns) for each matrix; () for a dense leaf."""
@@ -53,15 +56,6 @@ class PowerSgd(AveragedFactors):
             own=list(zip(P, own, strict=True)),
             dense=dict(zip(dense, means, strict=True)),
         )
-
-    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
-        del num_workers
-        plan = self.plan(shape)
-        if plan is None:
-            return (size_of(shape) * bits_of(dtype),)
-        matrices, rank = plan
-        wide = bits_of(wide_dtype(dtype)) * rank * matrices.number
-        return (matrices.rows * wide, matrices.columns * wide) * self.iterations
 
 
 def power_sgd(

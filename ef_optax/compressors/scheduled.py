@@ -9,21 +9,26 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ef_optax._base import Array, Codec, Message, Shape
+from ef_optax._base import Codec, Shape
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._timeline import Timeline
 from ef_optax._units import identity_of
 from ef_optax.compressors._derived import DerivedCodec
+from ef_optax.compressors._messageless import MessagelessCodec
 from ef_optax.compressors.identity import Identity
 
 
 @dataclasses.dataclass(frozen=True)
-class Scheduled(DerivedCodec):
+class Scheduled(MessagelessCodec, DerivedCodec):
     """Codec j from exchange number starts[j] on, until the next one takes over."""
 
     starts: tuple[int, ...]  # the first is 0
     codecs: tuple[Codec, ...]
 
+    why: ClassVar[str] = (
+        "its codec depends on the step. Ask codec.at(step), or schedule the compressors that are "
+        "made of others."
+    )
     granularity: ClassVar[str] = "schedule"
 
     @property
@@ -102,19 +107,6 @@ class Scheduled(DerivedCodec):
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         return self.codecs[-1].traffic(shape, dtype, num_workers)
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        raise TypeError(self._why("encode"))
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        raise TypeError(self._why("decode"))
-
-    @staticmethod
-    def _why(what: str) -> str:
-        return (
-            f"scheduled has no {what} of its own, because its codec depends on the step: ask "
-            "codec.at(step), or schedule the compressors that are made of others."
-        )
 
 
 def delayed(start_step: int, codec: Codec) -> Compressor:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from ef_optax import _check
 from ef_optax._base import (
     Array,
-    Codec,
     Mean,
-    Message,
     Outcome,
     Protocol,
     Shape,
@@ -27,6 +24,7 @@ from ef_optax._base import (
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import random_words
+from ef_optax.compressors._messageless import MessagelessCodec
 from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k, scatter
 
 
@@ -55,7 +53,7 @@ def estimates(table: Array, key: Array, size: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class CountSketch(Codec):
+class CountSketch(MessagelessCodec):
     """The k coordinates that a sketch of the mean says are largest, with their exact values."""
 
     rows: int
@@ -64,6 +62,10 @@ class CountSketch(Codec):
     ratio: float | None = None
     k: int | None = None
 
+    why: ClassVar[str] = (
+        "which values are sent depends on the sum over all workers. Use it in error_feedback or "
+        "compressed_mean."
+    )
     deterministic: ClassVar[bool] = False
     independent: ClassVar[bool] = False
     transports: ClassVar[tuple[str, ...]] = ("reduce",)
@@ -89,19 +91,6 @@ class CountSketch(Codec):
             sent=lambda: scatter(values, indices, like),
             residual=lambda: flat.at[indices].set(0).reshape(x.shape),
             support=support,
-        )
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        raise TypeError(self._why("encode"))
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        raise TypeError(self._why("decode"))
-
-    @staticmethod
-    def _why(what: str) -> str:
-        return (
-            f"count_sketch has no {what}: which values are sent depends on the sum over all "
-            "workers. Use it in error_feedback or compressed_mean."
         )
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:

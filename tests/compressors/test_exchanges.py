@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ef_optax as ef
+from ef_optax.compressors._messageless import MessagelessCodec
 from ef_optax.compressors.algebra import induced, probabilistic_mix, scale_to_contractive
 from ef_optax.compressors.cast import cast
 from ef_optax.compressors.dithering import qsgd
@@ -236,3 +238,34 @@ def test_mixture_uses_its_probabilities() -> None:
 def test_bad_arguments(make, error, message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def messageless():
+    """One codec of each class that has no message of its own; a new class must stand here."""
+    return {
+        "AcpSgd": ef.acp_sgd(1),
+        "CountSketch": ef.count_sketch(3, 4, k=1),
+        "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),
+        "PerLeaf": ef.per_leaf(lambda path, like: ef.top_k(k=1)),
+        "PowerSgd": ef.power_sgd(1),
+        "Scheduled": ef.scheduled([1], [ef.top_k(k=1), ef.sign()]),
+    }
+
+
+def test_codecs_without_a_message_say_so_and_what_to_do() -> None:
+    def final(kind: type) -> set[str]:
+        below = set().union(*(final(sub) for sub in kind.__subclasses__()))
+        return below or {kind.__name__}
+
+    examples = messageless()
+    assert final(MessagelessCodec) == set(examples)
+    like = jax.ShapeDtypeStruct((2, 2), "float32")
+    for name, compressor in examples.items():
+        codec = compressor.codec
+        for what, call in (
+            ("encode", lambda codec=codec: codec.encode(jnp.ones((2, 2)))),
+            ("decode", lambda codec=codec: codec.decode(jnp.ones(2), like)),
+        ):
+            remedy = r"Use it in error_feedback|Ask codec\."
+            with pytest.raises(TypeError, match=rf"^{name} has no {what} of its own: .*({remedy})"):
+                call()
