@@ -213,19 +213,39 @@ def _group(bits: int) -> tuple[int, int]:
     return run // bits, run // WORD_BITS
 
 
+def _together(bits: int) -> int:
+    """How many neighbouring codes go through the slow pattern as one code that fits a word.
+
+    Narrow codes that do not fill whole words: all else is then done in vector registers.
+
+    >>> [_together(bits) for bits in (1, 3, 4, 6, 12)]
+    [1, 8, 1, 4, 1]
+    """
+    return 1 << (WORD_BITS // bits).bit_length() - 1 if bits < 8 and WORD_BITS % bits else 1
+
+
+def _joined(codes: jax.Array, bits: int, together: int) -> jax.Array:
+    """Each run of ``together`` codes as one code."""
+    shifts = np.arange(together, dtype=np.uint32) * np.uint32(bits)
+    return lax.reduce(codes.reshape(-1, together) << shifts, np.uint32(0), lax.bitwise_or, (1,))
+
+
 def _pack_groups(codes: jax.Array, bits: int, words: int) -> jax.Array:
     """Packs (groups, fields) codes into (groups * words,) words."""
     fields = codes.shape[1]
-    if 8 % bits == 0:
+    if bits <= 2:
         # By way of bytes, and by an or, not a sum: so the compiler keeps it in vector registers,
         # where 32 fields into one word at once take it six times as long.
         shifts = np.arange(8 // bits, dtype=np.uint32) * np.uint32(bits)
         parts = (codes.reshape(-1, 8 // bits) << shifts).astype(jnp.uint8)
         octets = lax.reduce(parts, np.uint8(0), lax.bitwise_or, (1,))
         return lax.bitcast_convert_type(octets.reshape(-1, 4), jnp.uint32)
-    if words == 1:
-        shifts = np.arange(fields, dtype=np.uint32) * np.uint32(bits)
-        return lax.reduce(codes << shifts, np.uint32(0), lax.bitwise_or, (1,))
+    together = fields if words == 1 else _together(bits)
+    if together > 1:
+        joined = _joined(codes, bits, together)
+        if words == 1:
+            return joined
+        return _pack_groups(joined.reshape(-1, fields // together), bits * together, words)
     columns = []
     for word in range(words):
         start = word * WORD_BITS
@@ -246,6 +266,11 @@ def _unpack_groups(words: jax.Array, bits: int, fields: int) -> jax.Array:
     mask = np.uint32((1 << bits) - 1)
     if words.shape[1] == 1:
         return ((words >> shifts) & mask).reshape(-1)
+    together = _together(bits)
+    if together > 1:
+        joined = _unpack_groups(words, bits * together, fields // together)
+        # Without the barrier the compiler reads the words anew for each code.
+        return _unpack_groups(lax.optimization_barrier(joined)[:, None], bits, together)
     first = starts // WORD_BITS
     second = np.minimum(first + 1, words.shape[1] - 1)
     low = words[:, first] >> shifts

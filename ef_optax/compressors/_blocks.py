@@ -9,12 +9,16 @@ of an encoder.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._base import Array
 from ef_optax._random import mix32
+
+# Below this a tile is too short for vector registers.
+_SHORTEST_TILE = 8
 
 
 def block_count(size: int, block: int | None) -> int:
@@ -54,6 +58,34 @@ def from_blocks(blocks: Array, like: jax.ShapeDtypeStruct) -> Array:
     """The inverse of :func:`to_blocks`, in the shape and dtype of ``like``."""
     size = math.prod(like.shape)
     return blocks.reshape(-1)[:size].astype(like.dtype).reshape(like.shape)
+
+
+def blockwise(f: Callable[..., Array], x: Array, *each: Array, block: int | None) -> Array:
+    """``f(values, what their block has, ...)``, value by value, and without a copy of the leaf.
+
+    The leaf is worked on in equal tiles that cross no border of a block: in tiles of the largest
+    length that divides both, so that a last block which is not full needs no care; where only a few
+    values would do, block by block and then the last one.
+
+    Args:
+      f: takes (tiles, length) of the leaf and (tiles, 1) of each of ``each``; elementwise.
+      x: the leaf, any shape.
+      *each: one entry for a block, (blocks,).
+      block: block length, or None for the whole leaf.
+
+    Returns:
+      Shape (x.size,).
+    """
+    flat, length = x.reshape(-1), block_length(x.size, block)
+    tile = math.gcd(x.size, length)
+    tile = tile if tile >= _SHORTEST_TILE else length
+    whole = x.size // tile
+    rows = [jnp.repeat(one, length // tile)[:whole, None] for one in each]
+    out = f(flat[: whole * tile].reshape(whole, tile), *rows).reshape(-1)
+    if whole * tile < x.size:
+        last = f(flat[None, whole * tile :], *(one[-1:, None] for one in each))
+        out = jnp.concatenate([out, last[0]])
+    return out
 
 
 def random_words(key: Array, shape: tuple[int, ...]) -> Array:

@@ -17,37 +17,16 @@ from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
     block_count,
     block_length,
+    blockwise,
     divide,
-    from_blocks,
     round_randomly,
     safe_divisor,
-    to_blocks,
     uniform_noise,
 )
+from ef_optax.compressors._norms import block_norms, power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
 NORMS = ("l2", "linf")
-
-
-def block_norm(blocks: Array, norm: str) -> Array:
-    """The norm of each row, (m, 1); the 2-norm does not overflow or underflow before its result."""
-    largest = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
-    if norm == "linf":
-        return largest
-    unit = power_of_two(largest)
-    return unit * jnp.sqrt(jnp.sum(jnp.square(blocks / unit), axis=1, keepdims=True))
-
-
-def power_of_two(x: Array) -> Array:
-    """The power of two at or below a positive number: scaling by it rounds nothing. One for zero.
-
-    >>> power_of_two(jnp.array([6.0, 0.3, 0.0])).tolist()
-    [4.0, 0.25, 1.0]
-    """
-    integer = jnp.dtype(f"int{bits_of(x.dtype)}")
-    fraction = jnp.finfo(x.dtype).nmant
-    exponent = jax.lax.bitcast_convert_type(x, integer) >> fraction
-    return safe_divisor(jax.lax.bitcast_convert_type(exponent << fraction, x.dtype))
 
 
 def linf_omega(length: int, levels: int) -> float:
@@ -76,8 +55,12 @@ class DitheringCodec(Codec):
     deterministic: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def level(self, x: Array, norm: Array, key: Array) -> Array:
-        """The randomly chosen level number of magnitudes x relative to a positive norm."""
+    def relative(self, x: Array, norm: Array) -> Array:
+        """Magnitudes x relative to a positive norm, in the unit that ``level`` takes."""
+
+    @abc.abstractmethod
+    def level(self, y: Array, key: Array) -> Array:
+        """The randomly chosen level number of relative magnitudes."""
 
     @abc.abstractmethod
     def value(self, level: Array, norm: Array) -> Array:
@@ -85,30 +68,36 @@ class DitheringCodec(Codec):
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
-        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.bucket)
-        norm = block_norm(blocks, self.norm)
-        unit = power_of_two(norm)
-        level = self.level(jnp.abs(blocks) / unit, safe_divisor(norm / unit), key)
+        flat = x.reshape(-1).astype(scale_dtype(x.dtype))
+        norms = block_norms(flat, self.bucket, self.norm)
+
+        def relative(x: Array, norm: Array) -> Array:
+            unit = power_of_two(norm)
+            return self.relative(jnp.abs(x) / unit, safe_divisor(norm / unit))
+
+        level = self.level(blockwise(relative, flat, norms, block=self.bucket), key)
         level = jnp.minimum(level.astype(jnp.int32), self.levels)
-        codes = (jnp.where(blocks < 0, -level, level) + self.levels).reshape(-1)[: x.size]
-        return {"codes": _fields.pack(codes, self._width), "norm": norm[:, 0]}
+        codes = jnp.where(flat < 0, -level, level) + self.levels
+        return {"codes": _fields.pack(codes, self._width), "norm": norms}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        size = size_of(like.shape)
-        codes = _fields.unpack(message["codes"], self._width, size)
+        codes = _fields.unpack(message["codes"], self._width, size_of(like.shape))
         signed = codes.astype(jnp.int32) - self.levels
-        signed, norm = to_blocks(signed, self.bucket), message["norm"][:, None]
-        unit = power_of_two(norm)
-        value = self.value(jnp.abs(signed), norm / unit) * unit
-        return from_blocks(jnp.where(signed < 0, -value, value), like)
+
+        def values(signed: Array, norm: Array) -> Array:
+            unit = power_of_two(norm)
+            value = self.value(jnp.abs(signed), norm / unit) * unit
+            return jnp.where(signed < 0, -value, value)
+
+        flat = blockwise(values, signed, message["norm"], block=self.bucket)
+        return flat.astype(like.dtype).reshape(like.shape)
 
     def finite(self, x: Array, message: Message) -> Array:
-        """Told by the 2-norms: a NaN or inf makes its bucket's norm NaN or inf.
+        """Told by the norms: a NaN or inf makes its bucket's norm NaN or inf.
 
-        False too if the norm of finite numbers has overflowed. A maximum may lose a NaN.
+        False too if the norm of finite numbers has overflowed.
         """
-        if self.norm == "linf":
-            return super().finite(x, message)
+        del x
         return jnp.all(jnp.isfinite(message["norm"]))
 
     @property
@@ -134,8 +123,11 @@ class Dithering(DitheringCodec):
     def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return "exact" if self.norm == "linf" and self.levels == 1 else "bound"
 
-    def level(self, x: Array, norm: Array, key: Array) -> Array:
-        return round_randomly(x * self.levels / norm, key)
+    def relative(self, x: Array, norm: Array) -> Array:
+        return x * self.levels / norm
+
+    def level(self, y: Array, key: Array) -> Array:
+        return round_randomly(y, key)
 
     def value(self, level: Array, norm: Array) -> Array:
         return level.astype(norm.dtype) * divide(norm, self.levels)
@@ -158,8 +150,11 @@ class NaturalDithering(DitheringCodec):
     bucket: int | None = None
     basis: ClassVar[str] = "bound"
 
-    def level(self, x: Array, norm: Array, key: Array) -> Array:
-        y, table = (x / norm).astype(jnp.float32), self._table
+    def relative(self, x: Array, norm: Array) -> Array:
+        return (x / norm).astype(jnp.float32)
+
+    def level(self, y: Array, key: Array) -> Array:
+        table = self._table
         # The number of levels at or below y, found on the exponent and not by a logarithm.
         exponent = (jax.lax.bitcast_convert_type(y, jnp.int32) >> 23) - 127
         low = jnp.clip(exponent + self.levels, 0, self.levels)

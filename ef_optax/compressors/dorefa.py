@@ -14,13 +14,12 @@ from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
     block_count,
     block_length,
+    blockwise,
     divide,
-    from_blocks,
     round_randomly,
     safe_divisor,
-    to_blocks,
 )
-from ef_optax.compressors.dithering import block_norm
+from ef_optax.compressors._norms import block_norms
 from ef_optax.compressors.sign import scale_dtype
 
 
@@ -42,18 +41,20 @@ class Dorefa(Codec):
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
-        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.bucket)
-        largest = block_norm(blocks, "linf")
-        y = jnp.clip(blocks / safe_divisor(largest) / 2 + 0.5, 0, 1)
-        codes = round_randomly(y * self._steps, key).astype(jnp.uint32).reshape(-1)[: x.size]
-        return {"codes": _fields.pack(codes, self.bits_per_value), "largest": largest[:, 0]}
+        wide = x.astype(scale_dtype(x.dtype))
+        largest = block_norms(wide, self.bucket, "linf")
+        divisor = safe_divisor(largest)
+        y = blockwise(lambda x, m: x / m / 2 + 0.5, wide, divisor, block=self.bucket)
+        codes = round_randomly(jnp.clip(y, 0, 1) * self._steps, key).astype(jnp.uint32)
+        return {"codes": _fields.pack(codes, self.bits_per_value), "largest": largest}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         codes = _fields.unpack(message["codes"], self.bits_per_value, size_of(like.shape))
         largest = message["largest"]
         odd = (2 * codes.astype(jnp.int32) - self._steps).astype(largest.dtype)
         step = divide(largest, self._steps)
-        return from_blocks(to_blocks(odd, self.bucket) * step[:, None], like)
+        values = blockwise(jnp.multiply, odd, step, block=self.bucket)
+        return values.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         size = size_of(shape)

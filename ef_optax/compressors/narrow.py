@@ -14,7 +14,7 @@ from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._rounding import rounded
 from ef_optax.compressors._blocks import safe_divisor
-from ef_optax.compressors.dithering import power_of_two
+from ef_optax.compressors._norms import power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
 FORMATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}

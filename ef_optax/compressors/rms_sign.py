@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ef_optax._base import Array, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors.dithering import power_of_two
+from ef_optax.compressors._norms import power_of_two
 from ef_optax.compressors.sign import SignCodec
 
 

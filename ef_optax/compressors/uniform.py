@@ -14,12 +14,13 @@ from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import (
     block_count,
     block_length,
+    blockwise,
     divide,
-    from_blocks,
     round_randomly,
     safe_divisor,
     to_blocks,
 )
+from ef_optax.compressors._norms import block_norms
 from ef_optax.compressors.dithering import linf_omega
 from ef_optax.compressors.sign import scale_dtype
 
@@ -72,9 +73,10 @@ class UniformBuckets(Rounding):
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         codes = _fields.unpack(message["codes"], self.width, size_of(like.shape))
-        blocks = to_blocks(codes.astype(message["unit"].dtype), self.block)
-        values = message["low"][:, None] + blocks * message["unit"][:, None]
-        return from_blocks(values, like)
+        low, unit = message["low"], message["unit"]
+        codes = codes.astype(unit.dtype)
+        values = blockwise(lambda c, low, u: low + c * u, codes, low, unit, block=self.block)
+        return values.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         size = size_of(shape)
@@ -113,17 +115,18 @@ class BlockQuantize(Rounding):
         return 2 ** (self.width - 1) - 1
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.block)
-        largest = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
-        y = jnp.clip(blocks / safe_divisor(largest), -1, 1) * self._steps
-        codes = (self.round(y, key).astype(jnp.int32) + self._steps).reshape(-1)[: x.size]
-        return {"codes": _fields.pack(codes, self.width), "largest": largest[:, 0]}
+        wide = x.astype(scale_dtype(x.dtype))
+        largest = block_norms(wide, self.block, "linf")
+        y = blockwise(jnp.divide, wide, safe_divisor(largest), block=self.block)
+        codes = self.round(jnp.clip(y, -1, 1) * self._steps, key).astype(jnp.int32) + self._steps
+        return {"codes": _fields.pack(codes, self.width), "largest": largest}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         codes = _fields.unpack(message["codes"], self.width, size_of(like.shape))
         step = divide(message["largest"], self._steps)
-        blocks = to_blocks((codes.astype(jnp.int32) - self._steps).astype(step.dtype), self.block)
-        return from_blocks(blocks * step[:, None], like)
+        signed = (codes.astype(jnp.int32) - self._steps).astype(step.dtype)
+        values = blockwise(jnp.multiply, signed, step, block=self.block)
+        return values.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         size = size_of(shape)

@@ -1,0 +1,121 @@
+"""Norms of the blocks of a leaf, from one reading of it and without a copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ef_optax._base import Array, bits_of
+from ef_optax._selection import magnitude_order
+from ef_optax.compressors._blocks import block_length, safe_divisor
+
+# Values are reduced as columns, at most so deep and at least so many side by side: on a CPU these
+# are whole vector registers, and nothing is summed across one.
+_DEPTH, _COLUMNS = 16, 8
+# Values that make full columns of the greatest depth, twice the least number.
+_RUN = 256
+
+Combine = Callable[[Array, Array], Array]
+
+
+def block_norms(x: Array, block: int | None, norm: str) -> Array:
+    """The norm of every block of a leaf.
+
+    Args:
+      x: the leaf, any shape, float32 or float64.
+      block: length of the blocks, None for a single one.
+      norm: ``"l2"`` or ``"linf"``. The 2-norm does not overflow or underflow before its result.
+
+    Returns:
+      Shape (blocks,); NaN where a block has a NaN.
+
+    >>> block_norms(jnp.array([3.0, -4.0, 3e30, 4e30, 6e-30]), 2, "l2").tolist()[0]
+    5.0
+    """
+    return _largest(x, block) if norm == "linf" else _two_norms(x, block)
+
+
+def power_of_two(x: Array) -> Array:
+    """The power of two at or below a positive number: scaling by it rounds nothing. One for zero.
+
+    >>> power_of_two(jnp.array([6.0, 0.3, 0.0])).tolist()
+    [4.0, 0.25, 1.0]
+    """
+    integer = jnp.dtype(f"int{bits_of(x.dtype)}")
+    fraction = jnp.finfo(x.dtype).nmant
+    exponent = lax.bitcast_convert_type(x, integer) >> fraction
+    return safe_divisor(lax.bitcast_convert_type(exponent << fraction, x.dtype))
+
+
+def _largest(x: Array, block: int | None) -> Array:
+    """Compared as integers: a float maximum may lose a NaN."""
+    order = magnitude_order(x.reshape(-1))
+    (largest,) = _by_block((order,), block_length(x.size, block), lax.max)
+    return lax.bitcast_convert_type(largest, x.dtype)
+
+
+def _two_norms(x: Array, block: int | None) -> Array:
+    """From the sums of the squares at three scales; for each block the sum that is in range.
+
+    With e the largest exponent (128 for float32): squares as they are serve sums from 2^(2 - e/2)
+    to 2^(e - 8). Smaller ones are taken times 2^(3e/4 - 2) to the square, which is below 2^e and
+    keeps denormals; larger ones times 2^(-e/2 - 6) to the square, below 2^e for every norm that is
+    a number.
+    """
+    largest = jnp.finfo(x.dtype).maxexp
+    up, down = 2.0 ** (3 * largest // 4 - 2), 2.0 ** (-largest // 2 - 6)
+    flat = x.reshape(-1)
+    squares = tuple(jnp.square(flat * flat.dtype.type(scale)) for scale in (1.0, up, down))
+    plain, raised, lowered = _by_block(squares, block_length(x.size, block), lax.add)
+    small, large = plain < 2.0 ** (2 - largest // 2), plain > 2.0 ** (largest - 8)
+    square = jnp.where(small, raised, jnp.where(large, lowered, plain))
+    scale = jnp.where(small, 1 / up, jnp.where(large, 1 / down, 1.0)).astype(x.dtype)
+    return jnp.sqrt(square) * scale
+
+
+def _by_block(operands: tuple[Array, ...], length: int, combine: Combine) -> tuple[Array, ...]:
+    """Reduces the blocks of a leaf: by columns of a few values, columns of columns, and so on.
+
+    Args:
+      operands: of one shape (d,), none negative; they are read once.
+      length: of a block; the last one may be shorter.
+      combine: addition or maximum.
+
+    Returns:
+      The results of each operand, (blocks,).
+    """
+    size = operands[0].size
+    if size == 0:
+        return operands
+
+    def parts(at: int, before: int, after: int) -> Iterator[tuple[Array, Array]]:
+        """Results before and from a place, in blocks of the given lengths."""
+        left = _by_block(tuple(x[:at] for x in operands), before, combine)
+        right = _by_block(tuple(x[at:] for x in operands), after, combine)
+        return zip(left, right, strict=True)
+
+    whole, runs = size // length * length, size // _RUN * _RUN
+    if whole < size:
+        return tuple(jnp.concatenate(pair) for pair in parts(whole, length, size - whole))
+    if size == length and 0 < runs < size:
+        return tuple(combine(*pair) for pair in parts(runs, runs, size - runs))
+    run = math.gcd(length, _RUN)
+    if run < 2 * _COLUMNS or length <= 4 * _COLUMNS:
+        return _reduced([x.reshape(-1, length) for x in operands], combine)
+    depth = min(_DEPTH, run // _COLUMNS)
+    columns = _reduced([x.reshape(-1, depth, run // depth) for x in operands], combine)
+    return _by_block(tuple(x.reshape(-1) for x in columns), length // depth, combine)
+
+
+def _reduced(operands: Sequence[Array], combine: Combine) -> tuple[Array, ...]:
+    """Reduces axis 1 of several arrays at once, so that what they are made of is read once."""
+
+    def each(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(combine(a, b) for a, b in zip(left, right, strict=True))
+
+    start = tuple(np.zeros((), x.dtype) for x in operands)
+    return tuple(lax.reduce(tuple(operands), start, each, (1,)))
