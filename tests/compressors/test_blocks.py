@@ -1,0 +1,121 @@
+"""Leaves in blocks: norms of every range, and work that goes value by value."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ef_optax as ef
+from ef_optax.compressors._blocks import block_count, blockwise
+from ef_optax.compressors._norms import block_norms
+
+# Whole blocks, a last one that is not full, odd lengths, one block, and leaves below a block.
+SHAPES = [
+    (4096, 512),
+    (2064, 512),
+    (2049, 512),
+    (1000, 96),
+    (999, 7),
+    (5, 512),
+    (4133, None),
+    (1, None),
+]
+
+
+def reference(x: np.ndarray, block: int | None, norm: str) -> np.ndarray:
+    """Norms of the blocks in float64, whose squares neither overflow nor underflow."""
+    length = block or x.size
+    parts = [x[i : i + length].astype(np.float64) for i in range(0, x.size, length)]
+    if norm == "linf":
+        return np.array([np.max(np.abs(part)) for part in parts])
+    return np.array([np.sqrt(np.sum(part**2)) for part in parts])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(("size", "block"), SHAPES)
+def test_block_norms_are_those_of_numpy(size: int, block: int | None, norm: str) -> None:
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    got = np.asarray(jax.jit(block_norms, static_argnums=(1, 2))(x, block, norm))
+    assert got.shape == (block_count(size, block),)
+    np.testing.assert_allclose(got, reference(x, block, norm), rtol=2e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(-120, 126), min_size=9, max_size=9), st.integers(0, 2**32 - 1), st.data()
+)
+def test_a_2_norm_neither_overflows_nor_underflows(
+    exponents: list[int], seed: int, data: st.DataObject
+) -> None:
+    """Every block has its own magnitude, from near denormal to near the largest number."""
+    wide = data.draw(st.booleans())
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(1, 2, (9, 512)) * rng.choice([-1, 1], (9, 512))
+    x *= np.exp2(np.array(exponents, np.float64))[:, None]
+    if wide:  # magnitudes of all kinds within a block too
+        x *= np.exp2(rng.integers(-30, 1, x.shape).astype(np.float64))
+    x = x.astype(np.float32).reshape(-1)[: 9 * 512 - 3]
+    expected = reference(x, 512, "l2")
+    with np.errstate(over="ignore"):
+        expected = expected.astype(np.float32)
+    np.testing.assert_allclose(np.asarray(block_norms(jnp.asarray(x), 512, "l2")), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_number_is_seen_in_its_block_only(norm: str, bad: float) -> None:
+    x = np.ones(2000, np.float32)
+    x[700] = bad
+    got = np.isfinite(np.asarray(block_norms(x, 512, norm)))
+    assert got.tolist() == [True, False, True, True]
+    assert np.isnan(np.asarray(block_norms(x, 512, norm))[1]) == np.isnan(bad)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_norms_of_zeros_and_of_nothing(norm: str) -> None:
+    assert block_norms(jnp.zeros(1000), 512, norm).tolist() == [0.0, 0.0]
+    assert block_norms(jnp.zeros(0), 512, norm).shape == (0,)
+
+
+@pytest.mark.parametrize(("size", "block"), SHAPES)
+def test_blockwise_gives_each_value_what_its_block_has(size: int, block: int | None) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal(size).astype(np.float32)
+    low, high = rng.standard_normal((2, block_count(size, block))).astype(np.float32)
+    got = blockwise(lambda x, a, b: x * a + b, x, low, high, block=block)
+    own = np.arange(size) // (block or size)
+    np.testing.assert_allclose(np.asarray(got), x * low[own] + high[own], rtol=1e-5, atol=1e-6)
+
+
+# Room for the message of up to 8 bits, partial sums and no copy of the leaf, which would be 4 bytes.
+BYTES_A_VALUE = 2.0
+
+
+@pytest.mark.parametrize("size", [1 << 18, (1 << 18) + 64])
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        ef.qsgd(7, key=0, bucket=512),
+        ef.qsgd(7, key=0, bucket=512, norm="linf"),
+        ef.dorefa(4, key=0, bucket=512),
+        ef.block_quantize(4, block=512),
+    ],
+    ids=["l2", "linf", "dorefa", "block_quantize"],
+)
+def test_a_step_in_blocks_makes_no_copy_of_the_leaf(compressor: ef.Compressor, size: int) -> None:
+    """Also where the last block is not full."""
+    codec = compressor.codec
+
+    def step(g: jax.Array, e: jax.Array, seed: jax.Array) -> tuple[object, jax.Array]:
+        p = g + e
+        message = codec.encode(p, None if codec.deterministic else jax.random.key(seed))
+        return message, codec.residual(p, message)
+
+    leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    program = jax.jit(step, donate_argnums=1).lower(leaf, leaf, seed).compile()
+    assert program.memory_analysis().temp_size_in_bytes <= BYTES_A_VALUE * size
