@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +43,7 @@ from absl import flags
 import ef_optax as ef
 from ef_optax import theory
 from experiments import libsvm, logistic, study
+from experiments.heterogeneity_methods import AXIS, METHODS, information, message_bits
 
 STUDY = study.Study("heterogeneity", __doc__)
 FLAGS = STUDY.flags
@@ -57,169 +57,9 @@ flags.DEFINE_integer("rounds", 5000, "Rounds to run.", lower_bound=10, flag_valu
 flags.DEFINE_integer("runs", 3, "Runs of a random method.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Of the order of the rows and of draws.", flag_values=FLAGS)
 
-AXIS = "workers"
 REGULARISER = 0.01
 TOLERANCE = 1e-6  # of the squared gradient norm at the start
 MULTIPLES = 2.0 ** np.arange(15)
-ZETA = 16.0  # of CLAG
-
-TOP_1 = ef.top_k(k=1)
-Rule = optax.GradientTransformation
-
-
-class Method(NamedTuple):
-    """How it is drawn, what it does, and the step of its theory."""
-
-    label: str
-    colour: str
-    dashes: Any
-    chain: Callable[[Any, Any, int], tuple[Rule, ...]]  # of rate, key, dimension
-    step: Callable[[theory.Smoothness, int], float]  # of the constants, dimension
-    random: bool = False
-
-
-def rate_after(rule: Rule, rate: Any) -> tuple[Rule, ...]:
-    """A rule in gradient units."""
-    return rule, optax.scale_by_learning_rate(rate)
-
-
-def random_1(key: Any) -> ef.Compressor:
-    """Unbiased: one entry at random, times d."""
-    return ef.random_k(k=1, key=key, scaled=True)
-
-
-def three_point(name: str, dimension: int) -> theory.ThreePoint:
-    """The constants of CLAG or of v2."""
-    if name == "clag":
-        return theory.three_point_constants("clag", alpha=1 / dimension, zeta=ZETA)
-    return theory.three_point_constants("v2", alpha=1 / dimension, omega=dimension - 1.0)
-
-
-def mixture(dimension: int, workers: int) -> theory.EFBVParameters:
-    """EF-BV's lambda and nu for one of the d/2 largest entries, drawn independently."""
-    codec = ef.comp_k(1, dimension // 2, key=0).codec
-    spread = codec.spread((dimension,))
-    return theory.ef_bv_parameters(codec.eta((dimension,)), spread, spread / workers)
-
-
-def ef21_step(constants: theory.Smoothness, dimension: int) -> float:
-    """EF21's step for top-1."""
-    return theory.ef21_step(constants, 1 / dimension, mean="QM")
-
-
-DASHED, DOTTED, MIXED = (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))
-METHODS = {
-    "gd": Method(
-        "GD",
-        study.BLACK,
-        DASHED,
-        lambda rate, key, d: rate_after(ef.compressed_mean(ef.identity(), axis_name=AXIS), rate),
-        lambda constants, d: 1 / constants.L,
-    ),
-    "top_1": Method(
-        "top-1, no memory",
-        study.VERMILION,
-        DOTTED,
-        lambda rate, key, d: rate_after(ef.compressed_mean(TOP_1, axis_name=AXIS), rate),
-        lambda constants, d: 1 / constants.L,
-    ),
-    "ef14": Method(
-        "EF14",
-        study.VERMILION,
-        "-",
-        lambda rate, key, d: rate_after(ef.error_feedback(TOP_1, axis_name=AXIS), rate)[::-1],
-        ef21_step,
-    ),
-    "ef21": Method(
-        "EF21",
-        study.BLUE,
-        "-",
-        lambda rate, key, d: rate_after(ef.ef21(TOP_1, axis_name=AXIS), rate),
-        ef21_step,
-    ),
-    "econtrol": Method(
-        "EControl",
-        study.PURPLE,
-        "-",
-        lambda rate, key, d: rate_after(
-            ef.econtrol(TOP_1, 1 / d, axis_name=AXIS, init="full"), rate
-        ),
-        ef21_step,
-    ),
-    "clag": Method(
-        "3PC: CLAG",
-        study.SKY,
-        DASHED,
-        lambda rate, key, d: rate_after(
-            ef.three_point_compressor("clag", TOP_1, zeta=ZETA, axis_name=AXIS), rate
-        ),
-        lambda constants, d: theory.three_point_step(constants, three_point("clag", d)),
-    ),
-    "v2": Method(
-        "3PC: v2",
-        study.SKY,
-        MIXED,
-        lambda rate, key, d: rate_after(
-            ef.three_point_compressor("v2", TOP_1, second=random_1(key), axis_name=AXIS), rate
-        ),
-        lambda constants, d: theory.three_point_step(constants, three_point("v2", d)),
-        random=True,
-    ),
-    "diana": Method(
-        "DIANA",
-        study.GREEN,
-        "-",
-        lambda rate, key, d: rate_after(ef.diana(random_1(key), axis_name=AXIS), rate),
-        lambda constants, d: theory.diana_step(constants, d - 1.0),
-        random=True,
-    ),
-    "ef_bv": Method(
-        "EF-BV",
-        study.GREEN,
-        DASHED,
-        lambda rate, key, d: rate_after(
-            ef.ef_bv(ef.comp_k(1, d // 2, key=key), *mixture(d, FLAGS.workers)[:2], axis_name=AXIS),
-            rate,
-        ),
-        lambda constants, d: theory.ef_bv_step(constants, mixture(d, constants.num_workers)),
-        random=True,
-    ),
-    "marina": Method(
-        "MARINA",
-        study.ORANGE,
-        "-",
-        lambda rate, key, d: rate_after(
-            ef.marina(random_1(key), 1 / d, jax.random.fold_in(key, 1), axis_name=AXIS), rate
-        ),
-        lambda constants, d: theory.marina_step(constants, d - 1.0, 1 / d),
-        random=True,
-    ),
-}
-
-
-def message_bits(method: str, dimension: int) -> int:
-    """One worker's message of an ordinary round, by its codecs."""
-    codecs = {
-        "gd": [ef.identity()],
-        "v2": [random_1(0), TOP_1],
-        "diana": [random_1(0)],
-        "ef_bv": [ef.comp_k(1, dimension // 2, key=0)],
-        "marina": [random_1(0)],
-    }
-    leaf = jax.ShapeDtypeStruct((dimension,), jnp.float64)
-    return sum(ef.message_bits(codec, leaf) for codec in codecs.get(method, [TOP_1]))
-
-
-def information(method: str, state: Any, first: Any, dimension: int) -> Any:
-    """What a worker sent in the round that led to this state, in bits, as the papers count it."""
-    ordinary, full = message_bits(method, dimension), 64 * dimension
-    if method == "marina":
-        return jnp.where(optax.tree.get(state, "exact"), full, ordinary)
-    if method == "econtrol":
-        return jnp.where(first, full, ordinary)
-    if method == "clag":  # of the mean worker; a silent one sends nothing
-        return ordinary * jnp.mean(optax.tree.get(state, "sent").astype(float))
-    return ordinary
 
 
 @functools.partial(jax.jit, static_argnames=("method", "rounds"))
@@ -228,7 +68,7 @@ def curves(method: str, rates: Any, keys: Any, rows: Any, rounds: int) -> tuple[
     dimension = rows.signed.shape[-1]
 
     def one(rate: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        chain = optax.chain(*METHODS[method].chain(rate, key, dimension))
+        chain = optax.chain(*METHODS[method].chain(rate, key, dimension, len(rows.counts)))
         tx = ef.simulate(chain, len(rows.counts), AXIS)
 
         def step(carry: Any, first: jax.Array) -> tuple[Any, Any]:
@@ -325,58 +165,85 @@ def disagreement(rows: logistic.Rows) -> float:
 
 def run() -> None:
     """Runs all methods at every dial, writes the table and the picture."""
+    dials = dials_of(FLAGS.dials)
+    features, labels = logistic.load(FLAGS.dataset, FLAGS.data_dir)
+    dealt = {dial: deal(features, labels, FLAGS.workers, dial, FLAGS.seed) for dial in dials}
+    folder, dimension = STUDY.open(), features.shape[1]
+    found, rows = {}, []
+    for dial, parts in dealt.items():
+        constants = theory.logistic_regression([a for a, _ in parts], l2=REGULARISER)
+        found[dial] = measure(logistic.rows_of(parts), constants)
+        rows += measurements(dial, found[dial], constants, dimension)
+    text = text_of(found, dimension, rows_each=len(labels) // FLAGS.workers)
+    STUDY.close(folder, rows, text, picture_of(found))
+
+
+def dials_of(words: list[str]) -> list[float]:
+    """The numbers of --dials."""
     try:
-        dials = [float(word) for word in FLAGS.dials]
+        dials = [float(word) for word in words]
     except ValueError as error:
         raise flags.Error(f"--dials: {error}") from error
     if not dials or not all(0 <= dial <= 1 for dial in dials):
-        raise flags.Error(f"--dials={','.join(FLAGS.dials)}: numbers in [0, 1] are needed")
-    features, labels = logistic.load(FLAGS.dataset, FLAGS.data_dir)
-    dealt = [deal(features, labels, FLAGS.workers, dial, FLAGS.seed) for dial in dials]
-    folder = STUDY.open()
+        raise flags.Error(f"--dials={','.join(words)}: numbers in [0, 1] are needed")
+    return dials
 
-    ####################################################################################
-    # Measure
-    ####################################################################################
-    dimension = features.shape[1]
+
+class Found(NamedTuple):
+    """What was measured at one position of the dial."""
+
+    disagreement: float
+    steps: dict[str, float]  # of each method's theory
+    best: dict[str, Best]
+
+
+def measure(data: logistic.Rows, constants: theory.Smoothness) -> Found:
+    """Runs every method with all multiples of its step."""
     keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.runs)
-    found: dict[float, dict[str, Best]] = {}
-    rows, apart = [], {}
-    for dial, parts in zip(dials, dealt, strict=True):
-        constants = theory.logistic_regression([a for a, _ in parts], l2=REGULARISER)
-        data = logistic.rows_of(parts)
-        found[dial], apart[dial] = {}, disagreement(data)
-        for name, method in METHODS.items():
-            step = method.step(constants, dimension)
-            own = keys if method.random else keys[:1]
-            measured = curves(name, step * MULTIPLES, own, data, FLAGS.rounds)
-            best = found[dial][name] = tune(*map(np.asarray, measured))
-            rows.append({"method": name, "dial": dial, "theory_step": step})
-            rows[-1] |= {"multiple": best.multiple, "rounds": best.rounds, "bits": best.bits}
-            rows[-1] |= {
-                "end": float(best.norms[-1]),
-                "message_bits": message_bits(name, dimension),
-            }
-        rows.append({"dial": dial, "disagreement": apart[dial], "L": constants.L})
-        rows[-1] |= {"L_QM": constants.L_QM}
+    dimension = data.signed.shape[-1]
+    steps, best = {}, {}
+    for name, method in METHODS.items():
+        steps[name] = method.step(constants, dimension)
+        own = keys if method.random else keys[:1]
+        measured = curves(name, steps[name] * MULTIPLES, own, data, FLAGS.rounds)
+        best[name] = tune(*map(np.asarray, measured))
+    return Found(disagreement(data), steps, best)
+
+
+def measurements(
+    dial: float, found: Found, constants: theory.Smoothness, dimension: int
+) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl: one for each method, one for the problem."""
+    rows = [
+        {"method": name, "dial": dial, "theory_step": found.steps[name]}
+        | {"multiple": best.multiple, "rounds": best.rounds, "bits": best.bits}
+        | {"end": float(best.norms[-1]), "message_bits": message_bits(name, dimension)}
+        for name, best in found.best.items()
+    ]
+    problem = {"dial": dial, "disagreement": found.disagreement}
+    return [*rows, problem | {"L": constants.L, "L_QM": constants.L_QM}]
+
+
+def text_of(found: dict[float, Found], dimension: int, rows_each: int) -> str:
+    """The table and what its columns mean."""
     head = ["method", "message (bits)"]
-    for dial in dials:
+    for dial in found:
         head += [f"dial {dial:g}: step", "rounds", "information (kbit)"]
     cells = []
     for name in METHODS:
         cells.append([f"`{name}`", f"{message_bits(name, dimension):,}"])
-        for dial in dials:
-            best = found[dial][name]
+        for at_dial in found.values():
+            best = at_dial.best[name]
             cells[-1].append(f"x {best.multiple:g}")
             if best.rounds is None or best.bits is None:
                 cells[-1] += [f"({best.end:.0e})", ""]
             else:
                 cells[-1] += [f"{best.rounds:,}", f"{best.bits / 1000:,.1f}"]
-    levels = ", ".join(f"{apart[dial]:.2g} (dial {dial:g})" for dial in dials)
-    text = (
+    levels = ", ".join(f"{f.disagreement:.2g} (dial {dial:g})" for dial, f in found.items())
+    return (
         f"# Disagreement of workers on {FLAGS.dataset}\n\n"
         + study.markdown(head, cells)
-        + f"\n- {FLAGS.workers} workers with {len(dealt[0][0][1])} rows each, {dimension} "
+        + f"\n- {FLAGS.workers} workers with {rows_each} rows each, {dimension} "
         "features, 64-bit numbers. Rounds after which the squared gradient norm stays below "
         f"{TOLERANCE:g} of the first; in brackets its median over the last quarter of "
         f"{FLAGS.rounds:,} rounds, where it did not.\n"
@@ -386,12 +253,12 @@ def run() -> None:
         f"- mean_i |grad f_i|^2 at the minimum, over that at the start: {levels}.\n"
     )
 
-    ####################################################################################
-    # Draw
-    ####################################################################################
-    figure, axes = study.panels(2, len(dials), (5 * len(dials), 9), sharey=True)
-    for column, dial in enumerate(dials):
-        for name, best in found[dial].items():
+
+def picture_of(found: dict[float, Found]) -> Any:
+    """The curves by rounds above, by what was sent below; a column for each dial."""
+    figure, axes = study.panels(2, len(found), (5 * len(found), 9), sharey=True)
+    for column, (dial, at_dial) in enumerate(found.items()):
+        for name, best in at_dial.best.items():
             method = METHODS[name]
             look = {"color": method.colour, "linestyle": method.dashes, "lw": 1.8}
             shown = slice(0, 1 + int(1.3 * best.rounds) if best.rounds else None)
@@ -408,7 +275,7 @@ def run() -> None:
         axis.set(ylabel="squared gradient norm, relative (largest of a stretch)")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
-    STUDY.close(folder, rows, text, figure)
+    return figure
 
 
 def main(argv: list[str]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ef21_logreg, ef21_momentum, ef21_w, libsvm, logistic, storage
+from experiments import ef21_logreg, ef21_momentum, ef21_w, ef21_w_growth, libsvm, logistic, storage
 
 Rows = list[dict[str, Any]]
 
@@ -57,7 +57,7 @@ def test_ef21_w_problem_has_the_prescribed_constants() -> None:
     assert a.shape == (5, 10, 10) and b.shape == (5, 10)
     for spread in ef21_w.SPREADS:
         for variance in (0, 30, 400):
-            given = ef21_w.spread(spread, variance, 50, np.random.default_rng(0))
+            given = ef21_w_growth.spread(spread, variance, 50, np.random.default_rng(0))
             np.testing.assert_allclose([given.mean(), given.var()], [10, variance], atol=1e-9)
             assert given.min() > 0
 
