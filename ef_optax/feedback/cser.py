@@ -70,7 +70,8 @@ def cser(
 
     Raises:
       TypeError: if an argument is not a Compressor. ValueError: for a period below 1, a compressor
-        that is not additive, and at update if gradients at the query points are missing.
+        that is not additive, and at update if gradients at the query points are missing; at init,
+        for a compressor that makes the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

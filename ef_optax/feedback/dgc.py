@@ -70,7 +70,8 @@ def dgc(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a momentum outside [0, 1) or
-        a threshold that is not positive.
+        a threshold that is not positive; at init, for a compressor that makes the memory of a leaf
+        grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

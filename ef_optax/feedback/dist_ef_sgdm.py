@@ -67,7 +67,9 @@ def dist_ef_sgdm(
       :class:`DistEFSGDMState`.
 
     Raises:
-      TypeError: if an argument is not a Compressor. ValueError: for a momentum outside [0, 1).
+      TypeError: if an argument is not a Compressor. ValueError: for a momentum outside [0, 1); at
+        init, for a compressor that makes the memory of a leaf grow (scaled random-k with omega >=
+        1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

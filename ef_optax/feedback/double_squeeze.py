@@ -49,7 +49,8 @@ def double_squeeze(
       :class:`DoubleSqueezeState`.
 
     Raises:
-      TypeError: if an argument is not a Compressor.
+      TypeError: if an argument is not a Compressor. ValueError: at init, for a compressor that
+        makes the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -55,7 +55,8 @@ def econtrol(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a negative strength, an
-        unknown ``init`` or a compressor that is not additive.
+        unknown ``init`` or a compressor that is not additive; at init, for a compressor that makes
+        the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -52,7 +52,8 @@ def ef21(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for an unknown ``init`` or a
-        compressor that is not additive.
+        compressor that is not additive; at init, for a compressor that makes the memory of a leaf
+        grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

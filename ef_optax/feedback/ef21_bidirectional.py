@@ -51,7 +51,8 @@ def ef21_bidirectional(
 
     Raises:
       TypeError: if an argument is not a Compressor. ValueError: for an uplink compressor that is
-        not additive.
+        not additive; at init, for a compressor that makes the memory of a leaf grow (scaled
+        random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

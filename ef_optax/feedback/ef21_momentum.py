@@ -60,7 +60,8 @@ def ef21_momentum(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a weight outside (0, 1], an
-        unknown ``init`` or a compressor that is not additive.
+        unknown ``init`` or a compressor that is not additive; at init, for a compressor that makes
+        the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -100,7 +101,8 @@ def ef21_double_momentum(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a weight outside (0, 1], an
-        unknown ``init`` or a compressor that is not additive.
+        unknown ``init`` or a compressor that is not additive; at init, for a compressor that makes
+        the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

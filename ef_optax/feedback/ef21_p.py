@@ -41,7 +41,8 @@ def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
       The transformation; its state is an :class:`EF21PState`.
 
     Raises:
-      TypeError: if ``compressor`` is not a Compressor.
+      TypeError: if ``compressor`` is not a Compressor. ValueError: at init, for a compressor that
+        makes the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp, optax

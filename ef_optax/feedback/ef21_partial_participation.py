@@ -67,7 +67,8 @@ def ef21_partial_participation(
     Raises:
       TypeError: if ``compressor`` is not a Compressor or ``key`` is not a key. ValueError: for a
         probability outside (0, 1], bad weights, an unknown ``init`` or a compressor that is not
-        additive.
+        additive; at init, for a compressor that makes the memory of a leaf grow (scaled random-k
+        with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -53,7 +53,8 @@ def ef21_w(
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for weights that are not
         positive, do not sum to 1, or are not as many as there are workers; for an unknown ``init``
-        or a compressor that is not additive.
+        or a compressor that is not additive; at init, for a compressor that makes the memory of a
+        leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -68,7 +68,8 @@ def qsparse_local_sgd(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a period below 1, and at
-        update if gradients at the query points are missing.
+        update if gradients at the query points are missing; at init, for a compressor that makes
+        the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

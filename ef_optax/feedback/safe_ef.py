@@ -58,7 +58,8 @@ def safe_ef(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: at update, if the constraint or
-        its gradient is missing.
+        its gradient is missing; at init, for a compressor that makes the memory of a leaf grow
+        (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

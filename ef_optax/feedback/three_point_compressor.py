@@ -101,7 +101,8 @@ def three_point_compressor(
 
     Raises:
       TypeError: if a compressor is not a Compressor. ValueError: for an unknown variant, an option
-        that the variant lacks or does not use, or a compressor that is not additive.
+        that the variant lacks or does not use, or a compressor that is not additive; at init, for a
+        compressor that makes the memory of a leaf grow (scaled random-k with omega >= 1).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
