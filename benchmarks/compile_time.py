@@ -1,12 +1,13 @@
 """How long an error-feedback step takes to compile for a model of many leaves, beside Adam's.
 
 Three trees: a transformer (200 leaves, 11 shapes), ResNet-50 (161 leaves, 28 shapes) and 200 leaves
-that are all of different shape. The step of one worker is ``error_feedback(codec).update`` and
-Adam's is ``optax.adam(...).update``, on the same tree with the state donated; for several workers
-it is ``data_parallel`` over virtual devices, against Adam after a mean over the devices. Nothing is
-run. A program is traced, lowered and compiled by one process after a warm-up, without any cache.
+that are all of different shape. The step of one worker is ``error_feedback(codec).update``, leaf by
+leaf or (*flat*) inside ``optax.flatten``, which makes one vector of all leaves. Adam's is
+``optax.adam(...).update``, on the same tree with the state donated; for several workers it is
+``data_parallel`` over virtual devices, against Adam after a mean over the devices. Nothing is run.
+A program is traced, lowered and compiled by one process after a warm-up, without any cache.
 
-    python -m benchmarks.compile_time [--trees ...] [--codecs ...] [--workers 1 4] [--out DIR]
+    python -m benchmarks.compile_time [--trees ...] [--steps ...] [--workers 1 4] [--out DIR]
 
 prints a table and writes ``compile_time.json``. Kernels are the fusions in the program, and how
 many different ones there are: the backend compiles equal ones once.
@@ -34,10 +35,27 @@ from benchmarks import timing
 
 Shapes = dict[str, tuple[int, ...]]
 PEER = "adam"
-CODECS: dict[str, Callable[[], Any]] = {
-    "identity": ef.identity,
-    "scaled_sign": ef.scaled_sign,
-    "top_k(0.01)": lambda: ef.top_k(0.01),
+Make = Callable[..., optax.GradientTransformation]  # takes the axis name
+
+
+def leafwise(compressor: Callable[[], Any]) -> Make:
+    """Error feedback leaf by leaf."""
+    return lambda axis_name=None: ef.error_feedback(compressor(), axis_name=axis_name)
+
+
+def flat(compressor: Callable[[], Any]) -> Make:
+    """Error feedback of all leaves as one vector."""
+    return lambda axis_name=None: optax.flatten(leafwise(compressor)(axis_name))
+
+
+STEPS: dict[str, Make] = {
+    "identity": leafwise(ef.identity),
+    "scaled_sign": leafwise(ef.scaled_sign),
+    "top_k(0.01)": leafwise(lambda: ef.top_k(0.01)),
+    "global_top_k(0.01)": leafwise(lambda: ef.global_top_k(0.01)),
+    "flat identity": flat(ef.identity),
+    "flat scaled_sign": flat(ef.scaled_sign),
+    "flat top_k(0.01)": flat(lambda: ef.top_k(0.01)),
 }
 
 
@@ -113,9 +131,9 @@ def step_of(name: str, shapes: Shapes, workers: int) -> tuple[Callable[..., Any]
             update = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())
         return update, (grads, jax.eval_shape(tx.init, params))
     if workers == 1:
-        tx = ef.error_feedback(CODECS[name]())
+        tx = STEPS[name]()
         return tx.update, (grads, jax.eval_shape(tx.init, params))
-    tx = ef.data_parallel(ef.error_feedback(CODECS[name](), axis_name="data"), mesh, "data")
+    tx = ef.data_parallel(STEPS[name](axis_name="data"), mesh, "data")
     return lambda g, state: tx.update(g, state, params_of(params)), (
         grads,
         tx.abstract_state(params),
@@ -161,9 +179,7 @@ def kernels_of(text: str) -> collections.Counter[str]:
     return collections.Counter(bodies[name] for name in calls)
 
 
-def run(
-    trees: Sequence[str], codecs: Sequence[str], workers: Sequence[int]
-) -> list[dict[str, Any]]:
+def run(trees: Sequence[str], steps: Sequence[str], workers: Sequence[int]) -> list[dict[str, Any]]:
     """Measures everything, printing a line as soon as it is known."""
     jax.jit(lambda x: x + 1).lower(jnp.zeros(3)).compile()  # the first compilation starts threads
     rows = []
@@ -171,19 +187,19 @@ def run(
         shapes = TREES[tree]()
         print(f"\n{tree}: {len(shapes)} leaves, {len(set(shapes.values()))} shapes", flush=True)
         print(
-            f"{'workers':>7} {'step':14} {'trace s':>8} {'compile s':>9} {'total s':>8} "
+            f"{'workers':>7} {'step':18} {'trace s':>8} {'compile s':>9} {'total s':>8} "
             f"{'CPU s':>7} {'x adam':>7} {'kernels':>8} {'different':>9}"
         )
         for n in workers:
             peer = 0.0
-            for name in (PEER, *codecs):
+            for name in (PEER, *steps):
                 row = {"tree": tree, "workers": n, "step": name, **measure(name, shapes, n)}
                 total = row["trace_seconds"] + row["compile_seconds"]
                 peer = total if name == PEER else peer
                 row["times_adam"] = total / peer
                 rows.append(row)
                 print(
-                    f"{n:7} {name:14} {row['trace_seconds']:8.2f} {row['compile_seconds']:9.2f} "
+                    f"{n:7} {name:18} {row['trace_seconds']:8.2f} {row['compile_seconds']:9.2f} "
                     f"{total:8.2f} {row['cpu_seconds']:7.2f} {row['times_adam']:7.2f} "
                     f"{row['kernels']:8} {row['different_kernels']:9}",
                     flush=True,
@@ -195,7 +211,7 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
-    parser.add_argument("--codecs", nargs="*", choices=CODECS, default=list(CODECS))
+    parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/out"))
     flags = parser.parse_args()
@@ -205,7 +221,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     hardware = timing.hardware()
     print(f"jax {jax.__version__}, {hardware}")
-    rows = run(flags.trees, flags.codecs, flags.workers)
+    rows = run(flags.trees, flags.steps, flags.workers)
     flags.out.mkdir(parents=True, exist_ok=True)
     record = {"hardware": hardware, "jax": jax.__version__, "results": rows}
     path = flags.out / "compile_time.json"

@@ -19,10 +19,12 @@ from ef_optax._base import (
     Protocol,
     Shape,
     Workers,
+    all_finite,
     like_of,
 )
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
+from ef_optax._whole import Whole
 from ef_optax.compressors.global_top_k_tree import GlobalTopKTree
 from ef_optax.compressors.sparsify import TopK, check_ratio_or_k
 
@@ -42,27 +44,20 @@ class GlobalTopK(Codec):
         return self.inner.decode(message, like)
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
-        del workers
         dtype = jnp.result_type(*(leaf.dtype for leaf in x)) if _alike(x) else jnp.float32
-        flat = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in x])
-        message, like = self.inner.encode(flat), like_of(flat)
-        got: Gathered = yield Gather(message)
-        mean = self.inner.decode_mean(got.messages, like, got.weights, got.total)
-
-        def split(vector: Array) -> list[Array]:
-            parts, start = [], 0
-            for leaf in x:
-                part = vector[start : start + leaf.size]
-                parts.append(part.astype(leaf.dtype if vector.dtype != bool else bool))
-                start += leaf.size
-            return [p.reshape(leaf.shape) for p, leaf in zip(parts, x, strict=True)]
-
+        whole = Whole(tuple(like_of(leaf) for leaf in x), jnp.dtype(dtype), workers.step)
+        like = jax.ShapeDtypeStruct((whole.size,), dtype)
+        indices, values = whole.top_k(x, self.inner.count(whole.size))
+        message = self.inner.message(values, indices, whole.size)
+        got: Gathered = yield Gather(message, all_finite([values]))
+        weighted = self.inner.contributions(got.messages, like, got.weights, got.total)
+        own = indices[None], values[None]
         return Outcome(
-            aggregate=split(mean),
+            aggregate=whole.scatter(*weighted),
             state=state,
-            sent=lambda: split(self.inner.decode(message, like)),
-            residual=lambda: split(self.inner.residual(flat, message)),
-            support=lambda: split(self.inner.support(flat, message)),
+            sent=lambda: whole.scatter(*own),
+            residual=lambda: whole.add(x, own[0], -own[1]),
+            support=lambda: [marks != 0 for marks in whole.scatter(own[0], jnp.ones_like(own[1]))],
         )
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -115,8 +110,12 @@ def global_top_k(ratio: float | None = None, *, k: int | None = None) -> Compres
 
     The k largest magnitudes of all leaves together, k from their total size; ties go to the
     earlier leaf and index. alpha = k/d for the whole (exact). Leaves of different dtypes are
-    compared in float32. On parameters split over model axes, each slice of the leaves that are
-    split alike has its own budget.
+    compared and sent in float32; what is not sent keeps its dtype. On parameters split over model
+    axes, each slice of the leaves that are split alike has its own budget.
+
+    It is, to the bit, ``top_k`` inside ``optax.flatten``. On a CPU, from a million values on, no
+    vector of all leaves is made: one threshold is searched over all of them, and each is read and
+    written where it lies. Elsewhere, and for workers simulated by ``vmap``, they are joined.
 
     Args:
       ratio: kept / total in (0, 1] of all leaves together.

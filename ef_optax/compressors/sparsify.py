@@ -122,13 +122,23 @@ class SparseCodec(Codec):
         total: Array | int | None = None,
     ) -> Array:
         """One scatter-add of all n k pairs: no dense vector for each worker."""
+        indices, values = self.contributions(messages, like, weights, total)
+        return scatter(values.reshape(-1), indices.reshape(-1), like)
+
+    def contributions(
+        self,
+        messages: Message,
+        like: jax.ShapeDtypeStruct,
+        weights: Array | None = None,
+        total: Array | int | None = None,
+    ) -> tuple[Array, Array]:
+        """What the workers add to the mean: indices and values, each of shape (n, k)."""
         indices, values = jax.vmap(lambda m: self.parts(m, like))(messages)
         n = values.shape[0]
         values = values.astype(like.dtype)
         if weights is not None:
             values = values * weights[:, None].astype(values.dtype)
-        values = values / jnp.asarray(n if total is None else total, values.dtype)
-        return scatter(values.reshape(-1), indices.reshape(-1), like)
+        return indices, values / jnp.asarray(n if total is None else total, values.dtype)
 
     def residual(self, x: Array, message: Message) -> Array:
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -1,0 +1,110 @@
+"""The k entries of largest magnitude of several leaves together, exactly, and without joining them.
+
+The steps are those of `ef_optax._selection`: a guess from a sample, a mask of what is at least as
+large, one bit an entry, and an exact end among the few entries kept. What reads the leaves goes
+leaf by leaf: the sample is drawn from each in proportion, each mask fills words of its own, and
+what was kept is taken from each (`ef_optax._leaves`). All that comes after works on the words and
+the entries kept of all leaves together.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ef_optax import _leaves, _selection
+from ef_optax._bitmask import count_ones, pack_at_least, positions
+from ef_optax._packing import WORD_BITS
+
+Array = jax.Array
+
+
+def sampled(size: int, k: int) -> bool:
+    """Whether a sample can tell where the k-th magnitude is: not if nearly all are kept."""
+    sample = min(_selection._SAMPLE, size // 16)
+    return 0 < k < size and 2 * _selection._plan(size, k, sample)[2] <= size
+
+
+def top_k(
+    xs: Sequence[Array], k: int, rows: Sequence[Array | int], dtype: Any
+) -> tuple[Array, Array]:
+    """Indices and entries of the ``k`` largest magnitudes; ties go to the earlier leaf and index.
+
+    Args:
+      xs: floating leaves of any shapes, of which enough are `sampled`.
+      k: static number of entries.
+      rows: the numbers 0 ... number of leaves, as data.
+      dtype: what the entries are compared in.
+
+    Returns:
+      Ascending indices into the leaves one after the other, uint32 of shape (k,), and the entries.
+    """
+    flats = [x.reshape(-1) for x in xs]
+    aligned = _leaves.Layout(tuple(x.size for x in xs), rows, WORD_BITS)
+    size, end = sum(aligned.sizes), aligned.ends[-1]
+    drawn = _selection.magnitude_order(_drawn(flats, size, dtype))
+    low_rank, high_rank, capacity = _selection._plan(size, k, drawn.size)
+    everything = _at_least(flats, dtype)
+
+    low, high = jnp.min(drawn), jnp.max(drawn) + 1
+    guess, _, _ = _selection.search(
+        _selection.at_least(drawn), low_rank, high_rank, drawn.size, low, high
+    )
+    zero, top = guess & 0, jnp.asarray(jnp.iinfo(guess.dtype).max)
+    words = everything(guess)
+    count = count_ones(words)
+
+    def search_on() -> Array:
+        threshold, found, kept = _selection.search(
+            everything, k, capacity, end, zero, zero + top, tried=(guess, words, count)
+        )
+        # More than the capacity are kept only if that many are equal: these are cut by index.
+        return lax.cond(
+            kept > capacity, lambda: _selection.cut(everything, k, threshold), lambda: found
+        )
+
+    words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)
+    count = count_ones(words)
+    real = jnp.arange(capacity, dtype=jnp.uint32) < count
+    kept = jnp.where(real, positions(words, capacity), np.uint32(end))
+    entries = _leaves.take(xs, aligned, kept, dtype)
+    order = _selection.magnitude_order(entries)
+    chosen = _selection.largest_of_first(order, count, k)
+    kept = kept.at[chosen].get(mode="promise_in_bounds")
+    return _close_up(kept, aligned), entries.at[chosen].get(mode="promise_in_bounds")
+
+
+def _at_least(flats: Sequence[Array], dtype: Any) -> Callable[[Array], Array]:
+    """The packed masks of all leaves, each in words of its own, as a function of the threshold."""
+
+    def masks(threshold: Array) -> Array:
+        return jnp.concatenate([_mask(x, threshold, dtype) for x in flats])
+
+    return masks
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _mask(x: Array, threshold: Array, dtype: Any) -> Array:
+    x, threshold = lax.optimization_barrier((x, threshold))
+    return pack_at_least(_selection.magnitude_order(x.astype(dtype)), threshold)
+
+
+def _drawn(flats: Sequence[Array], size: int, dtype: Any) -> Array:
+    """A sample: of each stretch of so many entries one, and none of what is shorter than that."""
+    stretch = size // min(_selection._SAMPLE, size // 16)
+    long = [x for x in flats if x.size >= stretch]
+    return jnp.concatenate([_selection._draw(x, x.size // stretch).astype(dtype) for x in long])
+
+
+def _close_up(indices: Array, aligned: _leaves.Layout) -> Array:
+    """Sorted indices into leaves that begin at whole words, as indices without gaps."""
+    dense = _leaves.Layout(aligned.sizes, aligned.rows)
+    gaps = np.asarray(aligned.ends[:-1], np.uint32) - np.asarray(dense.ends[:-1], np.uint32)
+    leaf = aligned.leaf_of(aligned.bounds(indices), indices.size)
+    return indices - jnp.asarray(gaps)[leaf]
