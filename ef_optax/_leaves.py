@@ -244,14 +244,11 @@ def add_at(x: Array, indices: Array, values: Array) -> Array:
     """
     if x.ndim == 0:
         return add_at(x[None], indices, values)[0]
-    return x.at[_unravelled(indices, x.shape)].add(values.astype(x.dtype), mode="drop")
-
-
-def _unravelled(indices: Array, shape: tuple[int, ...]) -> tuple[Array, ...]:
-    """One index for each axis; a flat index beyond the end is beyond the end of the first axis."""
+    if not x.size:
+        return x
     places = []
-    for size in reversed(shape[1:]):
-        size = jnp.asarray(max(size, 1), indices.dtype)
-        places.append(indices % size)
-        indices = indices // size
-    return indices, *reversed(places)
+    for size in x.shape[:0:-1]:
+        length = jnp.asarray(size, indices.dtype)
+        places.append(lax.rem(indices, length))
+        indices = lax.div(indices, length)
+    return x.at[(indices, *places[::-1])].add(values.astype(x.dtype), mode="drop")

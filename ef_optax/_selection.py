@@ -33,7 +33,7 @@ from ef_optax._search import at_least, cut, largest_of_first, magnitude_order, s
 # Below this size one call of the backend's partial sort is as fast, and compiles faster.
 SORT_SIZE = 1 << 16
 # Most entries sampled for the first guess.
-_SAMPLE = 1 << 17
+SAMPLE = 1 << 17
 # Standard deviations of a sampled rank that the guess stays clear of a miss, on either side. A miss
 # costs another pass over the leaf, never a wrong result.
 _MARGIN = 3.0
@@ -127,9 +127,15 @@ def plan(size: int, k: int) -> Plan | None:
       >>> plan(1 << 20, 1 << 10).sample, plan(100, 10), plan(1 << 20, 1 << 20)
       (65536, None, None)
     """
-    if size <= SORT_SIZE or not 0 < k < size:
+    if size <= SORT_SIZE:
         return None
-    sample = min(_SAMPLE, 1 << (size // 16).bit_length() - 1)
+    return planned(size, k, min(SAMPLE, 1 << (size // 16).bit_length() - 1))
+
+
+def planned(size: int, k: int, sample: int) -> Plan | None:
+    """The plan for a sample of this size; None where it is of no use."""
+    if not 0 < k < size or not sample:
+        return None
     rank = k * sample / size
     low = math.ceil(rank + _MARGIN * (math.sqrt(rank) + 1))
     high = math.ceil(low + math.sqrt(low) / 2)
@@ -217,7 +223,7 @@ def top_k_of_each(
         return kept[chosen], entries[chosen]
 
     masks = [mask_of(x) for x in xs]
-    guesses = _each(guess, jnp.stack([_draw(x, sample) for x in xs]), numbers)
+    guesses = _each(guess, jnp.stack([draw(x, sample) for x in xs]), numbers)
     words = jnp.stack([mask(row(guesses, i)) for i, mask in enumerate(masks)])
     counts = _each(count_ones, words)
     # No loop over a leaf unless it is needed: the caller may want to update the leaf in place, and
@@ -244,7 +250,7 @@ def _get(x: jax.Array, indices: jax.Array) -> jax.Array:
     return x.at[indices].get(mode="promise_in_bounds")
 
 
-def _draw(x: jax.Array, count: int) -> jax.Array:
+def draw(x: jax.Array, count: int) -> jax.Array:
     """One entry of each of ``count`` equal stretches, its place scrambled against periodic data."""
     stride = x.size // count
     index = jnp.arange(count, dtype=jnp.uint32)

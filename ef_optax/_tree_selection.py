@@ -21,14 +21,26 @@ from jax import lax
 from ef_optax import _leaves, _selection
 from ef_optax._bitmask import count_ones, pack_at_least, positions
 from ef_optax._packing import WORD_BITS
+from ef_optax._search import at_least, cut, largest_of_first, magnitude_order, search
 
 Array = jax.Array
 
 
-def sampled(size: int, k: int) -> bool:
-    """Whether a sample can tell where the k-th magnitude is: not if nearly all are kept."""
-    sample = min(_selection._SAMPLE, size // 16)
-    return 0 < k < size and 2 * _selection._plan(size, k, sample)[2] <= size
+def plan(sizes: Sequence[int], k: int) -> _selection.Plan | None:
+    """How the k largest of leaves of these sizes are looked for; None where a sample is of no use.
+
+    Example:
+      >>> plan([1 << 20, 64], 1 << 10).sample, plan([1 << 20, 64], 1 << 20)
+      (65540, None)
+    """
+    drawn = sum(size // _stretch(sizes) for size in sizes)
+    return _selection.planned(sum(sizes), k, drawn)
+
+
+def _stretch(sizes: Sequence[int]) -> int:
+    """Of so many entries one is drawn."""
+    size = sum(sizes)
+    return size // max(1, min(_selection.SAMPLE, size // 16)) or 1
 
 
 def top_k(
@@ -37,7 +49,7 @@ def top_k(
     """Indices and entries of the ``k`` largest magnitudes; ties go to the earlier leaf and index.
 
     Args:
-      xs: floating leaves of any shapes, of which enough are `sampled`.
+      xs: floating leaves of any shapes, for which there is a `plan`.
       k: static number of entries.
       rows: the numbers 0 ... number of leaves, as data.
       dtype: what the entries are compared in.
@@ -47,35 +59,38 @@ def top_k(
     """
     flats = [x.reshape(-1) for x in xs]
     aligned = _leaves.Layout(tuple(x.size for x in xs), rows, WORD_BITS)
-    size, end = sum(aligned.sizes), aligned.ends[-1]
-    drawn = _selection.magnitude_order(_drawn(flats, size, dtype))
-    low_rank, high_rank, capacity = _selection._plan(size, k, drawn.size)
+    found = plan(aligned.sizes, k)
+    assert found is not None
+    sample, low_rank, high_rank, capacity = found
+    drawn = magnitude_order(_drawn(flats, dtype))
     everything = _at_least(flats, dtype)
 
     low, high = jnp.min(drawn), jnp.max(drawn) + 1
-    guess, _, _ = _selection.search(
-        _selection.at_least(drawn), low_rank, high_rank, drawn.size, low, high
-    )
+    guess, _, _ = search(at_least(drawn), low_rank, high_rank, sample, low, high)
     zero, top = guess & 0, jnp.asarray(jnp.iinfo(guess.dtype).max)
     words = everything(guess)
     count = count_ones(words)
 
     def search_on() -> Array:
-        threshold, found, kept = _selection.search(
-            everything, k, capacity, end, zero, zero + top, tried=(guess, words, count)
+        threshold, found, kept = search(
+            everything,
+            k,
+            capacity,
+            sum(aligned.sizes),
+            zero,
+            zero + top,
+            tried=(guess, words, count),
         )
         # More than the capacity are kept only if that many are equal: these are cut by index.
-        return lax.cond(
-            kept > capacity, lambda: _selection.cut(everything, k, threshold), lambda: found
-        )
+        return lax.cond(kept > capacity, lambda: cut(everything, k, threshold, k), lambda: found)
 
     words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)
     count = count_ones(words)
     real = jnp.arange(capacity, dtype=jnp.uint32) < count
-    kept = jnp.where(real, positions(words, capacity), np.uint32(end))
+    kept = jnp.where(real, positions(words, capacity), np.uint32(aligned.ends[-1]))
     entries = _leaves.take(xs, aligned, kept, dtype)
-    order = _selection.magnitude_order(entries)
-    chosen = _selection.largest_of_first(order, count, k)
+    order = magnitude_order(entries)
+    chosen = largest_of_first(order, count, k)
     kept = kept.at[chosen].get(mode="promise_in_bounds")
     return _close_up(kept, aligned), entries.at[chosen].get(mode="promise_in_bounds")
 
@@ -92,14 +107,14 @@ def _at_least(flats: Sequence[Array], dtype: Any) -> Callable[[Array], Array]:
 @functools.partial(jax.jit, static_argnames="dtype")
 def _mask(x: Array, threshold: Array, dtype: Any) -> Array:
     x, threshold = lax.optimization_barrier((x, threshold))
-    return pack_at_least(_selection.magnitude_order(x.astype(dtype)), threshold)
+    return pack_at_least(magnitude_order(x.astype(dtype)), threshold)
 
 
-def _drawn(flats: Sequence[Array], size: int, dtype: Any) -> Array:
+def _drawn(flats: Sequence[Array], dtype: Any) -> Array:
     """A sample: of each stretch of so many entries one, and none of what is shorter than that."""
-    stretch = size // min(_selection._SAMPLE, size // 16)
+    stretch = _stretch([x.size for x in flats])
     long = [x for x in flats if x.size >= stretch]
-    return jnp.concatenate([_selection._draw(x, x.size // stretch).astype(dtype) for x in long])
+    return jnp.concatenate([_selection.draw(x, x.size // stretch).astype(dtype) for x in long])
 
 
 def _close_up(indices: Array, aligned: _leaves.Layout) -> Array:

@@ -38,9 +38,14 @@ class Whole:
     witness: Array
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each leaf."""
+        return tuple(like.size for like in self.likes)
+
+    @property
     def size(self) -> int:
         """Number of entries."""
-        return sum(like.size for like in self.likes)
+        return sum(self.sizes)
 
     def top_k(self, xs: Sequence[Array], k: int) -> tuple[Array, Array]:
         """Indices and entries of the ``k`` largest magnitudes, ascending.
@@ -54,10 +59,12 @@ class Whole:
         def joined(xs: Sequence[Array], witness: Array) -> tuple[Array, Array]:
             del witness
             flat = _leaves.join(xs, self.dtype)
-            indices = _selection.top_k_indices(flat, k)
-            return indices.astype(jnp.uint32), flat[indices]
+            indices, values = _selection.top_k(flat, k)
+            return indices.astype(jnp.uint32), values
 
-        return self._run(in_place, joined, xs, suits=lambda: _tree_selection.sampled(self.size, k))
+        return self._run(
+            in_place, joined, xs, suits=lambda: _tree_selection.plan(self.sizes, k) is not None
+        )
 
     def add(self, xs: Sequence[Array], indices: Array, values: Array) -> list[Array]:
         """The leaves with ``values`` of shape (n, k) added at ``indices``, each row ascending."""
@@ -121,7 +128,7 @@ class Whole:
         return _places.as_data(range(len(self.likes) + 1), witness)
 
     def _layout(self, witness: Array) -> _leaves.Layout:
-        return _leaves.Layout(tuple(like.size for like in self.likes), self._rows(witness))
+        return _leaves.Layout(self.sizes, self._rows(witness))
 
 
 def _sum_at(vector: Array, indices: Array, values: Array) -> Array:

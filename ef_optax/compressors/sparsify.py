@@ -28,6 +28,7 @@ from ef_optax._base import (
     size_of,
 )
 from ef_optax._compressor import Compressor
+from ef_optax._leaves import add_at
 from ef_optax._random import random_subset
 
 
@@ -63,24 +64,7 @@ def scatter(values: Array, indices: Array, like: jax.ShapeDtypeStruct) -> Array:
     """The array of ``like`` that has ``values`` at the flat ``indices`` and zeros elsewhere."""
     zero = _zero(indices) if size_of(like.shape) < 1 << 31 else jnp.zeros((), jnp.uint32)
     nothing = jnp.broadcast_to(zero.astype(like.dtype), like.shape)
-    return _add_at(nothing, indices, values)
-
-
-def _add_at(x: Array, indices: Array, values: Array) -> Array:
-    """Adds values at flat indices; what is beyond the end is dropped.
-
-    In the array's own shape: a compiler that has to change it on the way will not write in place.
-    """
-    if x.ndim < 2 or x.size == 0:
-        flat = x.reshape(-1).at[indices].add(values.astype(x.dtype), mode="drop")
-        return flat.reshape(x.shape)
-    coordinates = []
-    for size in x.shape[:0:-1]:
-        length = jnp.asarray(size, indices.dtype)
-        coordinates.append(jax.lax.rem(indices, length))
-        indices = jax.lax.div(indices, length)
-    where = (indices, *coordinates[::-1])
-    return x.at[where].add(values.astype(x.dtype), mode="drop")
+    return add_at(nothing, indices, values)
 
 
 def _zero(indices: Array) -> Array:
@@ -145,7 +129,7 @@ class SparseCodec(Codec):
         indices, values = self.parts(message, like)
         # By subtraction of the values, even where the result is known to be zero: it follows the
         # reading of x that made the message, so the compiler may write over x without a copy.
-        return _add_at(x, indices, -values)
+        return add_at(x, indices, -values)
 
     def support(self, x: Array, message: Message) -> Array:
         indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
