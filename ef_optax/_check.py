@@ -60,8 +60,8 @@ def ratio(name: str, option: str, value: Any) -> None:
 
 def static(name: str, option: str, value: Any, holds: Callable[[Any], bool], what: str) -> None:
     """Refuses anything but a Python number that holds."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (real and holds(value)):
+    python = is_number(value) and isinstance(value, int | float)
+    if not (python and holds(value)):
         raise ValueError(f"{name}: {option}={value!r} must be {what}{_not_an_array(value)}.")
 
 
@@ -124,10 +124,17 @@ def number(name: str, option: str, value: Any, holds: Callable[[Any], bool], wha
     """Refuses what is no number or not in range; one that is traced is not known before the run."""
     if isinstance(value, Tracer):
         return
+    if not (is_number(value) and holds(value)):
+        raise ValueError(f"{name}: {option}={value!r} must be {what}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a number, of Python or an array of no dimensions; True and False are none.
+
+    >>> is_number(1.5), is_number(jnp.float32(2)), is_number(True), is_number("2")
+    (True, True, False, False)
+    """
     dtype = getattr(value, "dtype", None)
     if dtype is None:
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-    else:
-        real = jnp.issubdtype(dtype, jnp.number) and jnp.ndim(value) == 0
-    if not (real and holds(value)):
-        raise ValueError(f"{name}: {option}={value!r} must be {what}.")
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return jnp.issubdtype(dtype, jnp.number) and jnp.ndim(value) == 0

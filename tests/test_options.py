@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import ef_optax as ef
+from ef_optax import theory
 
 TOP = ef.top_k(k=1)
 SGD = optax.identity()
@@ -37,24 +38,41 @@ GIVEN: dict[str, Any] = {
     "compressed": TOP,
     "compressor": TOP,
     "compressors": [TOP, TOP],
+    "compression_factor": 8.0,
+    "constants": theory.Smoothness(L=2.0, L_i=(1.0, 3.0)),
     "control": ef.natural(0),
     "count": 2,
     "decay": 0.5,
     "dtype": "bfloat16",
+    "delta": 0.5,
     "epoch": 1,
     "errors": TOP,
     "estimator": "sgdm",
+    "eta": 0.5,
+    "features": [np.eye(2)],
     "field": ef.pack(jnp.arange(2), 2),
     "fresh_weight": 0.5,
     "gradients": TOP,
     "grads": jnp.ones(2),
     "key": 0,
+    "initial_distortion": 1.0,
+    "initial_gap": 1.0,
     "k": 1,
+    "L": 2.0,
     "lam": 0.5,
     "learning_rate": 0.1,
     "levels": 2,
-    "loss_fn": lambda w, x: jnp.sum(w * x),
+    "loss_fn": lambda w, x=1.0: jnp.sum((w * x) ** 2),
     "mask": [True, False],
+    "momentum": 0.5,
+    "mu": 0.5,
+    "omega": 0.5,
+    "parameters": theory.ef_bv_parameters(0.5, 0.5),
+    "data": jnp.ones((2, 1, 2)),
+    "second_moment": 1.0,
+    "shared_by": 1,
+    "three_point": theory.three_point_constants("clag", alpha=0.5, zeta=1.0),
+    "variance": 1.0,
     "mesh_or_num_workers": 2,
     "num_workers": 2,
     "p": 0.5,
@@ -78,6 +96,7 @@ GIVEN: dict[str, Any] = {
     "sparsifier": TOP,
     "states": 2,
     "step": 1,
+    "steps": 10,
     "steps_per_epoch": 10,
     "strength": 0.5,
     "threshold": 0.5,
@@ -97,6 +116,8 @@ ALSO: dict[str, dict[str, Any]] = {
     "ef21_normalised": {"key": None},
     "ef21_normalised key": {"estimator": "rhm"},
     "diana": {"compressor": ef.natural(0)},
+    "theory.three_point_constants omega": {"variant": "v2"},
+    "theory.three_point_constants second_alpha": {"variant": "v4"},
     "dense": {"tx": optax.clip(1.0)},
     "dgc_warmup": {"compressor": ef.top_k},
     "gradient_shift": {"compressor": ef.natural(0)},
@@ -136,14 +157,15 @@ def kind_of(name: str, written: str, hint: Any) -> tuple[str, bool]:
 
 
 def public_functions() -> dict[str, Any]:
-    found = {name: getattr(ef, name) for name in dir(ef)}
-    own = {n: f for n, f in found.items() if inspect.isfunction(f) and n not in NO_FACTORIES}
-    return {n: f for n, f in own.items() if f.__module__.startswith("ef_optax")}
+    """By name; those of ``ef_optax.theory`` with a leading ``theory.``."""
+    found = {name: getattr(ef, name) for name in dir(ef) if name not in NO_FACTORIES}
+    found |= {f"theory.{name}": getattr(theory, name) for name in theory.__all__}
+    return {name: f for name, f in found.items() if inspect.isfunction(f)}
 
 
 def options() -> Iterator[tuple[str, str, str, bool]]:
     """Function, option, its kind, whether it may be None."""
-    for name, function in public_functions().items():
+    for name, function in FUNCTIONS.items():
         hints = typing.get_type_hints(function)
         for option, parameter in inspect.signature(function).parameters.items():
             kind, optional = kind_of(option, parameter.annotation, hints[option])
@@ -153,11 +175,11 @@ def options() -> Iterator[tuple[str, str, str, bool]]:
 
 def call(name: str, option: str, value: Any) -> Any:
     """The function with one option set, and with what it cannot do without."""
-    function = getattr(ef, name)
+    function = FUNCTIONS[name]
     given = {}
     parameters = inspect.signature(function).parameters
     for argument, parameter in parameters.items():
-        if parameter.default is parameter.empty:
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
             assert argument in GIVEN, f"{name}: give an example of {argument!r} in GIVEN"
             given[argument] = GIVEN[argument]
     if {"ratio", "k"} <= set(parameters) and option != "k" and parameters["k"].default is None:
@@ -168,6 +190,7 @@ def call(name: str, option: str, value: Any) -> Any:
     return function(**given)
 
 
+FUNCTIONS = public_functions()
 OPTIONS = list(options())
 
 
@@ -179,7 +202,7 @@ def test_all_kinds_are_found() -> None:
 @pytest.mark.parametrize("name", sorted({name for name, *_ in OPTIONS}))
 def test_the_examples_are_accepted(name: str) -> None:
     option = next(option for other, option, *_ in OPTIONS if other == name)
-    default = inspect.signature(getattr(ef, name)).parameters[option].default
+    default = inspect.signature(FUNCTIONS[name]).parameters[option].default
     call(name, option, GIVEN[option] if default in (inspect.Parameter.empty, None) else default)
 
 
@@ -196,7 +219,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(
             call(name, option, bad)
             pytest.fail(f"{name}({option}={bad!r}) is taken")
         text = str(caught.value)
-        assert text.startswith(name), (bad, text)
+        assert name.startswith("theory.") or text.startswith(name), (bad, text)
         shown = text.partition(f"{option}=")[2]
         assert shown.startswith(repr(bad)[:20]), (bad, text)
         remedy = shown.replace(repr(bad), "", 1)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from ef_optax._check import is_number
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Any) -> float:
     """Returns ``value`` if it is a finite number above zero."""
-    if not (math.isfinite(value) and value > 0):
+    if not (is_number(value) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name}={value!r} must be finite and positive.")
     return float(value)
 
 
-def non_negative(name: str, value: float) -> float:
+def non_negative(name: str, value: Any) -> float:
     """Returns ``value`` if it is a finite number not below zero."""
-    if not (math.isfinite(value) and value >= 0):
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
         raise ValueError(f"{name}={value!r} must be finite and at least 0.")
     return float(value)
 
 
-def contraction(name: str, value: float) -> float:
+def contraction(name: str, value: Any) -> float:
     """Returns ``value`` if it is in (0, 1]: 1 is no compression, 0 would send nothing."""
-    if not 0 < value <= 1:
+    if not (is_number(value) and 0 < value <= 1):
         raise ValueError(
             f"{name}={value!r} must be in (0, 1]: 1 is no compression; for an unbiased compressor "
             "of variance omega, scaled by 1/(1 + omega), use 1/(1 + omega)."
@@ -29,15 +32,15 @@ def contraction(name: str, value: float) -> float:
     return float(value)
 
 
-def fraction(name: str, value: float) -> float:
+def fraction(name: str, value: Any) -> float:
     """Returns ``value`` if it is in [0, 1): a decay or retention factor."""
-    if not 0 <= value < 1:
+    if not (is_number(value) and 0 <= value < 1):
         raise ValueError(f"{name}={value!r} must be in [0, 1).")
     return float(value)
 
 
-def count(name: str, value: int) -> int:
+def count(name: str, value: Any) -> int:
     """Returns ``value`` if it is a whole number of at least 1."""
-    if int(value) != value or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-    return int(value)
+    return value

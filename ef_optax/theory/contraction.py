@@ -49,7 +49,8 @@ def beta(alpha: float) -> float:
     References:
       Richtarik, Sokolov, Fatkhullin, "EF21", 2021.
     """
-    return (1 - alpha) / theta(alpha)
+    a = _check.contraction("alpha", alpha)
+    return (1 - a) / theta(a)
 
 
 def xi(alpha: float) -> float:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax._base import as_key
 from ef_optax.theory import _check
 from ef_optax.theory.constants import Smoothness
 
@@ -37,7 +38,7 @@ def curvature(
       A scalar of the dtype of ``params``, traceable under jit and vmap.
 
     Raises:
-      ValueError: if ``iterations`` is below 1.
+      ValueError: if ``iterations`` is below 1. TypeError: if ``key`` is not a key.
 
     Example:
       >>> quadratic = lambda x: 0.5 * (x[0] ** 2 - 3 * x[1] ** 2)
@@ -45,7 +46,7 @@ def curvature(
       3.0000
     """
     _check.count("iterations", iterations)
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = as_key(key, "curvature")
     grad = jax.grad(loss_fn)
 
     def product(v: Any) -> Any:
@@ -97,6 +98,7 @@ def estimate(
       ('2.0000', ['1.0000', '3.0000'])
     """
     _check.count("iterations", iterations)
+    key = as_key(key, "estimate")
 
     def mean_loss(p: Any) -> jax.Array:
         return jnp.mean(jax.vmap(lambda d: loss_fn(p, d))(data))
