@@ -32,6 +32,7 @@ GIVEN: dict[str, Any] = {
     "bin_size": 2,
     "bits": 2,
     "boundaries": [1],
+    "capacity": 0.5,
     "chunk": 2,
     "codes": jnp.arange(2),
     "columns": 4,

@@ -1,0 +1,151 @@
+"""Variance-based compression (Tsuzuku et al. 2018): what is ambiguous waits.
+
+r = r + g ;  v = v + sum_z (g_z / B)^2        over the B samples of this worker's batch
+where r^2 > alpha v:  send r ;  r = 0 ;  v = 0
+elsewhere:            v = zeta v
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax import _check
+from ef_optax._base import Array
+from ef_optax._collectives import AxisName
+from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._transformation import as_transformation
+from ef_optax.compressors.sparsify import resolve_k
+from ef_optax.compressors.threshold import ThresholdCodec
+from ef_optax.feedback import _rule
+
+
+class VarianceBasedState(NamedTuple):
+    """State of :func:`variance_based`."""
+
+    residual: Any  # per worker, like the parameters: r
+    variance: Any  # per worker, like the parameters: v
+    exchange: ExchangeState
+
+
+@dataclasses.dataclass(frozen=True)
+class NonZero(ThresholdCodec):
+    """What is not zero, at most ``capacity`` of the leaf; of more, the largest magnitudes."""
+
+    capacity: float
+    homogeneous: ClassVar[bool] = True
+
+    def count(self, size: int) -> int:
+        return resolve_k(self.capacity, None, size)
+
+    def passing(self, flat: Array) -> Array:
+        return flat != 0
+
+
+def variance_based(
+    alpha: float,
+    *,
+    capacity: float,
+    decay: float = 0.999,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""A coordinate is sent once its accumulated gradient is large beside its own variance.
+
+    .. math:: r' = r + g, \quad v' = v + \sum_{z=1}^{B} (g_z / B)^2, \quad
+              c = r' \odot [r'^2 > \alpha v'], \quad r'' = r' - c, \quad
+              v'' = \zeta\, v' \odot [\text{not sent}], \quad \text{emit mean}_i\,c_i
+
+    With g the mean of the gradients g_z of the samples of this worker's batch. Nothing is lost: the
+    sum of all c plus r is the sum of all g. A gradient transformation does not see single samples,
+    so the update takes their squares as one more argument, ``squares``: for each leaf the sum of
+    ``(g_z / B)^2``. Between workers it is each worker's own, ``squares=ef.PerWorker(squares)``, and
+    the lift needs one worker's example: ``data_parallel(..., extra_args={"squares": params})``.
+
+    How many coordinates pass depends on the data, and so does the published message. Here it has a
+    fixed capacity: of more than c = ceil(capacity d) that pass, the c largest are sent; the others
+    wait, with their variance, as if they had not passed. Values travel as they are (the publication
+    rounds them to powers of two, in four bits, which is not part of this).
+
+    Args:
+      alpha: how unambiguous a coordinate must be, > 0; larger sends less.
+      capacity: room in the message, as a share of the leaf in (0, 1].
+      decay: zeta in (0, 1], by which the variance of what was not sent is forgotten in each step;
+        0.999 in public code, not verified against the publication.
+      axis_name: the worker axis (or a tuple of axes); None for one worker.
+
+    Returns:
+      The transformation, to stand before ``optax.sgd``; its state is a :class:`VarianceBasedState`.
+      Bits: 32 + c (32 + ceil(log2 d)), of which the first word says how many passed.
+
+    Raises:
+      ValueError: for an argument out of range; and at an update without ``squares``.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> samples = jnp.array([[3.0, 4.0], [3.0, -2.0]])  # gradients of two samples
+      >>> squares = jnp.sum((samples / len(samples)) ** 2, axis=0)
+      >>> tx = ef.variance_based(1.0, capacity=0.5, decay=0.5)
+      >>> updates, state = tx.update(samples.mean(0), tx.init(jnp.zeros(2)), squares=squares)
+      >>> updates.tolist()  # 3^2 > 4.5, but 1^2 < 5
+      [3.0, 0.0]
+      >>> state.residual.tolist(), state.variance.tolist()
+      ([0.0, 1.0], [0.0, 2.5])
+
+    References:
+      Tsuzuku, Imachi, Akiba, "Variance-based gradient compression for efficient distributed deep
+      learning", 2018 (of which only the introduction was read: see docs/definitions.md).
+    """
+    _check.positive("variance_based", "alpha", alpha)
+    _check.ratio("variance_based", "capacity", capacity)
+    _check.weight("variance_based", "decay", decay)
+    exchange = Exchange(NonZero(float(capacity)), axis_name)
+
+    def unambiguous(r: Array, v: Array) -> Array:
+        ambiguous = r * r <= jnp.asarray(alpha, r.dtype) * v
+        # Zero times v tells everybody of a variance that is not finite, as r does of itself.
+        return jnp.where(ambiguous, 0, r) + 0 * v
+
+    def init_fn(params: Any) -> VarianceBasedState:
+        r, v = _rule.several_zeros(params, 2)
+        return VarianceBasedState(residual=r, variance=v, exchange=exchange.init(r))
+
+    def update_fn(
+        updates: Any,
+        state: VarianceBasedState,
+        params: Any = None,
+        *,
+        squares: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, VarianceBasedState]:
+        del params, extra_args
+        _check_squares(squares, updates)
+        r = _rule.add(state.residual, updates)
+        v = _rule.add(state.variance, squares)
+        levels = jax.tree.map(unambiguous, r, v)
+        out = exchange(levels, state.exchange, want=("support",))
+        waiting = jax.tree.map(lambda x, sent: jnp.where(sent, 0, x), r, out.support)
+        forgotten = _rule.scale(decay, v)
+        kept = jax.tree.map(lambda x, sent: jnp.where(sent, 0, x), forgotten, out.support)
+        return _rule.emit(out.aggregate, updates), VarianceBasedState(waiting, kept, out.state)
+
+    return as_transformation(init_fn, update_fn)
+
+
+def _check_squares(squares: Any, updates: Any) -> None:
+    """Refuses an update without the squares of single samples, or with those of other leaves."""
+    remedy = (
+        "give, for each leaf, the sum over the B samples of (gradient of the sample / B)^2: "
+        "update(grads, state, params, squares=squares), or squares=ef.PerWorker(squares) to a "
+        "lifted transformation."
+    )
+    if squares is None:
+        raise ValueError(f"variance_based: squares=None; {remedy}")
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (squares, updates)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"variance_based: squares has shapes {shapes[0]}, but the updates {shapes[1]}; {remedy}"
+        )
