@@ -1,6 +1,7 @@
 """Options of the public functions, held against what they must be.
 
-Every refusal begins with the function's name and gives the option, its value and what it must be.
+Every refusal begins with the function's name (but for the axis name, which all of them share) and
+gives the option, its value and what it must be.
 Numbers come in two kinds: what decides the program (sizes, ratios, thresholds inside a codec) must
 be a Python number, what only enters the arithmetic of a rule may also be an array, and is taken
 unseen where ``optax.inject_hyperparams`` traces it.
@@ -29,6 +30,16 @@ def word(name: str, option: str, value: Any, known: Collection[str]) -> None:
     """Refuses a word that is not known."""
     if not (isinstance(value, str) and value in known):
         raise ValueError(f"{name}: {option}={value!r} must be one of {', '.join(known)}.")
+
+
+def axis(value: Any) -> None:
+    """Refuses what is no name of an axis, no tuple of names and not None."""
+    names = value if isinstance(value, tuple) else (value,)
+    if value is not None and not (names and all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f"axis_name={value!r} must be the name of an axis, a tuple of names, or None for one "
+            "worker."
+        )
 
 
 def count(

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ef_optax import _check, _context, _places, _slices
 from ef_optax import _collectives as coll
-from ef_optax import _context, _places, _slices
 from ef_optax._base import FLOATING_ONLY, Array, Codec, Workers, all_finite, like_of
 from ef_optax._rounds import Rounds
 from ef_optax._timeline import merged
@@ -68,6 +68,7 @@ class Exchange:
     normalize: str = "workers"
 
     def __post_init__(self) -> None:
+        _check.axis(self.axis_name)
         if self.normalize not in ("workers", "present"):
             raise ValueError(
                 f"normalize={self.normalize!r} is not known; use 'workers' (divide by n) or "

@@ -73,7 +73,7 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
     _check_bits(bits)
     if codes.ndim != 1:
         raise ValueError(
-            f"codes must be one-dimensional, got shape {codes.shape}: flatten them first"
+            f"pack: codes of shape {codes.shape} must be one-dimensional; flatten them first."
         )
     count = codes.size
     if count == 0 or bits == 0:
@@ -115,8 +115,8 @@ def unpack(words: jax.Array, bits: int, count: int) -> jax.Array:
     _check_bits(bits)
     if words.shape != (packed_words(count, bits),):
         raise ValueError(
-            f"words has shape {words.shape}, but {count} fields of {bits} bits take "
-            f"({packed_words(count, bits)},): pass the count and bits that were packed"
+            f"unpack: the field has words of shape {words.shape}, but {count} codes of {bits} bits "
+            f"take {packed_words(count, bits)} words; pass the width and count that were packed."
         )
     if count == 0 or bits == 0:
         return jnp.zeros((count,), jnp.uint32)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ef_optax import _check
 from ef_optax import _collectives as coll
 from ef_optax._base import (
     AllToAll,
@@ -175,6 +176,7 @@ def two_shot(
       Seide et al., "1-Bit Stochastic Gradient Descent", 2014; Tang et al., "DoubleSqueeze", 2019;
       the exchange of Tang et al., "1-bit Adam", 2021.
     """
+    _check.axis(axis_name)
     codecs = codec_of(compressor), codec_of(compressor if server is None else server, "server")
     for name, codec in zip(("compressor", "server"), codecs, strict=True):
         if codec.granularity != "leaf" or codec.stateful or not codec.additive:

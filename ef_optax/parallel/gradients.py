@@ -59,6 +59,7 @@ def worker_value_and_grad(
       >>> losses.tolist(), grads.tolist()
       ([1.0, 9.0], [-2.0, -6.0])
     """
+    _check.axis(axis_name)
     _check.flag("worker_value_and_grad", "has_aux", has_aux)
     _check.flag("worker_value_and_grad", "aux_mean", aux_mean)
     _check.count("worker_value_and_grad", "accumulate", accumulate)
@@ -71,7 +72,7 @@ def worker_value_and_grad(
         sizes = tuple(mesh.shape[a] for a in coll.axis_names(axis_name))
         run = functools.partial(_on_mesh, local, mesh, axis_name)
     else:
-        sizes = inference.sizes_of(axis_name, mesh_or_num_workers)
+        sizes = inference.sizes_of(axis_name, mesh_or_num_workers, "mesh_or_num_workers")
         run = functools.partial(_in_simulation, local, axis_name, sizes)
     n = inference.worker_count(sizes)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ef_optax import _context
+from ef_optax import _check, _context
 from ef_optax._collectives import AxisName, axis_names
 from ef_optax._exchange import ExchangeState
 from ef_optax.parallel.points import query_points
@@ -27,18 +27,22 @@ from ef_optax.parallel.points import query_points
 Sizes = tuple[int, ...]
 
 
-def sizes_of(axis: AxisName, num_workers: int | tuple[int, ...]) -> Sizes:
+def sizes_of(
+    axis: AxisName, num_workers: int | tuple[int, ...], option: str = "num_workers"
+) -> Sizes:
     """The number of workers along each axis.
 
     Raises:
       ValueError: if ``num_workers`` does not give one positive integer for each axis.
     """
+    _check.axis(axis)
     names = axis_names(axis)
     given = num_workers if isinstance(num_workers, tuple | list) else (num_workers,)
-    sizes = tuple(s for s in given if isinstance(s, int | np.integer) and s >= 1)
+    whole = [s for s in given if isinstance(s, int | np.integer) and not isinstance(s, bool)]
+    sizes = tuple(s for s in whole if s >= 1)
     if not names or len(given) != len(names) or len(sizes) != len(names):
         raise ValueError(
-            f"num_workers={num_workers!r} must give one positive integer for each axis of "
+            f"{option}={num_workers!r} must give one positive integer for each axis of "
             f"axis_name={axis!r}."
         )
     return tuple(int(s) for s in sizes)

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from ef_optax import _context
+from ef_optax import _check, _context
 from ef_optax._collectives import AxisName, axis_names
 from ef_optax.parallel import inference, specs
 from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
@@ -194,6 +194,7 @@ def mesh_sizes(mesh: Mesh, axis_name: AxisName) -> inference.Sizes:
             f"mesh={mesh!r} is not a mesh; make one with jax.make_mesh((n,), ('data',)), or use "
             "ef_optax.simulate to run n workers without devices."
         )
+    _check.axis(axis_name)
     names = axis_names(axis_name)
     missing = [a for a in names if a not in mesh.axis_names]
     if missing or not names:
