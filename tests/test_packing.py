@@ -98,7 +98,7 @@ def test_bits_for_is_the_least_width(count):
 def test_bad_arguments_say_what_to_do():
     with pytest.raises(ValueError, match="between 0 and 32, got 33"):
         _packing.pack(jnp.zeros((4,), jnp.uint32), 33)
-    with pytest.raises(ValueError, match=r"\(2, 2\): flatten"):
+    with pytest.raises(ValueError, match=r"\(2, 2\) must be one-dimensional; flatten"):
         _packing.pack(jnp.zeros((2, 2), jnp.uint32), 3)
     with pytest.raises(ValueError, match="40 codes of 1 bits take 2 words"):
         _packing.unpack(jnp.zeros((3,), jnp.uint32), 1, 40)
