@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._rounding import rounded
+from ef_optax._search import magnitude_order
 from ef_optax.compressors._blocks import safe_divisor
-from ef_optax.compressors._norms import power_of_two
+from ef_optax.compressors._reductions import block_norms, block_sums, leaf_norm, power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
 FORMATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
@@ -51,11 +53,15 @@ class ScaledHalf(Codec):
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
-        rows = _rows(x)
-        unit = power_of_two(jnp.max(jnp.abs(rows), axis=1, keepdims=True, initial=0))
-        mean = jnp.mean(rows / unit, axis=1, keepdims=True) * unit
+        rows, length = _rows(x), row_length(x.shape)
+        unit = power_of_two(block_norms(rows, length, "linf"))[:, None]
+
+        def mean_of(rows: Array) -> Array:
+            return block_sums((rows,), length)[0][:, None] / length
+
+        mean = mean_of(rows / unit) * unit
         centred = rows - mean
-        deviation = unit * jnp.sqrt(jnp.mean(jnp.square(centred / unit), axis=1, keepdims=True))
+        deviation = unit * jnp.sqrt(mean_of(jnp.square(centred / unit)))
         limit = float(jnp.finfo(jnp.float16).max)
         values = rounded(jnp.clip(centred / safe_divisor(deviation), -limit, limit), jnp.float16)
         return {"values": values.reshape(-1), "mean": mean[:, 0], "deviation": deviation[:, 0]}
@@ -92,7 +98,7 @@ class Fp8(Codec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
         rows, top = self._cut(x), self._largest()
-        largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True, initial=0)
+        largest = block_norms(rows, rows.shape[1], "linf")[:, None]
         unit = power_of_two(largest)
         scaled = jnp.clip(rows / unit * (top / safe_divisor(largest / unit)), -top, top)
         values = rounded(scaled, FORMATS[self.format])
@@ -132,18 +138,22 @@ class LogQuantize(Codec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
         flat = x.reshape(-1).astype(scale_dtype(x.dtype))
-        exponent = _rounded_exponent(flat)
-        top = jnp.max(exponent, initial=-(2**15), where=flat != 0)
-        code = jnp.where(flat == 0, 0, exponent - top + 2**self.width - 1)
-        code = jnp.maximum(code, 0)
+        largest = leaf_norm(flat, "linf")
+        top = _rounded_exponent(largest)
+        code = jnp.maximum(_rounded_exponent(flat) - top + 2**self.width - 1, 0)
+        code = jnp.where(flat == 0, 0, code)
         negative = jnp.where((flat < 0) & (code > 0), 2**self.width, 0)
-        return {"codes": _fields.pack(code + negative, self.width + 1), "top": _power(top, flat)}
+        one = jnp.ones((), flat.dtype)
+        power = jnp.where(largest == 0, jnp.zeros((), flat.dtype), jnp.ldexp(one, top))
+        return {"codes": _fields.pack(code + negative, self.width + 1), "top": power[None]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         codes = _fields.unpack(message["codes"], self.width + 1, size_of(like.shape))
         code = (codes & jnp.uint32(2**self.width - 1)).astype(jnp.int32)
         top = message["top"][0]
-        magnitude = jnp.ldexp(top, code - (2**self.width - 1))
+        fraction, bias, integer = _layout(top.dtype)
+        power = (code.astype(integer) - (2**self.width - 1) + bias) << fraction  # of two, as bits
+        magnitude = top * jax.lax.bitcast_convert_type(power, top.dtype)
         magnitude = jnp.where(code == 0, jnp.zeros((), top.dtype), magnitude)
         values = jnp.where(codes >> self.width == 1, -magnitude, magnitude)
         return values.astype(like.dtype).reshape(like.shape)
@@ -160,15 +170,22 @@ class LogQuantize(Codec):
 
 
 def _rounded_exponent(x: Array) -> Array:
-    """round(log2 |x|), int32: the exponent, and one more if the mantissa is above sqrt 2."""
-    mantissa, exponent = jnp.frexp(x)  # mantissa in [1/2, 1)
-    return exponent - 1 + (jnp.abs(mantissa) > math.sqrt(0.5)).astype(exponent.dtype)
+    """round(log2 |x|), int32: the exponent, and one more if the mantissa is above sqrt 2.
+
+    From the bits: the carry of a sum does the rounding. Denormals are raised first.
+    """
+    fraction, bias, integer = _layout(x.dtype)
+    low = jnp.abs(x) < jnp.finfo(x.dtype).smallest_normal
+    raised = jnp.where(low, x * x.dtype.type(2.0 ** (fraction + 1)), x)
+    round_up = 2 ** (fraction + 1) - 1 - math.floor(math.sqrt(2) * 2**fraction)
+    exponent = (magnitude_order(raised) + np.asarray(round_up, integer)) >> fraction
+    return exponent.astype(jnp.int32) - bias - jnp.where(low, fraction + 1, 0)
 
 
-def _power(exponent: Array, like: Array) -> Array:
-    """2^exponent as the one word of the message, 0 where the leaf is zero."""
-    one = jnp.ones((), like.dtype)
-    return jnp.where(jnp.any(like != 0), jnp.ldexp(one, exponent), jnp.zeros((), like.dtype))[None]
+def _layout(dtype: Any) -> tuple[int, int, Any]:
+    """Bits of the mantissa, bias of the exponent, and the integer of the same width."""
+    info = jnp.finfo(dtype)
+    return info.nmant, info.maxexp - 1, jnp.dtype(f"int{info.bits}")
 
 
 def scaled_half() -> Compressor:

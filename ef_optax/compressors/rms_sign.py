@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import jax.numpy as jnp
-
 from ef_optax._base import Array, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors._norms import power_of_two
+from ef_optax.compressors._reductions import leaf_norm
 from ef_optax.compressors.sign import SignCodec
 
 
@@ -18,9 +16,7 @@ class RmsSign(SignCodec):
     """``C(x) = (||x||_2 / sqrt(d)) sign(x)``, sign(0) = +1: the length of x is kept."""
 
     def scale(self, x: Array) -> Array:
-        wide = x.astype(wide_dtype(x.dtype))
-        unit = power_of_two(jnp.max(jnp.abs(wide), initial=0))
-        return unit * jnp.sqrt(jnp.sum(jnp.square(wide / unit))) / math.sqrt(max(1, x.size))
+        return leaf_norm(x.astype(wide_dtype(x.dtype)), "l2") / math.sqrt(max(1, x.size))
 
 
 def rms_sign() -> Compressor:

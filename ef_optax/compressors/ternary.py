@@ -30,6 +30,7 @@ from ef_optax._base import (
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import round_randomly, safe_divisor
 from ef_optax.compressors._quartic import pack_quartic, quartic_bits, unpack_quartic
+from ef_optax.compressors._reductions import leaf_norm
 from ef_optax.compressors.sign import scale_dtype
 
 PACKINGS = ("bits", "quartic")
@@ -69,10 +70,6 @@ class TernaryCodec(Codec):
         return values + bits_of(scale_dtype(dtype))
 
 
-def _largest(flat: Array) -> Array:
-    return jnp.max(jnp.abs(flat), initial=0)
-
-
 @dataclasses.dataclass(frozen=True)
 class Ternary(TernaryCodec):
     """The largest magnitude M times sign(x), with probability |x|/M, else 0."""
@@ -93,12 +90,12 @@ class Ternary(TernaryCodec):
 
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
         clipped = self._clipped(x)
-        return _largest(clipped), self._chosen(clipped, _largest(clipped), key)
+        return leaf_norm(clipped, "linf"), self._chosen(clipped, leaf_norm(clipped, "linf"), key)
 
     def _clipped(self, x: Array) -> Array:
         if self.clip_sigmas is None or not x.size:
             return x
-        unit = safe_divisor(_largest(x))
+        unit = safe_divisor(leaf_norm(x, "linf"))
         limit = self.clip_sigmas * unit * jnp.std(x / unit)
         return jnp.clip(x, -limit, limit)
 
@@ -126,7 +123,7 @@ class SharedTernary(Ternary):
     def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
         like = like_of(x)
         clipped = self._clipped(x.reshape(-1).astype(scale_dtype(x.dtype)))
-        largest = _largest(clipped)
+        largest = leaf_norm(clipped, "linf")
         scale = yield Max(jnp.where(jnp.isfinite(largest), largest, jnp.inf))
         message = self._message(scale, self._chosen(clipped, scale, self.step_key(workers)))
         got: Gathered = yield Gather(message["ternary"])
@@ -160,7 +157,7 @@ class ThreeLC(TernaryCodec):
 
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
         del key
-        scale = _largest(x) * jnp.asarray(self.sparsity, x.dtype)
+        scale = leaf_norm(x, "linf") * jnp.asarray(self.sparsity, x.dtype)
         return scale, jnp.round(x / safe_divisor(scale))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:

@@ -15,39 +15,48 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax import _check, _fields, _packing
-from ef_optax._base import Array, Message, Shape, bits_of, size_of
+from ef_optax._base import Array, Message, Shape, bits_of, size_of, wide_dtype
+from ef_optax._bitmask import count_ones, positions
 from ef_optax._compressor import Compressor
+from ef_optax._search import at_least, cut, magnitude_order, search
 from ef_optax._selection import top_k_indices
+from ef_optax.compressors._reductions import leaf_norm, leaf_sums
 from ef_optax.compressors.sparsify import SparseCodec, resolve_k
 
 
 class ThresholdCodec(SparseCodec):
-    """Values whose magnitude passes; subclasses say which pass, and how many there is room for."""
+    """Values whose magnitude reaches a border; subclasses say which, and how many have room.
+
+    Borders are integers in the order of `_selection.magnitude_order`.
+    """
 
     @abc.abstractmethod
-    def passing(self, flat: Array) -> Array:
-        """Mask of the values to send; all others must be of smaller magnitude."""
+    def border(self, flat: Array) -> Array:
+        """What a magnitude must reach to be sent."""
 
-    def limit(self, passed: Array, size: int) -> Array | int:
-        """How many of the values that passed are sent at most."""
-        del passed
+    def kept(self, size: int) -> int:
+        """How many values are sent, the largest, where more pass than there is room for."""
         return self.count(size)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
-        flat = x.reshape(-1)
-        passing = self.passing(flat)
-        passed = jnp.sum(passing, dtype=jnp.uint32)
-        capacity = self.count(flat.size)
-        indices = top_k_indices(flat, capacity)
-        values = flat[indices]
-        largest = jnp.argsort(jnp.abs(values), descending=True, stable=True)
-        within = jnp.arange(capacity, dtype=jnp.uint32) < self.limit(passed, flat.size)
-        room = jnp.zeros(capacity, bool).at[largest].set(within)
+        flat, capacity = x.reshape(-1), self.count(x.size)
+        if not capacity:
+            return {
+                "passed": jnp.zeros(1, jnp.uint32),
+                "indices": _fields.pack(jnp.zeros(0, jnp.uint32), 0),
+                "values": flat,
+            }
+        words = at_least(flat)(self.border(flat))
+        passed = count_ones(words)
+        room = passed <= capacity
+        words = jax.lax.cond(room, lambda: words, lambda: _largest(flat, self.kept(x.size)))
+        sent = jnp.arange(capacity, dtype=jnp.uint32) < count_ones(words)
+        indices = jnp.where(sent, positions(words, capacity), 0)
         return {
             "passed": passed[None],
-            "indices": _fields.pack(indices, _packing.bits_for(flat.size)),
-            "values": jnp.where(passing[indices] & room, values, jnp.zeros((), x.dtype)),
+            "indices": _fields.pack(indices, _packing.bits_for(x.size)),
+            "values": jnp.where(sent, flat[indices], jnp.zeros((), x.dtype)),
         }
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
@@ -68,6 +77,19 @@ class ThresholdCodec(SparseCodec):
         return 32 + self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
 
 
+def _passing(flat: Array, border: Array) -> Array:
+    """How many magnitudes reach the border."""
+    return count_ones(at_least(flat)(border))
+
+
+def _largest(flat: Array, k: int) -> Array:
+    """Mask of the k largest magnitudes, packed; ties to the lowest index."""
+    mask, zero = at_least(flat), magnitude_order(flat[0]) & 0
+    high = zero + jnp.asarray(jnp.iinfo(zero.dtype).max)
+    border, _, _ = search(mask, k, k, flat.size, zero, high)
+    return cut(mask, k, border, k)
+
+
 @dataclasses.dataclass(frozen=True)
 class Threshold(ThresholdCodec):
     """``|x| >= value``, at most ``capacity`` of the leaf."""
@@ -79,8 +101,8 @@ class Threshold(ThresholdCodec):
     def count(self, size: int) -> int:
         return resolve_k(self.capacity, None, size)
 
-    def passing(self, flat: Array) -> Array:
-        return jnp.abs(flat) >= jnp.asarray(self.value, flat.dtype)
+    def border(self, flat: Array) -> Array:
+        return magnitude_order(jnp.asarray(self.value, flat.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +119,19 @@ class SampledTopK(ThresholdCodec):
     def count(self, size: int) -> int:
         return min(size, math.floor(self.upper * resolve_k(self.ratio, None, size)))
 
-    def passing(self, flat: Array) -> Array:
-        k, magnitude = resolve_k(self.ratio, None, flat.size), jnp.abs(flat)
-        if not flat.size:
-            return magnitude > 0
-        sample = magnitude[:: max(1, min(flat.size // 2, math.floor(1 / self.sample)))]
-        rank = resolve_k(self.ratio, None, sample.size)
-        first = jax.lax.top_k(sample, rank)[0][-1]
-        enough = math.ceil(self.lower * k)
+    def kept(self, size: int) -> int:
+        return resolve_k(self.ratio, None, size)
+
+    def border(self, flat: Array) -> Array:
+        sample = flat[:: max(1, min(flat.size // 2, math.floor(1 / self.sample)))]
+        largest = top_k_indices(sample, resolve_k(self.ratio, None, sample.size))
+        first = jnp.min(jnp.abs(sample[largest]))
+        enough = math.ceil(self.lower * resolve_k(self.ratio, None, flat.size))
 
         def too_few(state: tuple[Array, Array]) -> Array:
             rounds, threshold = state
-            return (rounds < self.rounds) & (jnp.sum(magnitude >= threshold) < enough)
+            few = _passing(flat, magnitude_order(threshold)) < enough
+            return (rounds < self.rounds) & few
 
         def lowered(state: tuple[Array, Array]) -> tuple[Array, Array]:
             rounds, threshold = state
@@ -116,12 +139,7 @@ class SampledTopK(ThresholdCodec):
 
         start = (first * 0).astype(jnp.int32)  # typed like the data, for loops inside maps
         _, threshold = jax.lax.while_loop(too_few, lowered, (start, first))
-        return (magnitude >= threshold) & (magnitude > 0)
-
-    def limit(self, passed: Array, size: int) -> Array:
-        """All if at most 1.3 k passed, else the k largest."""
-        k = jnp.uint32(resolve_k(self.ratio, None, size))
-        return jnp.where(passed > self.count(size), k, passed)
+        return jnp.maximum(magnitude_order(threshold), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,22 +151,21 @@ class RedSync(ThresholdCodec):
     def count(self, size: int) -> int:
         return min(size, 2 * resolve_k(self.ratio, None, size))
 
-    def passing(self, flat: Array) -> Array:
-        if not flat.size:
-            return flat > 0
-        k, magnitude = resolve_k(self.ratio, None, flat.size), jnp.abs(flat)
-        mean, largest = jnp.mean(magnitude), jnp.max(magnitude)
+    def border(self, flat: Array) -> Array:
+        k, wide = resolve_k(self.ratio, None, flat.size), flat.astype(wide_dtype(flat.dtype))
+        mean = (leaf_sums(jnp.abs(wide))[0] / flat.size).astype(flat.dtype)
+        largest = leaf_norm(wide, "linf").astype(flat.dtype)
         low, high = jnp.zeros((), flat.dtype), jnp.ones((), flat.dtype)
         found, threshold = jnp.zeros((), bool), largest
         for _ in range(3):  # the interval [0, 1] is halved while it is longer than 0.2
             middle = (low + high) / 2
             trial = mean + middle * (largest - mean)
             threshold = jnp.where(found, threshold, trial)
-            passed = jnp.sum(magnitude > trial)
+            passed = _passing(flat, magnitude_order(trial) + 1)
             found = found | ((passed > k) & (passed < 2 * k))
             too_few = 2 * passed < k
             low, high = jnp.where(too_few, low, middle), jnp.where(too_few, middle, high)
-        return magnitude > threshold
+        return magnitude_order(threshold) + 1
 
 
 def threshold(value: float, *, capacity: float = 0.1) -> Compressor:

@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
+from ef_optax._bitmask import count_ones
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._matrix import matrix_view
+from ef_optax.compressors._reductions import leaf_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +32,29 @@ class TwoMeanSign(Codec):
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
-        matrix = x.astype(wide_dtype(x.dtype)).reshape(self._matrices(x.shape))
-        plus = matrix >= 0
+        wide = x.astype(wide_dtype(x.dtype))
+        signs = _fields.pack_signs(x.reshape(-1))
+        if self._matrices(x.shape)[2] == 1:
+            counts, sums = self._of_leaf(wide, signs)
+        else:
+            counts, sums = self._of_columns(wide)
+        means = [s / jnp.maximum(n, 1).astype(s.dtype) for s, n in zip(sums, counts, strict=True)]
+        return {"signs": signs, "plus": means[0].reshape(-1), "minus": means[1].reshape(-1)}
 
-        def mean(mask: Array) -> Array:
-            count = jnp.maximum(jnp.sum(mask, axis=1), 1).astype(matrix.dtype)
-            return (jnp.sum(jnp.where(mask, matrix, 0), axis=1) / count).reshape(-1)
+    @staticmethod
+    def _of_leaf(x: Array, signs: _fields.Packed) -> tuple[list[Array], list[Array]]:
+        """How many values >= 0 and below there are, and the sums of both."""
+        plus = count_ones(signs.words)
+        above, below = jnp.where(x >= 0, x, 0), jnp.where(x >= 0, 0, x)
+        sums = leaf_sums(above, below)
+        return [plus, np.uint32(x.size) - plus], list(sums)
 
-        return {
-            "signs": _fields.pack_signs(x.reshape(-1)),
-            "plus": mean(plus),
-            "minus": mean(~plus),
-        }
+    def _of_columns(self, x: Array) -> tuple[list[Array], list[Array]]:
+        """The same for each column."""
+        matrix = x.reshape(self._matrices(x.shape))
+        masks = [matrix >= 0, ~(matrix >= 0)]
+        sums = [jnp.sum(jnp.where(mask, matrix, 0), axis=1) for mask in masks]
+        return [jnp.sum(mask, axis=1) for mask in masks], sums
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         plus = _fields.unpack(message["signs"], 1, size_of(like.shape)) == 1

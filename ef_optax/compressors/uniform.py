@@ -18,9 +18,8 @@ from ef_optax.compressors._blocks import (
     divide,
     round_randomly,
     safe_divisor,
-    to_blocks,
 )
-from ef_optax.compressors._norms import block_norms
+from ef_optax.compressors._reductions import block_extremes, block_norms
 from ef_optax.compressors.dithering import linf_omega
 from ef_optax.compressors.sign import scale_dtype
 
@@ -60,15 +59,17 @@ class UniformBuckets(Rounding):
         return 2**self.width - 1
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        blocks = to_blocks(x.astype(scale_dtype(x.dtype)), self.block, mode="edge")
-        low = jnp.min(blocks, axis=1, keepdims=True)
-        spread = jnp.max(blocks, axis=1, keepdims=True) - low
-        y = jnp.clip((blocks - low) / safe_divisor(spread), 0, 1) * self._steps
-        codes = self.round(y, key).reshape(-1)[: x.size]
+        wide = x.astype(scale_dtype(x.dtype))
+        low, high = block_extremes(wide, self.block)
+        spread = high - low
+        y = blockwise(
+            lambda x, low, s: (x - low) / s, wide, low, safe_divisor(spread), block=self.block
+        )
+        codes = self.round(jnp.clip(y, 0, 1) * self._steps, key).astype(jnp.uint32)
         return {
-            "codes": _fields.pack(codes.astype(jnp.uint32), self.width),
-            "low": low[:, 0],
-            "unit": divide(spread[:, 0], self._steps),
+            "codes": _fields.pack(codes, self.width),
+            "low": low,
+            "unit": divide(spread, self._steps),
         }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:

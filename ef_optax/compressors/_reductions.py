@@ -1,16 +1,17 @@
-"""Norms of the blocks of a leaf, from one reading of it and without a copy."""
+"""Sums, norms and extremes of the blocks of a leaf, from one reading of it and without a copy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from ef_optax._base import Array, bits_of
-from ef_optax._selection import magnitude_order
+from ef_optax._search import magnitude_order
 from ef_optax.compressors._blocks import block_length, safe_divisor
 
 # Values are reduced as columns, at most so deep and at least so many side by side: on a CPU these
@@ -19,7 +20,7 @@ _DEPTH, _COLUMNS = 16, 8
 # Values that make full columns of the greatest depth, twice the least number.
 _RUN = 256
 
-Combine = Callable[[Array, Array], Array]
+Combine = Callable[[Array, Array], Array]  # lax.add, lax.max or lax.min
 
 
 def block_norms(x: Array, block: int | None, norm: str) -> Array:
@@ -39,6 +40,45 @@ def block_norms(x: Array, block: int | None, norm: str) -> Array:
     return _largest(x, block) if norm == "linf" else _two_norms(x, block)
 
 
+def leaf_norm(x: Array, norm: str) -> Array:
+    """The norm of a whole leaf, a scalar; 0 of an empty one. As :func:`block_norms`.
+
+    >>> leaf_norm(jnp.array([[3.0, -4.0]]), "l2").item(), leaf_norm(jnp.zeros(0), "linf").item()
+    (5.0, 0.0)
+    """
+    return jnp.sum(block_norms(x, None, norm))  # of one number, or none
+
+
+def leaf_sums(*operands: Array) -> tuple[Array, ...]:
+    """The sums of several arrays of one shape, which are read together; scalars.
+
+    >>> [x.item() for x in leaf_sums(jnp.arange(3.0), jnp.ones(3))]
+    [3.0, 3.0]
+    """
+    return tuple(jnp.sum(part) for part in block_sums(operands, None))
+
+
+def block_sums(operands: tuple[Array, ...], block: int | None) -> tuple[Array, ...]:
+    """The sums over every block of several arrays of one shape, which are read together.
+
+    >>> [x.tolist() for x in block_sums((jnp.arange(3.0), jnp.ones(3)), 2)]
+    [[1.0, 2.0], [2.0, 1.0]]
+    """
+    flat = tuple(x.reshape(-1) for x in operands)
+    return _by_block(flat, block_length(flat[0].size, block), (lax.add,) * len(flat))
+
+
+def block_extremes(x: Array, block: int | None) -> tuple[Array, Array]:
+    """The smallest and the largest number of every block; any number where there is a NaN.
+
+    >>> [x.tolist() for x in block_extremes(jnp.array([3.0, -1.0, 2.0]), 2)]
+    [[-1.0, 2.0], [3.0, 2.0]]
+    """
+    flat = x.reshape(-1)
+    low, high = _by_block((flat, flat), block_length(x.size, block), (lax.min, lax.max))
+    return low, high
+
+
 def power_of_two(x: Array) -> Array:
     """The power of two at or below a positive number: scaling by it rounds nothing. One for zero.
 
@@ -54,7 +94,7 @@ def power_of_two(x: Array) -> Array:
 def _largest(x: Array, block: int | None) -> Array:
     """Compared as integers: a float maximum may lose a NaN."""
     order = magnitude_order(x.reshape(-1))
-    (largest,) = _by_block((order,), block_length(x.size, block), lax.max)
+    (largest,) = _by_block((order,), block_length(x.size, block), (lax.max,))
     return lax.bitcast_convert_type(largest, x.dtype)
 
 
@@ -70,20 +110,22 @@ def _two_norms(x: Array, block: int | None) -> Array:
     up, down = 2.0 ** (3 * largest // 4 - 2), 2.0 ** (-largest // 2 - 6)
     flat = x.reshape(-1)
     squares = tuple(jnp.square(flat * flat.dtype.type(scale)) for scale in (1.0, up, down))
-    plain, raised, lowered = _by_block(squares, block_length(x.size, block), lax.add)
+    plain, raised, lowered = block_sums(squares, block)
     small, large = plain < 2.0 ** (2 - largest // 2), plain > 2.0 ** (largest - 8)
     square = jnp.where(small, raised, jnp.where(large, lowered, plain))
     scale = jnp.where(small, 1 / up, jnp.where(large, 1 / down, 1.0)).astype(x.dtype)
     return jnp.sqrt(square) * scale
 
 
-def _by_block(operands: tuple[Array, ...], length: int, combine: Combine) -> tuple[Array, ...]:
+def _by_block(
+    operands: tuple[Array, ...], length: int, combine: tuple[Combine, ...]
+) -> tuple[Array, ...]:
     """Reduces the blocks of a leaf: by columns of a few values, columns of columns, and so on.
 
     Args:
-      operands: of one shape (d,), none negative; they are read once.
+      operands: of one shape (d,); they are read once.
       length: of a block; the last one may be shorter.
-      combine: addition or maximum.
+      combine: how each operand is reduced.
 
     Returns:
       The results of each operand, (blocks,).
@@ -102,7 +144,8 @@ def _by_block(operands: tuple[Array, ...], length: int, combine: Combine) -> tup
     if whole < size:
         return tuple(jnp.concatenate(pair) for pair in parts(whole, length, size - whole))
     if size == length and 0 < runs < size:
-        return tuple(combine(*pair) for pair in parts(runs, runs, size - runs))
+        pairs = parts(runs, runs, size - runs)
+        return tuple(f(*pair) for f, pair in zip(combine, pairs, strict=True))
     run = math.gcd(length, _RUN)
     if run < 2 * _COLUMNS or length <= 4 * _COLUMNS:
         return _reduced([x.reshape(-1, length) for x in operands], combine)
@@ -111,11 +154,20 @@ def _by_block(operands: tuple[Array, ...], length: int, combine: Combine) -> tup
     return _by_block(tuple(x.reshape(-1) for x in columns), length // depth, combine)
 
 
-def _reduced(operands: Sequence[Array], combine: Combine) -> tuple[Array, ...]:
+def _reduced(operands: Sequence[Array], combine: tuple[Combine, ...]) -> tuple[Array, ...]:
     """Reduces axis 1 of several arrays at once, so that what they are made of is read once."""
 
     def each(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(combine(a, b) for a, b in zip(left, right, strict=True))
+        return tuple(f(a, b) for f, a, b in zip(combine, left, right, strict=True))
 
-    start = tuple(np.zeros((), x.dtype) for x in operands)
+    start = tuple(_neutral(f, x.dtype) for f, x in zip(combine, operands, strict=True))
     return tuple(lax.reduce(tuple(operands), start, each, (1,)))
+
+
+def _neutral(combine: Combine, dtype: Any) -> np.ndarray:
+    if combine is lax.add:
+        return np.zeros((), dtype)
+    info = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else None
+    if info is not None:
+        return np.asarray(info.min if combine is lax.max else info.max, dtype)
+    return np.asarray(-np.inf if combine is lax.max else np.inf, dtype)
