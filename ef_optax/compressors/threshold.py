@@ -66,7 +66,7 @@ class ThresholdCodec(SparseCodec):
 
     def support(self, x: Array, message: Message) -> Array:
         indices, values = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        return jnp.zeros(x.size, bool).at[indices].set(values != 0).reshape(x.shape)
+        return jnp.zeros(x.size, bool).at[indices].max(values != 0).reshape(x.shape)
 
     def overflow(self, message: Message) -> Array:
         """How many values passed and found no room, a uint32 scalar."""
