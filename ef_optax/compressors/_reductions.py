@@ -19,6 +19,8 @@ from ef_optax.compressors._blocks import block_length, safe_divisor
 _DEPTH, _COLUMNS = 16, 8
 # Values that make full columns of the greatest depth, twice the least number.
 _RUN = 256
+# Up to so many values one reduction is fast enough, and compiles to one kernel.
+_SMALL = 4096
 
 Combine = Callable[[Array, Array], Array]  # lax.add, lax.max or lax.min
 
@@ -143,6 +145,8 @@ def _by_block(
     whole, runs = size // length * length, size // _RUN * _RUN
     if whole < size:
         return tuple(jnp.concatenate(pair) for pair in parts(whole, length, size - whole))
+    if size <= _SMALL:
+        return _reduced([x.reshape(-1, length) for x in operands], combine)
     if size == length and 0 < runs < size:
         pairs = parts(runs, runs, size - runs)
         return tuple(f(*pair) for f, pair in zip(combine, pairs, strict=True))
@@ -150,7 +154,7 @@ def _by_block(
     if run < 2 * _COLUMNS or length <= 4 * _COLUMNS:
         return _reduced([x.reshape(-1, length) for x in operands], combine)
     depth = min(_DEPTH, run // _COLUMNS)
-    columns = _reduced([x.reshape(-1, depth, run // depth) for x in operands], combine)
+    columns = _columns([x.reshape(-1, depth, run // depth) for x in operands], combine)
     return _by_block(tuple(x.reshape(-1) for x in columns), length // depth, combine)
 
 
@@ -162,6 +166,22 @@ def _reduced(operands: Sequence[Array], combine: tuple[Combine, ...]) -> tuple[A
 
     start = tuple(_neutral(f, x.dtype) for f, x in zip(combine, operands, strict=True))
     return tuple(lax.reduce(tuple(operands), start, each, (1,)))
+
+
+def _columns(operands: Sequence[Array], combine: tuple[Combine, ...]) -> tuple[Array, ...]:
+    """As :func:`_reduced`, of (runs, depth, columns), in the pass that makes the operands.
+
+    On a CPU a lone reduction would be given to a library, for which its operand is written out
+    first; two of the halves are not. The barrier keeps reductions of reductions apart: as one they
+    run on one core.
+    """
+    if len(operands) == 1:
+        half = operands[0].shape[1] // 2
+        halves = _reduced([operands[0][:, :half], operands[0][:, half:]], combine * 2)
+        results = (combine[0](*halves),)
+    else:
+        results = _reduced(operands, combine)
+    return lax.optimization_barrier(results)
 
 
 def _neutral(combine: Combine, dtype: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ef_optax as ef
 from ef_optax.compressors._blocks import block_count, blockwise
-from ef_optax.compressors._reductions import block_norms
+from ef_optax.compressors._reductions import block_extremes, block_norms, block_sums
 
 # Whole blocks, a last one that is not full, odd lengths, one block, and leaves below a block.
 SHAPES = [
@@ -22,6 +22,10 @@ SHAPES = [
     (999, 7),
     (5, 512),
     (4133, None),
+    (70_001, None),
+    (70_000, 1000),
+    (5003, 1000),
+    (20_000, 10_001),
     (1, None),
 ]
 
@@ -71,6 +75,21 @@ def test_a_2_norm_neither_overflows_nor_underflows(
     )
 
 
+@pytest.mark.parametrize(("size", "block"), SHAPES)
+def test_sums_and_extremes_are_those_of_numpy(size: int, block: int | None) -> None:
+    x = np.random.default_rng(size).uniform(-2, 1, size).astype(np.float32)
+    length = block or size
+    parts = [x[i : i + length].astype(np.float64) for i in range(0, size, length)]
+    one, two = jax.jit(block_sums, static_argnums=1)((jnp.asarray(x), jnp.square(x)), block)
+    (lone,) = jax.jit(block_sums, static_argnums=1)((jnp.asarray(x),), block)
+    low, high = jax.jit(block_extremes, static_argnums=1)(x, block)
+    for got, f in ((one, np.sum), (lone, np.sum), (two, lambda part: np.sum(part**2))):
+        expected = [f(part) for part in parts]
+        np.testing.assert_allclose(np.asarray(got), expected, rtol=1e-5, atol=1e-5)
+    assert np.asarray(low).tolist() == [part.min() for part in parts]
+    assert np.asarray(high).tolist() == [part.max() for part in parts]
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_number_is_seen_in_its_block_only(norm: str, bad: float) -> None:
@@ -109,8 +128,14 @@ BYTES_A_VALUE = 2.0
         ef.qsgd(7, key=0, bucket=512, norm="linf"),
         ef.dorefa(4, key=0, bucket=512),
         ef.block_quantize(4, block=512),
+        ef.uniform(4, bucket=512),
+        ef.two_mean_sign(),
+        ef.rms_sign(),
+        ef.ternary(0),
+        ef.sampled_top_k(0.01),
+        ef.redsync(0.01),
     ],
-    ids=["l2", "linf", "dorefa", "block_quantize"],
+    ids=lambda compressor: type(compressor.codec).__name__,
 )
 def test_a_step_in_blocks_makes_no_copy_of_the_leaf(compressor: ef.Compressor, size: int) -> None:
     """Also where the last block is not full."""
