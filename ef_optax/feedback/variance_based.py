@@ -18,6 +18,7 @@ from ef_optax import _check
 from ef_optax._base import Array
 from ef_optax._collectives import AxisName
 from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._search import magnitude_order
 from ef_optax._transformation import as_transformation
 from ef_optax.compressors.sparsify import resolve_k
 from ef_optax.compressors.threshold import ThresholdCodec
@@ -42,8 +43,8 @@ class NonZero(ThresholdCodec):
     def count(self, size: int) -> int:
         return resolve_k(self.capacity, None, size)
 
-    def passing(self, flat: Array) -> Array:
-        return flat != 0
+    def border(self, flat: Array) -> Array:
+        return jnp.ones((), magnitude_order(flat[:0]).dtype)
 
 
 def variance_based(
