@@ -47,8 +47,21 @@ class Layout:
     @property
     def ends(self) -> list[int]:
         """The first index after each leaf, with what lies in between, and a zero before them."""
-        padded = [-(-size // self.align) * self.align for size in self.sizes]
-        return list(itertools.accumulate(padded, initial=0))
+        return list(itertools.accumulate(self._padded(self.sizes), initial=0))
+
+    @property
+    def begins(self) -> dict[int, int]:
+        """Where each small leaf begins in the vector of those (see `joined`)."""
+        padded = self._padded([self.sizes[i] for i in self.small])
+        return dict(zip(self.small, itertools.accumulate(padded, initial=0), strict=False))
+
+    def joined(self, xs: Sequence[Array], dtype: Any) -> Array:
+        """The small leaves as one vector, each padded with zeros as it lies in the whole."""
+        flats = [xs[i].reshape(-1).astype(dtype) for i in self.small]
+        return jnp.concatenate([jnp.pad(x, (0, -x.size % self.align)) for x in flats])
+
+    def _padded(self, sizes: Sequence[int]) -> list[int]:
+        return [-(-size // self.align) * self.align for size in sizes]
 
     def bounds(self, indices: Array) -> Array:
         """How many of the sorted indices lie before each leaf, and in all: int32."""
@@ -126,9 +139,9 @@ def take(xs: Sequence[Array], layout: Layout, indices: Array, dtype: Any) -> Arr
     if not layout.small:
         return values
     places = _joined_places(layout, bounds, indices)
-    joined = join([xs[i] for i in layout.small], dtype)
+    joined = layout.joined(xs, dtype)
     kept = joined.at[jnp.minimum(places, np.uint32(joined.size - 1))].get(mode="promise_in_bounds")
-    return jnp.where(places < joined.size, kept, values)
+    return jnp.where(places < np.uint32(joined.size), kept, values)
 
 
 def add(xs: Sequence[Array], layout: Layout, indices: Array, values: Array) -> list[Array]:
@@ -160,13 +173,12 @@ def add(xs: Sequence[Array], layout: Layout, indices: Array, values: Array) -> l
     for i in layout.large:
         row, after = layout.rows[i], layout.rows[i + 1]
         out[i] = _added(xs[i], *padded, starts[row], bounds[:, row], bounds[:, after])
-    small = layout.small
-    if small:
+    if layout.small:
         places = jax.vmap(lambda b, at: _joined_places(layout, b, at))(bounds, indices)
-        joined = join([xs[i] for i in small], values.dtype)
+        joined = layout.joined(xs, values.dtype)
         joined = joined.at[places.reshape(-1)].add(values.reshape(-1), mode="drop")
-        begins = jnp.asarray(_begins([layout.sizes[i] for i in small]), jnp.int32)
-        for j, i in enumerate(small):
+        begins = jnp.asarray(list(layout.begins.values()), jnp.int32)
+        for j, i in enumerate(layout.small):
             part = lax.dynamic_slice(joined, (begins[layout.rows[j]],), (xs[i].size,))
             out[i] = part.reshape(xs[i].shape).astype(xs[i].dtype)
     return out
@@ -174,14 +186,14 @@ def add(xs: Sequence[Array], layout: Layout, indices: Array, values: Array) -> l
 
 def _joined_places(layout: Layout, bounds: Array, indices: Array) -> Array:
     """Where the entries of small leaves lie in the vector of those; beyond it for all others."""
-    sizes = [layout.sizes[i] for i in layout.small]
-    begins = dict(zip(layout.small, _begins(sizes), strict=True))
+    begins = layout.begins
     # Modulo 2**32: what is added to an index of the leaf.
     shifts = [begins.get(i, 0) - start for i, start in enumerate(layout.ends[:-1])]
     table = np.asarray([shift % (1 << 32) for shift in shifts], np.uint32)
     is_small = np.asarray([i in begins for i in range(len(layout.sizes))])
     leaf = layout.leaf_of(bounds, indices.size)
-    return jnp.where(jnp.asarray(is_small)[leaf], indices + jnp.asarray(table)[leaf], sum(sizes))
+    beyond = np.uint32((1 << 32) - 1)
+    return jnp.where(jnp.asarray(is_small)[leaf], indices + jnp.asarray(table)[leaf], beyond)
 
 
 @jax.jit

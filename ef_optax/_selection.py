@@ -251,11 +251,16 @@ def _get(x: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def draw(x: jax.Array, count: int) -> jax.Array:
-    """One entry of each of ``count`` equal stretches, its place scrambled against periodic data."""
-    stride = x.size // count
+    """The entries of a vector at `drawn_places`."""
+    return _get(x, drawn_places(x.size, count))
+
+
+def drawn_places(size: int, count: int) -> jax.Array:
+    """A place in each of ``count`` equal stretches, scrambled against periodic data."""
+    stride = size // count
     index = jnp.arange(count, dtype=jnp.uint32)
     place = ((index * np.uint32(2654435769)) >> np.uint32(16)) % np.uint32(stride)
-    return _get(x, index * np.uint32(stride) + place)
+    return index * np.uint32(stride) + place
 
 
 def _index_dtype(size: int) -> Any:

@@ -20,7 +20,7 @@ from jax import lax
 
 from ef_optax import _leaves, _selection
 from ef_optax._bitmask import count_ones, pack_at_least, positions
-from ef_optax._packing import WORD_BITS
+from ef_optax._packing import WORD_BITS, packed_words
 from ef_optax._search import at_least, cut, largest_of_first, magnitude_order, search
 
 Array = jax.Array
@@ -33,8 +33,15 @@ def plan(sizes: Sequence[int], k: int) -> _selection.Plan | None:
       >>> plan([1 << 20, 64], 1 << 10).sample, plan([1 << 20, 64], 1 << 20)
       (65540, None)
     """
-    drawn = sum(size // _stretch(sizes) for size in sizes)
-    return _selection.planned(sum(sizes), k, drawn)
+    layout = _leaves.Layout(tuple(sizes), ())
+    return _selection.planned(sum(sizes), k, sum(_counts(layout).values()))
+
+
+def _counts(layout: _leaves.Layout) -> dict[int | None, int]:
+    """Entries drawn of each large leaf, and, under None, of all small ones together."""
+    counts: dict[int | None, int] = {i: layout.sizes[i] for i in layout.large}
+    counts[None] = sum(layout.sizes[i] for i in layout.small)
+    return {i: size // _stretch(layout.sizes) for i, size in counts.items()}
 
 
 def _stretch(sizes: Sequence[int]) -> int:
@@ -62,8 +69,8 @@ def top_k(
     found = plan(aligned.sizes, k)
     assert found is not None
     sample, low_rank, high_rank, capacity = found
-    drawn = magnitude_order(_drawn(flats, dtype))
-    everything = _at_least(flats, dtype)
+    drawn = magnitude_order(_drawn(flats, aligned, dtype))
+    everything = _at_least(flats, aligned, dtype)
 
     low, high = jnp.min(drawn), jnp.max(drawn) + 1
     guess, _, _ = search(at_least(drawn), low_rank, high_rank, sample, low, high)
@@ -95,13 +102,37 @@ def top_k(
     return _close_up(kept, aligned), entries.at[chosen].get(mode="promise_in_bounds")
 
 
-def _at_least(flats: Sequence[Array], dtype: Any) -> Callable[[Array], Array]:
+def _at_least(
+    flats: Sequence[Array], aligned: _leaves.Layout, dtype: Any
+) -> Callable[[Array], Array]:
     """The packed masks of all leaves, each in words of its own, as a function of the threshold."""
+    if not aligned.small:
+        return lambda threshold: jnp.concatenate([_mask(x, threshold, dtype) for x in flats])
+    small, real = aligned.joined(flats, dtype), _real_bits(aligned)
+    begins = aligned.begins
 
     def masks(threshold: Array) -> Array:
-        return jnp.concatenate([_mask(x, threshold, dtype) for x in flats])
+        joined = _mask(small, threshold, dtype) & real
+        parts = []
+        for i, x in enumerate(flats):
+            if i in begins:
+                first = begins[i] // WORD_BITS
+                parts.append(joined[first : first + packed_words(x.size, 1)])
+            elif x.size:
+                parts.append(_mask(x, threshold, dtype))
+        return jnp.concatenate(parts)
 
     return masks
+
+
+def _real_bits(aligned: _leaves.Layout) -> Array:
+    """The mask of what is no padding among the small leaves."""
+    ends = [begin + aligned.sizes[i] for i, begin in aligned.begins.items()]
+    ragged = [end for end in ends if end % WORD_BITS]
+    places = np.asarray([end // WORD_BITS for end in ragged], np.int32)
+    bits = np.asarray([(1 << end % WORD_BITS) - 1 for end in ragged], np.uint32)
+    words = jnp.full(packed_words(ends[-1], 1), np.uint32((1 << 32) - 1))
+    return words.at[places].set(bits)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -110,11 +141,22 @@ def _mask(x: Array, threshold: Array, dtype: Any) -> Array:
     return pack_at_least(magnitude_order(x.astype(dtype)), threshold)
 
 
-def _drawn(flats: Sequence[Array], dtype: Any) -> Array:
-    """A sample: of each stretch of so many entries one, and none of what is shorter than that."""
-    stretch = _stretch([x.size for x in flats])
-    long = [x for x in flats if x.size >= stretch]
-    return jnp.concatenate([_selection.draw(x, x.size // stretch).astype(dtype) for x in long])
+def _drawn(flats: Sequence[Array], aligned: _leaves.Layout, dtype: Any) -> Array:
+    """A sample: of each stretch of so many entries one. Small leaves are drawn from together."""
+    parts = []
+    for i, count in _counts(aligned).items():
+        if i is not None and count:
+            parts.append(_selection.draw(flats[i], count).astype(dtype))
+        elif count:
+            sizes = [aligned.sizes[j] for j in aligned.small]
+            places = _selection.drawn_places(sum(sizes), count)
+            ends = np.cumsum(sizes, dtype=np.uint32)
+            begins = np.asarray(list(aligned.begins.values()), np.uint32)
+            gaps = jnp.asarray(begins - (ends - np.asarray(sizes, np.uint32)))
+            places += gaps[jnp.searchsorted(ends, places, side="right", method="scan_unrolled")]
+            joined = aligned.joined(flats, dtype)
+            parts.append(joined.at[places].get(mode="promise_in_bounds"))
+    return jnp.concatenate(parts)
 
 
 def _close_up(indices: Array, aligned: _leaves.Layout) -> Array:
