@@ -278,22 +278,17 @@ class Codec(abc.ABC):
     # -- several large leaves
 
     def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
-        """Equal for large leaves that :meth:`encode_each` takes together; None for one alone.
-
-        For deterministic codecs without state and with the default protocol.
-        """
+        """Equal for large leaves that the codec of :meth:`joint` takes together; None for none."""
         del like
         return None
 
-    def encode_each(self, xs: Sequence[Array], rows: Sequence[Array | int]) -> list[Message]:
-        """The messages of several leaves of one family, the same as :meth:`encode` would make.
+    def joint(self) -> Codec:
+        """The codec of a list of leaves of one family: each gets what it would get alone.
 
-        Args:
-          xs: the leaves.
-          rows: the numbers 0, 1, ... as data: a row that is taken at such a place is taken by one
-            program, whichever it is.
+        Its granularity is ``"group"``. Equal small leaves are stacked; this is for leaves that are
+        too large to be copied.
         """
-        raise NotImplementedError(f"{type(self).__name__} names families but does not encode them")
+        raise NotImplementedError(f"{type(self).__name__} names families but has no joint codec")
 
     # -- what is known about it
 

@@ -74,7 +74,8 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
             mask = at_least(lax.dynamic_slice(x, (start,), (length,)))
             before = (threshold, words, kept)
             threshold, found, kept = search(mask, k, capacity, length, high & 0, high, tried=before)
-            return jnp.where(kept > capacity, cut(mask, k, threshold, k), found)
+            tied = cut(mask(threshold), mask(threshold + 1), k, k)
+            return jnp.where(kept > capacity, tied, found)
 
         # One block after the other: all at once would want room for a copy of the leaf, which the
         # program would set aside at every step, taken or not.

@@ -122,9 +122,11 @@ class Exchange:
 
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
             finite, weight, count = shared
-            run = _Run(self, paths, slices, specs or [None] * len(leaves), count, anew)
+            run = _Run(self, paths, slices, specs or [None] * len(leaves), count, anew, loud)
             return run(leaves, states, finite, weight, tuple(want))
 
+        lift = _context.current()
+        loud = lift is None or not lift.guarded
         specs = _slices.leaf_specs(paths)
         weight = None if weight is None else jnp.asarray(weight, jnp.float32)
         # Slices of one leaf have one verdict; a leaf that is not split may ask its codec.
@@ -135,9 +137,6 @@ class Exchange:
         else:
             names = ("aggregate", *want)
             results, (states, ok) = _slices.over_slices(send, leaves, states, shared, specs, names)
-        lift = _context.current()
-        if lift is None or not lift.guarded:
-            results["aggregate"] = [jnp.where(ok, x, jnp.nan) for x in results["aggregate"]]
         trees = {name: treedef.unflatten(xs) for name, xs in results.items()}
         return Exchanged(
             aggregate=trees["aggregate"],
@@ -189,6 +188,7 @@ class _Run:
     specs: Sequence[Any]
     step: Array
     anew: Callable[[], list[Array] | None]  # the leaves, formed anew if that is possible
+    loud: bool  # aggregates are NaN if some worker's numbers are not finite
 
     def __call__(
         self,
@@ -258,7 +258,10 @@ class _Run:
         most = max((len(u.members) for u in units if u.kind == "stack"), default=0)
         rows = _places.as_data(range(most), self.step) if most else []
         for unit, outcome in zip(units, outcomes, strict=True):
-            self._put(results["aggregate"], unit, outcome.aggregate, rows)
+            aggregate = outcome.aggregate
+            if self.loud:
+                aggregate = jax.tree.map(lambda x: jnp.where(rounds.ok, x, jnp.nan), aggregate)
+            self._put(results["aggregate"], unit, aggregate, rows)
             for name in want:  # each worker's own, by type as well
                 value = getattr(outcome, name)(*inputs(unit, name))
                 value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)

@@ -68,19 +68,19 @@ def largest_of_first(
     order = jnp.where(real, order, jnp.asarray(-1, order.dtype))
     mask = at_least(order)
     threshold, _, _ = search(mask, k, k, order.size, low, jnp.max(order) + 1, kept=count)
-    return positions(cut(mask, k, threshold, most), most)
+    return positions(cut(mask(threshold), mask(threshold + 1), k, most), most)
 
 
-def cut(
-    at_least: Callable[[jax.Array], jax.Array],
-    k: jax.Array | int,
-    threshold: jax.Array,
-    most: int,
-) -> jax.Array:
-    """Mask of the entries above a threshold and of its first ties, ``k`` (``most`` at most)."""
-    above = at_least(threshold + 1)
-    ties = at_least(threshold) ^ above
-    return above | first_ones(ties, jnp.uint32(k) - count_ones(above), most)
+def cut(reached: jax.Array, above: jax.Array, k: jax.Array | int, most: int) -> jax.Array:
+    """Mask of the entries above a threshold and of its first ties, ``k`` (``most`` at most).
+
+    Args:
+      reached: packed mask of the entries at or above the threshold.
+      above: packed mask of those above it.
+      k: how many; an integer, or a uint32 scalar.
+      most: static bound on ``k``.
+    """
+    return above | first_ones(reached ^ above, jnp.uint32(k) - count_ones(above), most)
 
 
 def search(

@@ -87,7 +87,7 @@ def _few(x: jax.Array, k: int) -> jax.Array:
         return jnp.sort(lax.top_k(_as_normal_floats(magnitude_order(x)), k)[1])
     zero = magnitude_order(x[0]) & 0
     threshold, _, _ = search(at_least(x), k, k, x.size, zero, zero + jnp.iinfo(zero.dtype).max)
-    return positions(cut(at_least(x), k, threshold, k), k)
+    return positions(cut(at_least(x)(threshold), at_least(x)(threshold + 1), k, k), k)
 
 
 def _as_normal_floats(order: jax.Array) -> jax.Array:
@@ -208,10 +208,13 @@ def top_k_of_each(
                 zero + top,
                 tried=(tried, words, count),
             )
+
+            def tied() -> jax.Array:
+                reached, above = lax.map(mask, jnp.stack([threshold, threshold + 1]))
+                return cut(reached, above, number.k, most)
+
             # More than fit are kept only if that many are equal: these are cut by index.
-            return lax.cond(
-                kept > number.capacity, lambda: cut(mask, number.k, threshold, most), lambda: found
-            )
+            return lax.cond(kept > number.capacity, tied, lambda: found)
 
         return _each(one, jnp.arange(len(xs)), guesses, words, counts, numbers)
 

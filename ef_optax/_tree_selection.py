@@ -89,7 +89,11 @@ def top_k(
             tried=(guess, words, count),
         )
         # More than the capacity are kept only if that many are equal: these are cut by index.
-        return lax.cond(kept > capacity, lambda: cut(everything, k, threshold, k), lambda: found)
+
+        def tied() -> jax.Array:
+            return cut(everything(threshold), everything(threshold + 1), k, k)
+
+        return lax.cond(kept > capacity, tied, lambda: found)
 
     words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)
     count = count_ones(words)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from ef_optax import _context
 from ef_optax._base import Array, Codec, like_of
-from ef_optax._joint import Joint
 from ef_optax._stack import Stacked, stackable
 
 
@@ -67,7 +66,7 @@ def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[A
         if kind == "stack" and len(members) > 1:
             units.append(Unit(Stacked(one), tuple(members), "stack"))
         elif kind == "joint" and len(members) > 1:
-            units.append(Unit(Joint(one), tuple(members), "group"))
+            units.append(Unit(one.joint(), tuple(members), "group"))
         else:
             units.append(Unit(one, tuple(members), "group" if kind == "group" else "leaf"))
     return units

@@ -21,6 +21,7 @@ from benchmarks.compile_time import kernels_of
 from ef_optax import _places, _selection, _stack
 from ef_optax._stack import stackable
 from ef_optax._units import units_of
+from ef_optax.compressors._sparse import by_size
 from tests.compressors.pool import CASES
 
 # One family: samples of 256, indices of 13 bits.
@@ -98,13 +99,16 @@ def test_messages_of_adversaries_are_those_of_each_alone(dtype):
             cases[shape][name].reshape(shape)
             for shape, name in zip(SHAPES.values(), chosen, strict=True)
         ]
-        for x, message, name in zip(
-            leaves, encode_together(dtype)(leaves, np.int32(0)), chosen, strict=True
+        for members, stacked in zip(
+            by_size(leaves), encode_together(dtype)(leaves, np.int32(0)), strict=True
         ):
-            assert_same_bits(message, alone(x), name)
-            k = CODEC.count(x.size)
-            expected = np.sort(np.argsort(-magnitudes(x.reshape(-1)), kind="stable")[:k])
-            np.testing.assert_array_equal(ef.unpack(message["indices"], 13, k), expected, name)
+            for row, i in enumerate(members):
+                x, message = leaves[i], jax.tree.map(lambda a, row=row: a[row], stacked)
+                assert_same_bits(message, alone(x), chosen[i])
+                k = CODEC.count(x.size)
+                expected = np.sort(np.argsort(-magnitudes(x.reshape(-1)), kind="stable")[:k])
+                indices = ef.unpack(message["indices"], 13, k)
+                np.testing.assert_array_equal(indices, expected, chosen[i])
 
 
 @pytest.mark.usefixtures("everything_is_large")

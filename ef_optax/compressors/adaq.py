@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors.sparsify import resolve_k, scatter
+from ef_optax.compressors._sparse import scatter
+from ef_optax.compressors.sparsify import resolve_k
 
 UNUSED, PLUS, MINUS = 0, 1, 2
 

@@ -12,7 +12,8 @@ from ef_optax import _check, _fields, _kernels, _packing
 from ef_optax._base import Array, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors.sparsify import SparseCodec, check_ratio_or_k, resolve_k
+from ef_optax.compressors._sparse import SparseCodec
+from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k
 
 
 @dataclasses.dataclass(frozen=True)

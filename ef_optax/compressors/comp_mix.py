@@ -14,7 +14,7 @@ from ef_optax._base import Array, Message, Shape, as_key, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax._random import random_subset
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors.sparsify import IndexedCodec, SparseCodec
+from ef_optax.compressors._sparse import IndexedCodec, SparseCodec
 
 
 @dataclasses.dataclass(frozen=True)

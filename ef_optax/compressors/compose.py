@@ -30,8 +30,9 @@ from ef_optax._base import (
 from ef_optax._compressor import Compressor, codec_of
 from ef_optax._context import path_string
 from ef_optax.compressors._messageless import MessagelessCodec
+from ef_optax.compressors._sparse import SparseCodec
 from ef_optax.compressors.random_block import RandomBlock
-from ef_optax.compressors.sparsify import RandomK, SparseCodec
+from ef_optax.compressors.sparsify import RandomK
 
 Policy = Callable[[str, jax.ShapeDtypeStruct], Compressor]
 

@@ -26,7 +26,7 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor
 from ef_optax._random import random_subset
-from ef_optax.compressors.sparsify import scatter
+from ef_optax.compressors._sparse import scatter
 
 
 @dataclasses.dataclass(frozen=True)

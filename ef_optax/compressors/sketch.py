@@ -25,7 +25,8 @@ from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import random_words
 from ef_optax.compressors._messageless import MessagelessCodec
-from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k, scatter
+from ef_optax.compressors._sparse import scatter
+from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k
 
 
 def hashes(key: Array, rows: int, columns: int, size: int) -> tuple[Array, Array]:

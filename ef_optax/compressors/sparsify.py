@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import fractions
 import math
@@ -11,25 +10,24 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ef_optax import _check, _fields, _packing, _selection
 from ef_optax._base import (
     Array,
     Codec,
-    Mean,
     Message,
-    Outcome,
     Protocol,
     Shape,
     Workers,
     as_key,
     bits_of,
-    like_of,
     size_of,
 )
 from ef_optax._compressor import Compressor
-from ef_optax._leaves import add_at
 from ef_optax._random import random_subset
+from ef_optax.compressors._joint_sparse import JointSparse
+from ef_optax.compressors._sparse import IndexedCodec, SparseCodec, by_size
 
 
 def resolve_k(ratio: float | None, k: int | None, size: int) -> int:
@@ -60,111 +58,6 @@ def check_ratio_or_k(name: str, ratio: Any, k: Any) -> None:
         _check.count(name, "k", k)
 
 
-def scatter(values: Array, indices: Array, like: jax.ShapeDtypeStruct) -> Array:
-    """The array of ``like`` that has ``values`` at the flat ``indices`` and zeros elsewhere."""
-    zero = _zero(indices) if size_of(like.shape) < 1 << 31 else jnp.zeros((), jnp.uint32)
-    nothing = jnp.broadcast_to(zero.astype(like.dtype), like.shape)
-    return add_at(nothing, indices, values)
-
-
-def _zero(indices: Array) -> Array:
-    """A zero that the compiler does not know: the highest bit of an index, or of the first beyond.
-
-    Zeros that it knows are one buffer for all leaves of a size, held and copied for each of them.
-    """
-    if indices.size == 0 or indices.dtype.itemsize != 4:
-        return jnp.zeros((), jnp.uint32)
-    return jax.lax.bitcast_convert_type(indices[0], jnp.uint32) >> jnp.uint32(31)
-
-
-class SparseCodec(Codec):
-    """A codec whose messages are (indices, values): decoding and averaging by scatter.
-
-    Subclasses give ``parts(message, like) -> (indices, values)`` for one message, and ``count``.
-    Where all workers draw the same positions (``shared_positions``) only the values travel.
-    """
-
-    shared_positions: ClassVar[bool] = False
-
-    @abc.abstractmethod
-    def count(self, size: int) -> int:
-        """Number of values that the message of a leaf of ``size`` carries."""
-
-    @abc.abstractmethod
-    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-        """The flat indices and the values that one message carries."""
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        indices, values = self.parts(message, like)
-        return scatter(values, indices, like)
-
-    def decode_mean(
-        self,
-        messages: Message,
-        like: jax.ShapeDtypeStruct,
-        weights: Array | None = None,
-        total: Array | int | None = None,
-    ) -> Array:
-        """One scatter-add of all n k pairs: no dense vector for each worker."""
-        indices, values = self.contributions(messages, like, weights, total)
-        return scatter(values.reshape(-1), indices.reshape(-1), like)
-
-    def contributions(
-        self,
-        messages: Message,
-        like: jax.ShapeDtypeStruct,
-        weights: Array | None = None,
-        total: Array | int | None = None,
-    ) -> tuple[Array, Array]:
-        """What the workers add to the mean: indices and values, each of shape (n, k)."""
-        indices, values = jax.vmap(lambda m: self.parts(m, like))(messages)
-        n = values.shape[0]
-        values = values.astype(like.dtype)
-        if weights is not None:
-            values = values * weights[:, None].astype(values.dtype)
-        return indices, values / jnp.asarray(n if total is None else total, values.dtype)
-
-    def residual(self, x: Array, message: Message) -> Array:
-        like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        indices, values = self.parts(message, like)
-        # By subtraction of the values, even where the result is known to be zero: it follows the
-        # reading of x that made the message, so the compiler may write over x without a copy.
-        return add_at(x, indices, -values)
-
-    def support(self, x: Array, message: Message) -> Array:
-        indices, _ = self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        return jnp.zeros(x.size, bool).at[indices].set(True, mode="drop").reshape(x.shape)
-
-    def averaged(self, x: Array, message: Message, state: Any) -> Protocol:
-        """One mean of the values, where all workers have chosen the same places."""
-        like = like_of(x)
-        mean = yield Mean(message["values"])
-        return Outcome(
-            aggregate=self.decode({**message, "values": mean}, like),
-            state=state,
-            sent=lambda: self.decode(message, like),
-            residual=lambda: self.residual(x, message),
-            support=lambda: self.support(x, message),
-        )
-
-
-class IndexedCodec(SparseCodec):
-    """A sparse codec that sends its indices packed, each as narrow as the leaf allows."""
-
-    def message(self, values: Array, indices: Array, size: int) -> Message:
-        """The message of these values at these indices of a leaf of ``size``."""
-        return {"indices": _fields.pack(indices, _packing.bits_for(size)), "values": values}
-
-    def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
-        size = size_of(like.shape)
-        indices = _fields.unpack(message["indices"], _packing.bits_for(size), self.count(size))
-        return indices, message["values"]
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        size = size_of(shape)
-        return self.count(size) * (bits_of(dtype) + _packing.bits_for(size))
-
-
 @dataclasses.dataclass(frozen=True)
 class TopK(IndexedCodec):
     """The k largest magnitudes of each leaf; ties go to the lowest index."""
@@ -191,22 +84,23 @@ class TopK(IndexedCodec):
         plan = _selection.plan(size, self.count(size))
         return None if plan is None else (plan.sample, _packing.bits_for(size))
 
+    def joint(self) -> Codec:
+        return JointSparse(self)
+
     def encode_each(self, xs: Sequence[Array], rows: Sequence[Array | int]) -> list[Message]:
         flats = [x.reshape(-1) for x in xs]
         counts = [self.count(flat.size) for flat in flats]
         indices, values = _selection.top_k_of_each(flats, counts, rows)
         width = _packing.bits_for(flats[0].size)
         words = jax.vmap(lambda codes: _packing.pack(codes, width))(indices)
-
-        def message(row: Array | int, count: int) -> Message:
-            own, packed = (
-                jax.lax.dynamic_index_in_dim(array, row, keepdims=False)
-                for array in (values, words)
-            )
-            packed = packed[: _packing.packed_words(count, width)]
-            return {"indices": _fields.Packed(packed, count * width), "values": own[:count]}
-
-        return [message(*own) for own in zip(rows, counts, strict=True)]
+        messages = []
+        for members in by_size(flats):
+            count = counts[members[0]]
+            own = slice(None) if len(members) == len(xs) else np.asarray(members)
+            packed = words[own][:, : _packing.packed_words(count, width)]
+            field = _fields.Packed(packed, count * width)
+            messages.append({"indices": field, "values": values[own][:, :count]})
+        return messages
 
     def finite(self, x: Array, message: Message) -> Array:
         """Told by the values: infinities and NaN count as the largest, so one of them is sent."""

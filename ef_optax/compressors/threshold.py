@@ -21,7 +21,8 @@ from ef_optax._compressor import Compressor
 from ef_optax._search import at_least, cut, magnitude_order, search
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._reductions import leaf_norm, leaf_sums
-from ef_optax.compressors.sparsify import SparseCodec, resolve_k
+from ef_optax.compressors._sparse import SparseCodec
+from ef_optax.compressors.sparsify import resolve_k
 
 
 class ThresholdCodec(SparseCodec):
@@ -87,7 +88,7 @@ def _largest(flat: Array, k: int) -> Array:
     mask, zero = at_least(flat), magnitude_order(flat[0]) & 0
     high = zero + jnp.asarray(jnp.iinfo(zero.dtype).max)
     border, _, _ = search(mask, k, k, flat.size, zero, high)
-    return cut(mask, k, border, k)
+    return cut(mask(border), mask(border + 1), k, k)
 
 
 @dataclasses.dataclass(frozen=True)

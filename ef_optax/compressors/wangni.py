@@ -15,7 +15,8 @@ from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import safe_divisor, uniform_noise
 from ef_optax.compressors._reductions import power_of_two
-from ef_optax.compressors.sparsify import IndexedCodec, resolve_k
+from ef_optax.compressors._sparse import IndexedCodec
+from ef_optax.compressors.sparsify import resolve_k
 
 
 def keep_probabilities(magnitude: Array, ratio: float, iterations: int) -> Array:
