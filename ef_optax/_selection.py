@@ -210,7 +210,11 @@ def top_k_of_each(
             )
 
             def tied() -> jax.Array:
-                reached, above = lax.map(mask, jnp.stack([threshold, threshold + 1]))
+                pair = threshold, threshold + 1
+                if len(xs) > 1:  # a choice among the leaves is in the program once, not twice
+                    reached, above = lax.map(mask, jnp.stack(pair))
+                else:
+                    reached, above = map(mask, pair)
                 return cut(reached, above, number.k, most)
 
             # More than fit are kept only if that many are equal: these are cut by index.
