@@ -88,11 +88,11 @@ def top_k(
             zero + top,
             tried=(guess, words, count),
         )
-        # More than the capacity are kept only if that many are equal: these are cut by index.
 
-        def tied() -> jax.Array:
+        def tied() -> Array:
             return cut(everything(threshold), everything(threshold + 1), k, k)
 
+        # More than the capacity are kept only if that many are equal: these are cut by index.
         return lax.cond(kept > capacity, tied, lambda: found)
 
     words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)
