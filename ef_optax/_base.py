@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ef_optax._random import mix32
+from ef_optax._reductions import by_block
 from ef_optax._timeline import Timeline
 
 Message = Any
@@ -401,11 +402,9 @@ def all_of(verdicts: Sequence[Array]) -> Array:
 
 
 def _largest_magnitude(x: Array) -> Array:
-    """As an integer, with infinity and then NaN above all: one pass that reads x and no more.
-
-    A maximum of integers is free to be taken in any order, so it is vectorised; a sum is not.
-    """
-    return jnp.max(_magnitude(x, x.dtype))
+    """As an integer, with infinity and then NaN above all: one pass that reads x and no more."""
+    (largest,) = by_block((_magnitude(x.reshape(-1), x.dtype),), x.size, (jax.lax.max,))
+    return largest[0]
 
 
 def _magnitude(x: Any, dtype: Any) -> Array:

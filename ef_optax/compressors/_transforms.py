@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ef_optax._base import Array
 from ef_optax.compressors._blocks import random_words
-from ef_optax.compressors._reductions import power_of_two
+from ef_optax.compressors._norms import power_of_two
 
 
 def next_power_of_two(size: int) -> int:

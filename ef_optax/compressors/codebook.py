@@ -14,8 +14,8 @@ from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import safe_divisor
+from ef_optax.compressors._norms import power_of_two
 from ef_optax.compressors._order_statistics import order_statistics
-from ef_optax.compressors._reductions import power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
 

@@ -23,7 +23,7 @@ from ef_optax.compressors._blocks import (
     safe_divisor,
     uniform_noise,
 )
-from ef_optax.compressors._reductions import block_norms, power_of_two
+from ef_optax.compressors._norms import block_norms, power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
 NORMS = ("l2", "linf")

@@ -19,7 +19,7 @@ from ef_optax.compressors._blocks import (
     round_randomly,
     safe_divisor,
 )
-from ef_optax.compressors._reductions import block_norms
+from ef_optax.compressors._norms import block_norms
 from ef_optax.compressors.sign import scale_dtype
 
 

@@ -15,7 +15,7 @@ from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import safe_divisor
-from ef_optax.compressors._reductions import power_of_two
+from ef_optax.compressors._norms import power_of_two
 from ef_optax.compressors._transforms import hadamard_forward, hadamard_inverse, hadamard_length
 
 SCALES = ("unbiased", "mse")

@@ -16,7 +16,7 @@ from ef_optax._compressor import Compressor
 from ef_optax._rounding import rounded
 from ef_optax._search import magnitude_order
 from ef_optax.compressors._blocks import safe_divisor
-from ef_optax.compressors._reductions import block_norms, block_sums, leaf_norm, power_of_two
+from ef_optax.compressors._norms import block_norms, block_sums, leaf_norm, power_of_two
 from ef_optax.compressors.sign import scale_dtype
 
 FORMATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}

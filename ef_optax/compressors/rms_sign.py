@@ -7,7 +7,7 @@ import math
 
 from ef_optax._base import Array, wide_dtype
 from ef_optax._compressor import Compressor
-from ef_optax.compressors._reductions import leaf_norm
+from ef_optax.compressors._norms import leaf_norm
 from ef_optax.compressors.sign import SignCodec
 
 

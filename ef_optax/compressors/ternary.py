@@ -29,8 +29,8 @@ from ef_optax._base import (
 )
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import round_randomly, safe_divisor
+from ef_optax.compressors._norms import leaf_norm
 from ef_optax.compressors._quartic import pack_quartic, quartic_bits, unpack_quartic
-from ef_optax.compressors._reductions import leaf_norm
 from ef_optax.compressors.sign import scale_dtype
 
 PACKINGS = ("bits", "quartic")

@@ -20,7 +20,7 @@ from ef_optax._bitmask import count_ones, positions
 from ef_optax._compressor import Compressor
 from ef_optax._search import at_least, cut, magnitude_order, search
 from ef_optax._selection import top_k_indices
-from ef_optax.compressors._reductions import leaf_norm, leaf_sums
+from ef_optax.compressors._norms import leaf_norm, leaf_sums
 from ef_optax.compressors._sparse import SparseCodec
 from ef_optax.compressors.sparsify import resolve_k
 

@@ -14,7 +14,7 @@ from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_
 from ef_optax._bitmask import count_ones
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._matrix import matrix_view
-from ef_optax.compressors._reductions import leaf_sums
+from ef_optax.compressors._norms import leaf_sums
 
 
 @dataclasses.dataclass(frozen=True)

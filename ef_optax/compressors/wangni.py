@@ -14,7 +14,7 @@ from ef_optax._base import Array, Message, as_key
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import safe_divisor, uniform_noise
-from ef_optax.compressors._reductions import power_of_two
+from ef_optax.compressors._norms import power_of_two
 from ef_optax.compressors._sparse import IndexedCodec
 from ef_optax.compressors.sparsify import resolve_k
 
