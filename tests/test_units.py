@@ -174,10 +174,10 @@ def test_stacked_leaves_get_what_each_gets_alone(name):
     for key, grad in grads.items():
         alone = [part[key] for part in step({key: grad})]
         stacked = [part[key] for part in together]
-        if name in ROUNDED:
-            jax.tree.map(
-                functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), stacked, alone
-            )
+        if name in ROUNDED:  # what is left by a rotation has been rounded some twenty times
+            room = 32 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(grad)))
+            for one, other in zip(stacked, alone, strict=True):
+                np.testing.assert_allclose(one, other, rtol=0, atol=room)
         else:
             assert_same_bits(stacked, alone)
 
