@@ -2,7 +2,7 @@
 
 Three trees: a transformer (200 leaves, 11 shapes), ResNet-50 (161 leaves, 28 shapes) and 200 leaves
 that are all of different shape. The step of one worker is ``error_feedback(codec).update``, leaf by
-leaf or (*flat*) inside ``optax.flatten``, which makes one vector of all leaves. Adam's is
+leaf or (*flat*) inside ``ef.flatten``, which makes one vector of all leaves. Adam's is
 ``optax.adam(...).update``, on the same tree with the state donated; for several workers it is
 ``data_parallel`` over virtual devices, against Adam after a mean over the devices. Nothing is run.
 A program is traced, lowered and compiled by one process after a warm-up, without any cache.
@@ -43,9 +43,9 @@ def leafwise(compressor: Callable[[], Any]) -> Make:
     return lambda axis_name=None: ef.error_feedback(compressor(), axis_name=axis_name)
 
 
-def flat(compressor: Callable[[], Any]) -> Make:
+def flat(compressor: Callable[[], Any], flatten: Callable[..., Any] = ef.flatten) -> Make:
     """Error feedback of all leaves as one vector."""
-    return lambda axis_name=None: optax.flatten(leafwise(compressor)(axis_name))
+    return lambda axis_name=None: flatten(leafwise(compressor)(axis_name))
 
 
 STEPS: dict[str, Make] = {
@@ -56,6 +56,7 @@ STEPS: dict[str, Make] = {
     "flat identity": flat(ef.identity),
     "flat scaled_sign": flat(ef.scaled_sign),
     "flat top_k(0.01)": flat(lambda: ef.top_k(0.01)),
+    "optax.flatten scaled_sign": flat(ef.scaled_sign, optax.flatten),
 }
 
 

@@ -171,6 +171,7 @@ from ef_optax.feedback.three_point_compressor import (
 )
 from ef_optax.feedback.variance_based import VarianceBasedState as VarianceBasedState
 from ef_optax.feedback.variance_based import variance_based as variance_based
+from ef_optax.flat import flatten as flatten
 from ef_optax.parallel.arguments import PerWorker as PerWorker
 from ef_optax.parallel.change_workers import change_workers as change_workers
 from ef_optax.parallel.gradients import worker_value_and_grad as worker_value_and_grad

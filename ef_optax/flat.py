@@ -1,0 +1,83 @@
+"""One flat buffer: a transformation of a whole model as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax import _context, _places
+from ef_optax._base import FLOATING_ONLY, Array
+from ef_optax._transformation import as_transformation
+
+
+def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Hands all leaves to a transformation as one vector, and takes the updates apart again.
+
+    One codec for the whole model instead of one for each leaf: a fraction of the time to compile
+    for models of many leaves, one scale or one budget for all, at the price of a copy of the
+    gradients. It does what ``optax.flatten`` does, and compiles several times faster on a CPU:
+    updates of equal size are cut out by one program, to which their places are data.
+
+    Args:
+      inner: what transforms the vector, a rule of this library or a chain that has one. Its state
+        is that of a vector; other arguments of the update than the parameters reach it unchanged.
+
+    Returns:
+      The transformation. Leaves of different dtypes are joined in the one that holds them all, and
+      updates come back in each leaf's own.
+
+    Raises:
+      TypeError: at ``init`` or ``update``, for a leaf that is not floating-point.
+
+    Example:
+      Top-k of each leaf becomes top-k of the model:
+
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.flatten(ef.error_feedback(ef.top_k(k=1)))
+      >>> grads = {"a": jnp.array([1.0, -5.0]), "b": jnp.array([[4.0], [3.0]])}
+      >>> updates, state = tx.update(grads, tx.init(grads))
+      >>> updates["a"].tolist(), updates["b"].tolist(), state.residual.tolist()
+      ([0.0, -5.0], [[0.0], [0.0]], [1.0, 0.0, 4.0, 3.0])
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: Any) -> Any:
+        return inner.init(_join(params))
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        vector = None if params is None else _join(params)
+        flat, state = inner.update(_join(updates), state, vector, **extra_args)
+        leaves, treedef = jax.tree.flatten(updates)
+        return treedef.unflatten(_split(flat, leaves)), state
+
+    return as_transformation(init_fn, update_fn)
+
+
+def _join(tree: Any) -> Array:
+    """All leaves as one vector, in the order of the tree."""
+    located = jax.tree_util.tree_flatten_with_path(tree)[0]
+    for path, leaf in located:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = _context.path_string(path)
+            raise TypeError(f"['{name}'] has dtype {jnp.result_type(leaf)}, {FLOATING_ONLY}")
+    if not located:
+        return jnp.zeros(0, jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(leaf for _, leaf in located))
+    return jnp.concatenate([jnp.reshape(leaf, -1).astype(dtype) for _, leaf in located])
+
+
+def _split(flat: Any, leaves: Sequence[Array]) -> list[Array]:
+    """A vector taken apart into leaves like these."""
+    sizes = [leaf.size for leaf in leaves]
+    # What decides the places may be anything that is not known when the program is compiled.
+    witness = flat[0].astype(jnp.float32).view(jnp.int32) if flat.size else None
+    starts = _places.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], witness)
+    return [
+        jax.lax.dynamic_slice_in_dim(flat, start, leaf.size).reshape(leaf.shape).astype(leaf.dtype)
+        for start, leaf in zip(starts, leaves, strict=True)
+    ]

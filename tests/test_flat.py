@@ -1,0 +1,86 @@
+"""A model as one vector."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ef_optax as ef
+from benchmarks.compile_time import kernels_of
+
+SHAPES = {"a": (3, 4), "b": (), "c": (0, 2), "d": (3, 4), "e": (17,)}
+
+
+def gradients(seed: int, workers: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {
+        k: jnp.asarray(rng.standard_normal((workers, *s)), "float32") for k, s in SHAPES.items()
+    }
+
+
+CODECS = {
+    "scaled_sign": ef.scaled_sign,
+    "top_k": lambda: ef.top_k(0.2),
+    "qsgd": lambda: ef.qsgd(7, 0, bucket=8),
+}
+
+
+@pytest.mark.parametrize("how", ["simulate", "devices"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_it_is_the_flattening_of_optax(codec: str, how: str, mesh4) -> None:
+    """Three steps of four workers: updates and states, to the bit."""
+
+    def trajectory(flatten):
+        tx = flatten(ef.error_feedback(CODECS[codec](), axis_name="data"))
+        tx = (
+            ef.simulate(tx, 4, "data") if how == "simulate" else ef.data_parallel(tx, mesh4, "data")
+        )
+        params = jax.tree.map(lambda x: x[0], gradients(0, 4))
+        state, update, out = tx.init(params), jax.jit(tx.update), []
+        for seed in range(3):
+            updates, state = update(gradients(seed, 4), state, params)
+            out.append(updates)
+        return out, state
+
+    jax.tree.map(np.testing.assert_array_equal, trajectory(ef.flatten), trajectory(optax.flatten))
+
+
+def test_leaves_of_several_dtypes_and_none_at_all() -> None:
+    tx = ef.flatten(ef.error_feedback(ef.identity()))
+    grads = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.full(3, 1 + 2.0**-20, jnp.float32)}
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    jax.tree.map(np.testing.assert_array_equal, updates, grads)
+    assert {k: x.dtype for k, x in updates.items()} == {k: x.dtype for k, x in grads.items()}
+    assert tx.update({}, tx.init({}))[0] == {}
+
+
+def test_parameters_reach_the_inner_transformation_as_one_vector() -> None:
+    tx = ef.flatten(optax.chain(ef.error_feedback(ef.identity()), optax.add_decayed_weights(0.5)))
+    params = {"a": jnp.array([2.0, 4.0]), "b": jnp.array([[6.0]])}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    jax.tree.map(lambda u, p: np.testing.assert_array_equal(u, p / 2), updates, params)
+
+
+def test_a_leaf_of_integers_is_refused_by_name() -> None:
+    tx = ef.flatten(ef.error_feedback(ef.identity()))
+    with pytest.raises(TypeError, match=r"layer/steps.*int32.*floating-point"):
+        tx.init({"layer": {"steps": jnp.zeros(3, jnp.int32)}})
+
+
+def test_equal_leaves_share_one_program() -> None:
+    """Twelve equal leaves compile to as many different kernels as three."""
+
+    def different(count: int) -> int:
+        tx = ef.flatten(ef.error_feedback(ef.scaled_sign()))
+        grads = {str(i): jax.ShapeDtypeStruct((64, 3), jnp.float32) for i in range(count)}
+        state = jax.eval_shape(tx.init, grads)
+        text = jax.jit(tx.update).lower(grads, state).compile().as_text()
+        assert text is not None
+        # The size of the whole vector differs; nothing else may.
+        return len(kernels_of(text.replace(str(192 * count), "whole")))
+
+    assert different(12) == different(3)
