@@ -77,7 +77,8 @@ def _split(flat: Any, leaves: Sequence[Array]) -> list[Array]:
     # What decides the places may be anything that is not known when the program is compiled.
     witness = flat[0].astype(jnp.float32).view(jnp.int32) if flat.size else None
     starts = _places.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], witness)
-    return [
-        jax.lax.dynamic_slice_in_dim(flat, start, leaf.size).reshape(leaf.shape).astype(leaf.dtype)
-        for start, leaf in zip(starts, leaves, strict=True)
-    ]
+    parts = []
+    for start, leaf in zip(starts, leaves, strict=True):
+        part = jax.lax.dynamic_slice(flat, (start,), (leaf.size,), allow_negative_indices=False)
+        parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
+    return parts
