@@ -89,7 +89,7 @@ class Rounds:
             return self.finite
         unknown = [x for i, x in enumerate(self.inputs) if i not in self.verdicts]
         known = list(self.verdicts.values())
-        return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown))]))
+        return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown), local=True)]))
 
     def _serve(self, requests: list[Request]) -> list[Any]:
         """One round: fuse by kind, transfer, answer."""

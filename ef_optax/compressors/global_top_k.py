@@ -49,7 +49,7 @@ class GlobalTopK(Codec):
         like = jax.ShapeDtypeStruct((whole.size,), dtype)
         indices, values = whole.top_k(x, self.inner.count(whole.size))
         message = self.inner.message(values, indices, whole.size)
-        got: Gathered = yield Gather(message, all_finite([values]))
+        got: Gathered = yield Gather(message, all_finite([values], local=True))
         weighted = self.inner.contributions(got.messages, like, got.weights, got.total)
         own = indices[None], values[None]
         return Outcome(
