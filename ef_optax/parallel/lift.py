@@ -56,7 +56,7 @@ def local_step(
     def step(grads: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> tuple[Any, Any]:
         with _context.lifting(lift):
             updates, new = inner.update(grads, state, params, **extra)
-        return keep_if_bad(updates, new, state, axis_name)
+        return keep_if_bad(updates, new, state, axis_name, local=not lift.axis_sizes)
 
     return step
 

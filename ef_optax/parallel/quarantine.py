@@ -29,17 +29,21 @@ def exchange_states(state: Any) -> list[ExchangeState]:
     return [x for x in jax.tree.leaves(state, is_leaf=_is_exchange) if _is_exchange(x)]
 
 
-def keep_if_bad(updates: Any, new: Any, old: Any, axis: coll.AxisName = None) -> tuple[Any, Any]:
+def keep_if_bad(
+    updates: Any, new: Any, old: Any, axis: coll.AxisName = None, *, local: bool = False
+) -> tuple[Any, Any]:
     """Zero updates and the old state where any exchange saw, or made, a non-finite number.
 
     An exchange that had no part in this step (a rule that sends every few steps) has no say: its
     verdict is an old one. Only the verdict itself and the counter of skipped steps are taken from
     the new state. With several exchanges over parts of a tuple ``axis`` the first verdict is known
-    to a part of the workers only, so they agree on one.
+    to a part of the workers only, so they agree on one. ``local``: no leaf is split over other
+    axes.
     """
     pairs = zip(exchange_states(new), exchange_states(old), strict=True)
     verdicts = [after.ok | (after.count == before.count) for after, before in pairs]
-    verdicts.append(all_finite(jax.tree.leaves(updates)))  # finite inputs may overflow in the mean
+    # Finite inputs may overflow in the mean.
+    verdicts.append(all_finite(jax.tree.leaves(updates), local=local))
     ok = jnp.all(jnp.stack(verdicts))
     if len(verdicts) > 2 and len(coll.axis_names(axis)) > 1:
         ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0
