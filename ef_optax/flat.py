@@ -19,8 +19,8 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
     One codec for the whole model instead of one for each leaf: a fraction of the time to compile
     for models of many leaves, one scale or one budget for all, at the price of a copy of the
-    gradients. It does what ``optax.flatten`` does, and compiles several times faster on a CPU:
-    updates of equal size are cut out by one program, to which their places are data.
+    gradients. It does what ``optax.flatten`` does, and compiles two to four times faster on a CPU
+    where many leaves are equal: their updates are cut out by one program, with places as data.
 
     Args:
       inner: what transforms the vector, a rule of this library or a chain that has one. Its state
