@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ef_optax._base import Array
 from ef_optax.compressors._blocks import random_words
-from ef_optax.compressors._norms import power_of_two
+from ef_optax.compressors._norms import leaf_norm, power_of_two
 
 
 def next_power_of_two(size: int) -> int:
@@ -113,7 +113,7 @@ def kashin_forward(x: Array, key: Array) -> Array:
     def analyse(v: Array) -> Array:
         return hadamard(jnp.pad(v * signs, (0, length - size)))
 
-    unit = power_of_two(jnp.max(jnp.abs(x), initial=0))
+    unit = power_of_two(leaf_norm(x, "linf"))
     level = unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)) / max(1, size))
     coefficients, rest = jnp.zeros(length, x.dtype), x
     for _ in range(KASHIN_ROUNDS - 1):

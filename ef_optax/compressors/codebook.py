@@ -14,7 +14,7 @@ from ef_optax import _check, _fields, _packing
 from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import safe_divisor
-from ef_optax.compressors._norms import power_of_two
+from ef_optax.compressors._norms import leaf_norm, power_of_two
 from ef_optax.compressors._order_statistics import order_statistics
 from ef_optax.compressors.sign import scale_dtype
 
@@ -99,7 +99,7 @@ class SigmaBins(CodebookCodec):
         return 2**self.width
 
     def bins(self, x: Array) -> Array:
-        scaled = x / power_of_two(jnp.max(jnp.abs(x)))
+        scaled = x / power_of_two(leaf_norm(x, "linf"))
         centred = scaled - jnp.mean(scaled)
         deviation = jnp.sqrt(jnp.sum(jnp.square(centred)) / max(1, x.size - 1))
         length = safe_divisor(deviation * (self.sigmas / self.count))

@@ -15,7 +15,7 @@ from ef_optax import _check, _fields
 from ef_optax._base import Array, Codec, Message, Shape, as_key, bits_of, size_of, wide_dtype
 from ef_optax._compressor import Compressor
 from ef_optax.compressors._blocks import safe_divisor
-from ef_optax.compressors._norms import power_of_two
+from ef_optax.compressors._norms import leaf_norm, power_of_two
 from ef_optax.compressors._transforms import hadamard_forward, hadamard_inverse, hadamard_length
 
 SCALES = ("unbiased", "mse")
@@ -54,7 +54,7 @@ def fitted_scale(codes: Array, y: Array, kind: str) -> Array:
     >>> round(float(fitted_scale(jnp.sign(y), y, "unbiased")), 4)  # 14 / 6
     2.3333
     """
-    unit = power_of_two(jnp.max(jnp.abs(y), initial=0))
+    unit = power_of_two(leaf_norm(y, "linf"))
     scaled = y / unit
     inner = jnp.sum(codes * scaled)
     if kind == "mse":
@@ -82,7 +82,7 @@ class Eden(Codec):
         flat = x.reshape(-1).astype(wide_dtype(x.dtype))
         y = hadamard_forward(flat, jax.random.key(seed[0]))
         centroids = self._centroids(y.dtype)
-        unit = power_of_two(jnp.max(jnp.abs(y)))
+        unit = power_of_two(leaf_norm(y, "linf"))
         spread = jnp.sqrt(jnp.mean(jnp.square(y / unit)))
         z = y / unit / safe_divisor(spread)
         # Zero counts as positive: the upper of the two middle values.

@@ -14,7 +14,7 @@ from ef_optax._base import Array, Message, as_key
 from ef_optax._compressor import Compressor
 from ef_optax._selection import top_k_indices
 from ef_optax.compressors._blocks import safe_divisor, uniform_noise
-from ef_optax.compressors._norms import power_of_two
+from ef_optax.compressors._norms import leaf_norm, power_of_two
 from ef_optax.compressors._sparse import IndexedCodec
 from ef_optax.compressors.sparsify import resolve_k
 
@@ -67,7 +67,7 @@ class Wangni(IndexedCodec):
         assert key is not None
         flat = x.reshape(-1)
         if flat.size:
-            unit = power_of_two(jnp.max(jnp.abs(flat)))
+            unit = power_of_two(leaf_norm(flat, "linf"))
             p = keep_probabilities(jnp.abs(flat) / unit, self.ratio, self.iterations)
             kept = uniform_noise(key, flat.shape).astype(p.dtype) < p
             flat = jnp.where(kept, flat / safe_divisor(p), jnp.zeros((), flat.dtype))
