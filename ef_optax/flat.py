@@ -31,7 +31,8 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
       updates come back in each leaf's own.
 
     Raises:
-      TypeError: at ``init`` or ``update``, for a leaf that is not floating-point.
+      TypeError: for an ``inner`` that is no transformation; at ``init`` or ``update``, for a leaf
+        that is not floating-point.
 
     Example:
       Top-k of each leaf becomes top-k of the model:
@@ -43,6 +44,11 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
       >>> updates["a"].tolist(), updates["b"].tolist(), state.residual.tolist()
       ([0.0, -5.0], [[0.0], [0.0]], [1.0, 0.0, 4.0, 3.0])
     """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"flatten: inner={inner!r} is not an Optax transformation; give it a rule or a "
+            "chain that has one, as ef.flatten(ef.error_feedback(ef.top_k(0.01)))."
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: Any) -> Any:
@@ -73,6 +79,7 @@ def _join(tree: Any) -> Array:
 
 def _split(flat: Any, leaves: Sequence[Array]) -> list[Array]:
     """A vector taken apart into leaves like these."""
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
     sizes = [leaf.size for leaf in leaves]
     # What decides the places may be anything that is not known when the program is compiled.
     witness = flat[0].astype(jnp.float32).view(jnp.int32) if flat.size else None

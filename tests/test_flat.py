@@ -84,3 +84,54 @@ def test_equal_leaves_share_one_program() -> None:
         return len(kernels_of(text.replace(str(192 * count), "whole")))
 
     assert different(12) == different(3)
+
+
+@pytest.mark.parametrize("inner", [None, 3, ef.flatten])
+def test_what_is_no_transformation_is_refused(inner) -> None:
+    with pytest.raises(TypeError, match="flatten: inner=.*not an Optax transformation"):
+        ef.flatten(inner)
+
+
+@pytest.mark.parametrize("how", ["checked", "unchecked", "explicit", "pmap"])
+def test_hand_written_maps_give_what_the_simulation_gives(how: str) -> None:
+    """Two steps of four workers under the other maps, and the bytes are those of one leaf."""
+    tx = ef.flatten(ef.error_feedback(ef.scaled_sign(), axis_name="data"))
+    params = jax.tree.map(lambda x: x[0], gradients(0, 4))
+    simulated = ef.simulate(tx, 4, "data")
+    expected, state = [], simulated.init(params)
+    for seed in range(2):
+        updates, state = simulated.update(gradients(seed, 4), state, params)
+        expected.append(updates)
+
+    def local(first, second):
+        state, out = tx.init(params), []
+        for g in (first, second):
+            updates, state = tx.update(jax.tree.map(lambda x: x[0], g), state)
+            out.append(updates)
+        return out
+
+    if how == "pmap":
+        own = [jax.tree.map(lambda x: x[:, None], gradients(seed, 4)) for seed in range(2)]
+        mapped = jax.pmap(local, "data", devices=jax.devices()[:4])(*own)
+        got = jax.tree.map(lambda x: x[0], mapped)
+    else:
+        kind = jax.sharding.AxisType.Explicit if how == "explicit" else jax.sharding.AxisType.Auto
+        mesh = jax.make_mesh((4,), ("data",), (kind,), devices=jax.devices()[:4])
+        check = how != "unchecked"
+        step = jax.jit(
+            jax.shard_map(
+                local, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P(), check_vma=check
+            )
+        )
+        own = [
+            jax.device_put(gradients(seed, 4), jax.NamedSharding(mesh, jax.P("data")))
+            for seed in range(2)
+        ]
+        got = step(*own)
+        size = sum(int(np.prod(s)) for s in SHAPES.values())
+        words = 2 + -(-ef.scaled_sign().bits((size,)) // 32)  # two words of header
+        report = ef.wire_report(step.lower(*own).compile())
+        assert [c.message_bytes for c in report.of("gather").collectives] == [4 * words] * 2
+    # Four scales with signs, each below 1, are added in another order: they may cancel.
+    bound = 4 * np.finfo(np.float32).eps
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=bound), got, expected)
