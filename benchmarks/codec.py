@@ -32,8 +32,8 @@ from jax import lax
 
 import ef_optax as ef
 from benchmarks import peers, program, timing
-from ef_optax._base import Codec
-from ef_optax.compressors import _blocks
+from ef_optax._core.codec import Codec
+from ef_optax._numeric import random
 
 RATIO = 0.01
 BUCKET = 512
@@ -89,7 +89,7 @@ class Case:
             return jnp.full(shape, 1 << 31, jnp.uint32)
 
         def traced(g: jax.Array, e: jax.Array) -> Any:
-            with mock.patch.object(_blocks, "random_words", constant):
+            with mock.patch.object(random, "random_words", constant):
                 return step(g, e)
 
         return traced

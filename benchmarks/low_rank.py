@@ -20,7 +20,7 @@ import numpy as np
 
 import ef_optax as ef
 from benchmarks import program, timing
-from ef_optax._base import Workers
+from ef_optax._core.workers import Workers
 
 TARGET = 1.5
 

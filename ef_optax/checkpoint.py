@@ -18,7 +18,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ef_optax import _context
+from ef_optax._core import context
 from ef_optax.parallel.change_workers import change_workers
 from ef_optax.parallel.lift import Lifted
 
@@ -197,7 +197,7 @@ def _state_like(tx: optax.GradientTransformation, params: Any) -> Any:
 
 def _named(tree: Any) -> tuple[list[str], list[Any]]:
     located = jax.tree_util.tree_leaves_with_path(tree)
-    return [_context.path_string(path) for path, _ in located], [x for _, x in located]
+    return [context.path_string(path) for path, _ in located], [x for _, x in located]
 
 
 def _item(index: int, name: str) -> str:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _context, _places
-from ef_optax._base import FLOATING_ONLY, Array
-from ef_optax._transformation import as_transformation
+from ef_optax._core import context
+from ef_optax._core.transformation import as_transformation
+from ef_optax._numeric import offsets
+from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -68,7 +69,7 @@ def _join(tree: Any) -> Array:
     located = jax.tree_util.tree_flatten_with_path(tree)[0]
     for path, leaf in located:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = _context.path_string(path)
+            name = context.path_string(path)
             raise TypeError(f"['{name}'] has dtype {jnp.result_type(leaf)}, {FLOATING_ONLY}")
     if not located:
         return jnp.zeros(0, jnp.float32)
@@ -83,7 +84,7 @@ def _split(flat: Any, leaves: Sequence[Array]) -> list[Array]:
     sizes = [leaf.size for leaf in leaves]
     # What decides the places may be anything that is not known when the program is compiled.
     witness = flat[0].astype(jnp.float32).view(jnp.int32) if flat.size else None
-    starts = _places.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], witness)
+    starts = offsets.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], witness)
     parts = []
     for start, leaf in zip(starts, leaves, strict=True):
         part = jax.lax.dynamic_slice(flat, (start,), (leaf.size,), allow_negative_indices=False)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import ef_optax as ef
-from ef_optax._fields import Packed, exact_bits, from_words, pack, to_words, unpack
+from ef_optax._bits.fields import Packed, exact_bits, from_words, pack, to_words, unpack
 
 # (kind, count): codes of a width, or arrays of a dtype. Drawn from here so that few are compiled.
 KINDS = (1, 2, 3, 4, 6, 8, 12, 31, "float32", "bfloat16", "float8_e5m2", "uint8", "int16")

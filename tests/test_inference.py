@@ -17,7 +17,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
-from ef_optax._collectives import agreed_cond, psum
+from ef_optax._exchange.collectives import agreed_cond, psum
 
 N = 4
 PARAMS = {"w": np.ones((3, 4), np.float32), "b": np.ones(4, np.float32)}

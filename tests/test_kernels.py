@@ -24,8 +24,10 @@ from jax.sharding import PartitionSpec as P
 import ef_optax as ef
 from benchmarks import accelerator
 from benchmarks.adversaries import adversaries, block_top_k, sign_words
-from ef_optax import _block_selection, _kernels, _packing
+from ef_optax import _kernels
+from ef_optax._bits import packing
 from ef_optax._kernels import block_top_k_tpu, block_top_k_triton, dispatch, signs_tpu, signs_triton
+from ef_optax._select import blocks as block_select
 
 SIGNS = {"cuda": signs_triton.pack_signs_and_norm, "tpu": signs_tpu.pack_signs_and_norm}
 TOP_K = {
@@ -51,7 +53,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:Deprec
 @pytest.mark.parametrize("platform", SIGNS)
 def test_signs_and_norm_in_interpret_mode(platform: str, dtype, size: int) -> None:
     kernel = functools.partial(SIGNS[platform], interpret=True)
-    xla = jax.jit(_packing.pack_signs_and_norm)
+    xla = jax.jit(packing.pack_signs_and_norm)
     for name, x in adversaries(size, dtype).items():
         words, norm = kernel(x)
         expected, _ = xla(x)
@@ -73,7 +75,7 @@ def test_block_top_k_in_interpret_mode(platform: str, dtype, length: int, k: int
     # More blocks than a program of the TPU has, and a rest.
     size = 9 * length + 17
     kernel = functools.partial(TOP_K[platform], length=length, k=k, interpret=True)
-    xla = jax.jit(lambda x: _block_selection.block_top_k_indices(x, length, k))
+    xla = jax.jit(lambda x: block_select.block_top_k_indices(x, length, k))
     for name, x in adversaries(size, dtype).items():
         indices = kernel(x)
         assert indices.dtype == jnp.int32
@@ -85,11 +87,11 @@ def test_block_top_k_in_interpret_mode(platform: str, dtype, length: int, k: int
 def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
     x = jnp.stack(list(adversaries(2 * 4096, jnp.float32).values())[:3])
     words, norms = jax.vmap(functools.partial(SIGNS[platform], interpret=True))(x)
-    expected, sums = jax.vmap(_packing.pack_signs_and_norm)(x)
+    expected, sums = jax.vmap(packing.pack_signs_and_norm)(x)
     np.testing.assert_array_equal(np.asarray(words), np.asarray(expected))
     np.testing.assert_allclose(np.asarray(norms), np.asarray(sums), rtol=1e-5)
     found = jax.vmap(functools.partial(TOP_K[platform], length=4096, k=41, interpret=True))(x)
-    same = jax.vmap(lambda x: _block_selection.block_top_k_indices(x, 4096, 41))(x)
+    same = jax.vmap(lambda x: block_select.block_top_k_indices(x, 4096, 41))(x)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
 
 
@@ -221,10 +223,10 @@ def instructions(lowered: jax.stages.Lowered) -> collections.Counter[str]:
 def test_the_program_for_the_cpu_is_that_of_the_xla_form() -> None:
     x = jax.ShapeDtypeStruct((2 * LARGE + 77,), jnp.float32)
     with_choice = jax.jit(sign_step).lower(x)
-    without = jax.jit(_packing.pack_signs_and_norm).lower(x)
+    without = jax.jit(packing.pack_signs_and_norm).lower(x)
     assert instructions(with_choice) == instructions(without)
     with_choice = jax.jit(top_k_step).lower(x)
-    without = jax.jit(lambda x: _block_selection.block_top_k_indices(x, 4096, 41)).lower(x)
+    without = jax.jit(lambda x: block_select.block_top_k_indices(x, 4096, 41)).lower(x)
     assert instructions(with_choice) == instructions(without)
     assert sum(instructions(without).values()) > 10
 

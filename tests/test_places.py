@@ -9,8 +9,8 @@ import pytest
 
 import ef_optax as ef
 from benchmarks.compile_time import kernels_of
-from ef_optax._fields import from_words, pack, to_words
-from ef_optax._places import as_data, starts
+from ef_optax._bits.fields import from_words, pack, to_words
+from ef_optax._numeric.offsets import as_data, starts
 
 
 def different_kernels(fun, *arguments) -> int:

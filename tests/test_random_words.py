@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from ef_optax.compressors._blocks import random_words, uniform_noise
+from ef_optax._numeric.random import random_words, uniform_noise
 
 COUNT = 1 << 16
 SIGMAS = 5.5  # 32 x 32 correlations are looked at

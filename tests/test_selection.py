@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ef_optax import _bitmask, _block_selection, _selection
+from ef_optax._bits import bitmask
+from ef_optax._select import blocks as block_select
+from ef_optax._select import leaf as leaf_select
 
 # (entries, kept, dtype): sampled (small and smallest k, 16-bit), nearly everything kept, sorted.
 POOL = (
@@ -32,7 +34,7 @@ SIZES = [case[0] for case in POOL]
 
 @pytest.fixture(autouse=True)
 def sort_only_the_smallest(monkeypatch):
-    monkeypatch.setattr(_selection, "SORT_SIZE", 100)
+    monkeypatch.setattr(leaf_select, "SORT_SIZE", 100)
 
 
 def integers(x: np.ndarray) -> np.ndarray:
@@ -47,7 +49,7 @@ def oracle(x: np.ndarray, k: int) -> np.ndarray:
 
 @functools.cache
 def compiled(k: int):
-    return jax.jit(lambda x: _selection.top_k_indices(x, k))
+    return jax.jit(lambda x: leaf_select.top_k_indices(x, k))
 
 
 def check(x: np.ndarray, k: int) -> None:
@@ -102,7 +104,7 @@ def test_the_largest_entry_of_a_small_leaf_on_adversaries(size, dtype):
 def test_same_set_as_a_stable_sort_in_float64(k):
     with jax.enable_x64(True):
         for name, x in adversaries(100).items():
-            indices = _selection.top_k_indices(jnp.asarray(x), k)
+            indices = leaf_select.top_k_indices(jnp.asarray(x), k)
             largest = np.sort(np.argsort(-np.abs(x), kind="stable")[:k])
             np.testing.assert_array_equal(indices, largest, err_msg=name)
 
@@ -119,7 +121,7 @@ def test_same_set_as_a_stable_sort(size, k, dtype, data):
 def test_a_bad_guess_costs_passes_not_the_result(monkeypatch):
     """The first search's answer moved: far too high, far too low, and by one."""
     size, k, dtype = POOL[0]
-    search, calls = _selection.search, []
+    search, calls = leaf_select.search, []
 
     @jax.jit
     def select(x, off):
@@ -128,8 +130,8 @@ def test_a_bad_guess_costs_passes_not_the_result(monkeypatch):
             calls.append(threshold)
             return (threshold + off if len(calls) == 1 else threshold), words, kept
 
-        monkeypatch.setattr(_selection, "search", misled)
-        return _selection.top_k_indices(x, k)
+        monkeypatch.setattr(leaf_select, "search", misled)
+        return leaf_select.top_k_indices(x, k)
 
     x = adversaries(size)["normal"].astype(dtype)
     for off in (-(1 << 29), -(1 << 20), -1, 0, 1, 1 << 20, 1 << 29):
@@ -151,7 +153,7 @@ def test_vmap_selects_in_each_row_as_alone():
     size, k, dtype = POOL[0]
     cases = adversaries(size)
     rows = np.stack([cases[name] for name in ("normal", "heavy ties", "all zero")]).astype(dtype)
-    indices = jax.jit(jax.vmap(lambda row: _selection.top_k_indices(row, k)))(rows)
+    indices = jax.jit(jax.vmap(lambda row: leaf_select.top_k_indices(row, k)))(rows)
     np.testing.assert_array_equal(indices, [oracle(row, k) for row in rows])
 
 
@@ -163,7 +165,7 @@ def test_checked_shard_map_selects_on_each_device(mesh4):
     spec = jax.P("data")
 
     def local(block):
-        return _selection.top_k_indices(block[0], k)[None]
+        return leaf_select.top_k_indices(block[0], k)[None]
 
     indices = jax.jit(jax.shard_map(local, mesh=mesh4, in_specs=spec, out_specs=spec))(rows)
     np.testing.assert_array_equal(indices, [oracle(row, k) for row in rows])
@@ -171,25 +173,25 @@ def test_checked_shard_map_selects_on_each_device(mesh4):
 
 @pytest.mark.parametrize("size,k", [(0, 0), (1, 0), (1, 1), (7, 7), (5000, 0), (5000, 5000)])
 def test_nothing_and_everything(size, k):
-    indices = _selection.top_k_indices(jnp.arange(size, dtype=jnp.float32), k)
+    indices = leaf_select.top_k_indices(jnp.arange(size, dtype=jnp.float32), k)
     assert indices.dtype == jnp.int32
     assert indices.tolist() == list(range(k))
 
 
 def test_bad_arguments_say_what_to_do():
     with pytest.raises(ValueError, match="between 0 and the size 3, got 4"):
-        _selection.top_k_indices(jnp.zeros(3), 4)
+        leaf_select.top_k_indices(jnp.zeros(3), 4)
     with pytest.raises(ValueError, match=r"\(1, 3\): flatten"):
-        _selection.top_k_indices(jnp.zeros((1, 3)), 1)
+        leaf_select.top_k_indices(jnp.zeros((1, 3)), 1)
 
 
 @functools.cache
 def masks(capacity: int):
     @jax.jit
     def run(mask, limit):
-        words = _bitmask.pack_mask(mask)
-        listed = _bitmask.positions(words, capacity)
-        return listed, _bitmask.count_ones(words), _bitmask.first_ones(words, limit, capacity)
+        words = bitmask.pack_mask(mask)
+        listed = bitmask.positions(words, capacity)
+        return listed, bitmask.count_ones(words), bitmask.first_ones(words, limit, capacity)
 
     return run
 
@@ -210,12 +212,12 @@ def test_masks_are_listed_counted_and_cut(size, capacity, data):
     assert int(count) == places.size
     kept = np.zeros(size, bool)
     kept[places[:limit]] = True
-    np.testing.assert_array_equal(cut, _bitmask.pack_mask(jnp.asarray(kept)))
+    np.testing.assert_array_equal(cut, bitmask.pack_mask(jnp.asarray(kept)))
 
 
 @functools.cache
 def sums_up_to(most: int):
-    return jax.jit(lambda counts: _bitmask.running_sum(counts, most))
+    return jax.jit(lambda counts: bitmask.running_sum(counts, most))
 
 
 @given(counts=hnp.arrays(np.uint32, 5000, elements=st.integers(0, 1 << 19)))
@@ -230,7 +232,7 @@ def test_running_sums_are_exact_up_to_the_bound_and_beyond_it_after(counts):
 
 @functools.cache
 def in_blocks(length: int, k: int):
-    return jax.jit(lambda x: _block_selection.block_top_k_indices(x, length, k))
+    return jax.jit(lambda x: block_select.block_top_k_indices(x, length, k))
 
 
 # Groups of 16 entries and of 1, blocks that cannot be cut into words, every entry kept.
@@ -247,4 +249,4 @@ def test_each_block_gets_the_set_of_a_stable_sort(length, k):
 
 def test_bad_blocks_say_what_to_do():
     with pytest.raises(ValueError, match=r"\(3, 1\): flatten"):
-        _block_selection.block_top_k_indices(jnp.zeros((3, 1)), 1, 1)
+        block_select.block_top_k_indices(jnp.zeros((3, 1)), 1, 1)

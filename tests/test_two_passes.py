@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ef_optax.compressors.sign import scaled_sign
+from ef_optax.compressors.quantize.scaled_sign import scaled_sign
 
 SIZE = 1 << 20
 CODEC = scaled_sign().codec

@@ -18,10 +18,12 @@ from jax.sharding import PartitionSpec as P
 import ef_optax as ef
 from benchmarks.adversaries import adversaries, magnitudes
 from benchmarks.compile_time import kernels_of
-from ef_optax import _places, _selection, _stack
-from ef_optax._stack import stackable
-from ef_optax._units import units_of
-from ef_optax.compressors._sparse import by_size
+from ef_optax._exchange import stack
+from ef_optax._exchange.stack import stackable
+from ef_optax._exchange.units import units_of
+from ef_optax._numeric import offsets
+from ef_optax._select import leaf as leaf_select
+from ef_optax.compressors.sparse._sparse import by_size
 from tests.compressors.pool import CASES
 
 # One family: samples of 256, indices of 13 bits.
@@ -31,8 +33,8 @@ CODEC = ef.top_k(0.01).codec
 
 @pytest.fixture
 def everything_is_large(monkeypatch):
-    monkeypatch.setattr(_selection, "SORT_SIZE", 100)
-    monkeypatch.setattr(_stack, "STACK_LIMIT", 100)
+    monkeypatch.setattr(leaf_select, "SORT_SIZE", 100)
+    monkeypatch.setattr(stack, "STACK_LIMIT", 100)
 
 
 def likes(shapes, dtype=jnp.float32):
@@ -81,7 +83,7 @@ def test_what_has_no_family_is_left_alone(codec):
 @functools.cache
 def encode_together(dtype):
     def run(leaves, step):
-        rows = _places.as_data(range(len(leaves)), step)
+        rows = offsets.as_data(range(len(leaves)), step)
         return CODEC.encode_each(leaves, rows)
 
     return jax.jit(run)
@@ -113,7 +115,7 @@ def test_messages_of_adversaries_are_those_of_each_alone(dtype):
 
 @pytest.mark.usefixtures("everything_is_large")
 def test_a_bad_guess_for_one_leaf_or_all_costs_passes_not_the_result(monkeypatch):
-    search = _selection.search
+    search = leaf_select.search
     x = adversaries(5000, jnp.float32)["normal"]
     leaves = [x, jnp.flip(x), x[:4500]]
 
@@ -127,8 +129,8 @@ def test_a_bad_guess_for_one_leaf_or_all_costs_passes_not_the_result(monkeypatch
             return (threshold + off if len(calls) == 1 else threshold), words, kept
 
         with monkeypatch.context() as patch:
-            patch.setattr(_selection, "search", misled)
-            return _selection.top_k_of_each(leaves, [50, 50, 45], [0, 1, 2])[0]
+            patch.setattr(leaf_select, "search", misled)
+            return leaf_select.top_k_of_each(leaves, [50, 50, 45], [0, 1, 2])[0]
 
     for off in (-(1 << 29), -(1 << 20), -1, 1, 1 << 20, 1 << 29):
         for row, leaf, k in zip(select(leaves, np.int32(off)), leaves, (50, 50, 45), strict=True):

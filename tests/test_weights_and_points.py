@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import ef_optax as ef
-from ef_optax._exchange import Exchange, ExchangeState
+from ef_optax._exchange.exchange import Exchange, ExchangeState
 
 X = jnp.asarray([[1.0, -2.0, 0.5], [0.25, 4.0, 1.0], [-1.0, 1.0, 8.0]])
 

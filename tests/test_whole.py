@@ -18,10 +18,11 @@ import optax
 import pytest
 
 import ef_optax as ef
-from ef_optax import _leaves, _whole
-from ef_optax._exchange import Exchange
-from ef_optax._rounds import HEADER_WORDS
-from ef_optax._whole import Whole
+from ef_optax._exchange.exchange import Exchange
+from ef_optax._exchange.rounds import HEADER_WORDS
+from ef_optax._select import flat_view
+from ef_optax._select import whole as whole_module
+from ef_optax._select.whole import Whole
 from tests.test_selection import adversaries
 
 F32, BF16, F16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
@@ -51,9 +52,9 @@ TREES = {
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch):
-    monkeypatch.setattr(_whole, "IN_PLACE_SIZE", 1000)
-    monkeypatch.setattr(_leaves, "JOIN_LIMIT", 500)
-    monkeypatch.setattr(_leaves, "WINDOW", 16)
+    monkeypatch.setattr(whole_module, "IN_PLACE_SIZE", 1000)
+    monkeypatch.setattr(flat_view, "JOIN_LIMIT", 500)
+    monkeypatch.setattr(flat_view, "WINDOW", 16)
 
 
 def whole_of(spec, step) -> Whole:
@@ -88,7 +89,7 @@ def oracle(leaves: list[np.ndarray], k: int) -> np.ndarray:
 @pytest.fixture
 def form(request, monkeypatch) -> str:
     if request.param == "joined":
-        monkeypatch.setattr(_whole, "IN_PLACE_SIZE", 1 << 40)
+        monkeypatch.setattr(whole_module, "IN_PLACE_SIZE", 1 << 40)
     return request.param
 
 

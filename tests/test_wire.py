@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
-from ef_optax._base import Codec
-from ef_optax._exchange import Exchange
-from ef_optax._rounds import HEADER_WORDS
+from ef_optax._core.codec import Codec
+from ef_optax._exchange.exchange import Exchange
+from ef_optax._exchange.rounds import HEADER_WORDS
 from tests.compressors.pool import CASES, thinned
 
 SHAPES = {"kernel": (6, 11), "bias": (7,)}

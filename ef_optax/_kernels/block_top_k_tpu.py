@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ef_optax._kernels.dispatch import like
-from ef_optax._search import magnitude_order
+from ef_optax._numeric.magnitude import magnitude_order
 
 _LANES = 128
 _SUBLANES = 8

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from ef_optax._kernels.dispatch import like
-from ef_optax._search import magnitude_order
+from ef_optax._numeric.magnitude import magnitude_order
 
 _WARPS = 4
 # Counts of two kinds ride in one integer: a block has fewer entries than this.

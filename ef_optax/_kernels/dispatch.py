@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ef_optax import _block_selection, _packing
+from ef_optax._bits import packing
+from ef_optax._select import blocks as block_select
 
 # Below this size a launch of its own costs more than a kernel saves, and equal leaves are stacked.
 MIN_SIZE = 1 << 16
@@ -28,7 +29,7 @@ _TPU_MAX_K = 256
 
 @jax.custom_jvp
 def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`ef_optax._packing.pack_signs_and_norm`, by a kernel on GPU and TPU where one fits.
+    """`ef_optax._bits.packing.pack_signs_and_norm`, by a kernel on GPU and TPU where one fits.
 
     float32 and bfloat16 from `MIN_SIZE` entries on. The words are the same to the bit; the norm is
     the same to the rounding of its sum.
@@ -37,8 +38,8 @@ def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       x: floating array of shape (count,).
 
     Returns:
-      The words of `ef_optax._packing.pack_signs`, and the 1-norm, a scalar, float32 or as wide as
-      x.
+      The words of `ef_optax._bits.packing.pack_signs`, and the 1-norm, a scalar, float32 or as wide
+      as x.
 
     Example:
       >>> words, norm = pack_signs_and_norm(jnp.array([1.0, -2.0, 0.5]))
@@ -46,9 +47,9 @@ def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       ([5], 3.5)
     """
     if not _fits(x):
-        return _packing.pack_signs_and_norm(x)
+        return packing.pack_signs_and_norm(x)
     kernels = _kernels("signs", "pack_signs_and_norm")
-    return lax.platform_dependent(x, default=_packing.pack_signs_and_norm, **kernels)
+    return lax.platform_dependent(x, default=packing.pack_signs_and_norm, **kernels)
 
 
 @pack_signs_and_norm.defjvp
@@ -61,7 +62,7 @@ def _pack_signs_and_norm_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
-    """`ef_optax._block_selection.block_top_k_indices`, by a kernel on GPU and TPU where one fits.
+    """`ef_optax._select.blocks.block_top_k_indices`, by a kernel on GPU and TPU where one fits.
 
     float32 and bfloat16 from `MIN_SIZE` entries on, blocks of 2048 or 4096, ``0 < k < length`` (on
     TPU k up to 256). The indices are the same.
@@ -83,7 +84,7 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
     """
 
     def xla(x: jax.Array) -> jax.Array:
-        return _block_selection.block_top_k_indices(x, length, k)
+        return block_select.block_top_k_indices(x, length, k)
 
     if x.ndim != 1 or not _fits(x) or length not in _LENGTHS or not 0 < k < length:
         return xla(x)

@@ -19,8 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ef_optax._bits.packing import WORD_BITS, packed_words
 from ef_optax._kernels.dispatch import like
-from ef_optax._packing import WORD_BITS, packed_words
 
 _LANES = 128
 _ROWS = WORD_BITS  # rows of values that make one row of words

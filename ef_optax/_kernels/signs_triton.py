@@ -15,8 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from ef_optax._bits.packing import WORD_BITS, packed_words
 from ef_optax._kernels.dispatch import like
-from ef_optax._packing import WORD_BITS, packed_words
 
 # Words of one program: 4096 values, 32 a thread.
 _WORDS = 128

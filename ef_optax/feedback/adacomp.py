@@ -13,12 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check, _fields
-from ef_optax._base import Array, Codec, Message, Shape, bits_of, size_of, wide_dtype
-from ef_optax._collectives import AxisName
-from ef_optax._exchange import Exchange, ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
+from ef_optax._bits import fields
+from ef_optax._core.codec import Codec
+from ef_optax._core.requests import Message
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
+from ef_optax._numeric.shapes import Shape, size_of
+from ef_optax._rules import memory
 
 
 class AdaCompState(NamedTuple):
@@ -36,10 +40,10 @@ class ThreeLevels(Codec):
         del key
         flat = x.reshape(-1)
         codes = jnp.where(flat > 0, 1, jnp.where(flat < 0, 2, 0)).astype(jnp.uint32)
-        return {"codes": _fields.pack(codes, 2), "scale": jnp.max(jnp.abs(flat), initial=0)[None]}
+        return {"codes": fields.pack(codes, 2), "scale": jnp.max(jnp.abs(flat), initial=0)[None]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = _fields.unpack(message["codes"], 2, size_of(like.shape))
+        codes = fields.unpack(message["codes"], 2, size_of(like.shape))
         scale = message["scale"][0].astype(like.dtype)
         level = jnp.where(codes == 1, scale, jnp.where(codes == 2, -scale, 0))
         return level.astype(like.dtype).reshape(like.shape)
@@ -84,7 +88,7 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
       Chen, Choi, Brand, Agrawal, Zhang, Gopalakrishnan, "AdaComp: Adaptive Residual Gradient
       Compression for Data-Parallel Distributed Training", AAAI 2018.
     """
-    _check.count("adacomp", "bin_size", bin_size)
+    check.count("adacomp", "bin_size", bin_size)
     exchange = Exchange(ThreeLevels(), axis_name)
 
     def chosen(r: Array, dW: Array) -> Array:
@@ -99,7 +103,7 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
         return jnp.where(send, jnp.sign(G) * scale, 0).reshape(r.shape)
 
     def init_fn(params: Any) -> AdaCompState:
-        r = _rule.zeros(params)
+        r = memory.zeros(params)
         return AdaCompState(residual=r, exchange=exchange.init(r))
 
     def update_fn(
@@ -109,7 +113,7 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
         dW = jax.tree.map(lambda g, r: g.astype(r.dtype), updates, state.residual)
         levels = jax.tree.map(chosen, state.residual, dW)
         out = exchange(levels, state.exchange, want=("sent",))
-        r = _rule.sub(_rule.add(state.residual, dW), out.sent)
-        return _rule.emit(out.aggregate, updates), AdaCompState(r, out.state)
+        r = trees.sub(trees.add(state.residual, dW), out.sent)
+        return trees.emit(out.aggregate, updates), AdaCompState(r, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax.compressors.compose import dense
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import check
+from ef_optax.compressors.combine.dense import dense
 from ef_optax.feedback.ef21 import ef21
 
 
@@ -49,5 +49,5 @@ def clip21(
       Khirirat, Gorbunov, Horvath, Islamov, Karray, Richtarik, "Clip21: Error Feedback for Gradient
       Clipping", 2023.
     """
-    _check.positive("clip21", "threshold", threshold)
+    check.positive("clip21", "threshold", threshold)
     return ef21(dense(optax.clip_by_global_norm(threshold)), axis_name=axis_name)

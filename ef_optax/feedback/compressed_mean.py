@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from ef_optax._base import wide_dtype
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric.dtypes import wide_dtype
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class CompressedMeanState(NamedTuple):

@@ -7,25 +7,24 @@ send C(v), what it carries is cleared:  v = v - sent ;  u = u (1 - mask) ;  emit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check, _context
-from ef_optax import _collectives as coll
-from ef_optax._base import Codec, like_of
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.compressors.identity import Identity
-from ef_optax.compressors.scheduled import scheduled
-from ef_optax.compressors.sparsify import top_k
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core import context
+from ef_optax._core.codec import Codec
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.shapes import like_of
+from ef_optax._rules import memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.combine.identity import Identity
+from ef_optax.compressors.compressor import Compressor
 
 
 class DGCState(NamedTuple):
@@ -84,41 +83,41 @@ def dgc(
       Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018; details as in
       the official code, synxlin/deep-gradient-compression.
     """
-    _check.decay("dgc", "momentum", momentum)
-    _check.flag("dgc", "nesterov", nesterov)
-    _check.flag("dgc", "masking", masking)
+    check.decay("dgc", "momentum", momentum)
+    check.flag("dgc", "nesterov", nesterov)
+    check.flag("dgc", "masking", masking)
     if clip_norm is not None:
-        _check.positive("dgc", "clip_norm", clip_norm)
+        check.positive("dgc", "clip_norm", clip_norm)
     exchange = exchange_for("dgc", compressor, axis_name)
 
     def clip(g: Any) -> Any:
         if clip_norm is None:
             return g
         threshold = clip_norm / math.sqrt(coll.axis_size(axis_name))
-        norm = jnp.sqrt(_rule.squared_norm(g))
-        return _rule.scale(jnp.where(norm > threshold, threshold / norm, 1), g)
+        norm = jnp.sqrt(trees.squared_norm(g))
+        return trees.scale(jnp.where(norm > threshold, threshold / norm, 1), g)
 
     def init_fn(params: Any) -> DGCState:
-        u, v = _rule.several_zeros(params, 2)
+        u, v = memory.several_zeros(params, 2)
         return DGCState(momentum=u, residual=v, exchange=exchange.init(v))
 
     def update_fn(
         updates: Any, state: DGCState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, DGCState]:
         del params, extra_args
-        g = clip(_rule.wide(updates))
+        g = clip(trees.wide(updates))
         if nesterov:
-            u = _rule.scale(momentum, _rule.add(state.momentum, g))
-            v = _rule.add(_rule.add(state.residual, u), g)
+            u = trees.scale(momentum, trees.add(state.momentum, g))
+            v = trees.add(trees.add(state.residual, u), g)
         else:
-            u = _rule.axpy(momentum, state.momentum, g)
-            v = _rule.add(state.residual, u)
+            u = trees.axpy(momentum, state.momentum, g)
+            v = trees.add(state.residual, u)
         out = exchange(v, state.exchange, want=("residual", "support"))
         if masking:
             masked = jax.tree.map(lambda x, mask: jnp.where(mask, 0, x), u, out.support)
             kept = _dense_leaves(exchange.codec, u)
             u = jax.tree.map(lambda x, y, dense: x if dense else y, u, masked, kept)
-        return _rule.emit(out.aggregate, updates), DGCState(u, out.residual, out.state)
+        return trees.emit(out.aggregate, updates), DGCState(u, out.residual, out.state)
 
     return as_transformation(init_fn, update_fn)
 
@@ -127,76 +126,6 @@ def _dense_leaves(codec: Codec, tree: Any) -> Any:
     """Which leaves are sent dense: their momentum is never masked."""
 
     def dense(path: Any, x: Any) -> bool:
-        return isinstance(codec.for_leaf(_context.path_string(path), like_of(x)), Identity)
+        return isinstance(codec.for_leaf(context.path_string(path), like_of(x)), Identity)
 
     return jax.tree_util.tree_map_with_path(dense, tree)
-
-
-def dgc_warmup(
-    ratio: float,
-    steps_per_epoch: int,
-    warmup_epochs: int = 4,
-    compressor: Callable[[float], Compressor] = top_k,
-) -> Compressor:
-    """DGC's compressor: the kept ratio falls from epoch to epoch until it is ``ratio``.
-
-    A :func:`scheduled` compressor with ``compressor(dgc_warmup_ratio(e, ...))`` in epoch e, for
-    :func:`dgc` or any other rule. The epochs are counted in exchanges.
-
-    Args:
-      ratio: the final kept / total in (0, 1].
-      steps_per_epoch: exchanges in one epoch.
-      warmup_epochs: epochs before the final ratio, at least 0; 0 is ``compressor(ratio)``.
-      compressor: makes the compressor of one ratio.
-
-    Returns:
-      The compressor.
-
-    Raises:
-      ValueError: if an argument is out of range.
-
-    Example:
-      >>> import ef_optax as ef
-      >>> warm = ef.dgc_warmup(0.001, steps_per_epoch=100, warmup_epochs=4)
-      >>> [round(warm.codec.at(step).ratio, 4) for step in (0, 99, 100, 300, 400)]
-      [0.2512, 0.2512, 0.0631, 0.004, 0.001]
-
-    References:
-      Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018; the ratios as in the
-      official code, synxlin/deep-gradient-compression.
-    """
-    _check.ratio("dgc_warmup", "ratio", ratio)
-    _check.count("dgc_warmup", "steps_per_epoch", steps_per_epoch)
-    _check.count("dgc_warmup", "warmup_epochs", warmup_epochs, least=0)
-    ratios = [dgc_warmup_ratio(e, ratio, warmup_epochs) for e in range(warmup_epochs + 1)]
-    boundaries = [e * steps_per_epoch for e in range(1, warmup_epochs + 1)]
-    return scheduled(boundaries, [compressor(r) for r in ratios])
-
-
-def dgc_warmup_ratio(epoch: int, ratio: float, warmup_epochs: int) -> float:
-    """The kept ratio during DGC's warm-up: ``max(ratio^((epoch + 1)/(warmup_epochs + 1)), ratio)``.
-
-    The ratio is reached in the epoch after the warm-up; :func:`dgc_warmup` makes a compressor.
-
-    Args:
-      epoch: counted from 0.
-      ratio: the final ratio in (0, 1].
-      warmup_epochs: length of the warm-up, at least 0.
-
-    Returns:
-      The ratio of this epoch.
-
-    Raises:
-      ValueError: if an argument is out of range.
-
-    Example:
-      >>> [round(dgc_warmup_ratio(e, 0.001, 5), 5) for e in range(6)]
-      [0.31623, 0.1, 0.03162, 0.01, 0.00316, 0.001]
-
-    References:
-      synxlin/deep-gradient-compression, dgc/compression.py.
-    """
-    _check.ratio("dgc_warmup_ratio", "ratio", ratio)
-    _check.count("dgc_warmup_ratio", "epoch", epoch, least=0)
-    _check.count("dgc_warmup_ratio", "warmup_epochs", warmup_epochs, least=0)
-    return max(ratio ** ((epoch + 1) / (warmup_epochs + 1)), ratio)

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax._base import Array
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._rules import arguments, memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class DistEFSGDMState(NamedTuple):
@@ -82,15 +82,15 @@ def dist_ef_sgdm(
       Zheng, Huang, Kwok, "Communication-Efficient Distributed Blockwise Momentum SGD with
       Error-Feedback", NeurIPS 2019; the ratio as in bytedance/byteps.
     """
-    _check.rate("dist_ef_sgdm", "learning_rate", learning_rate)
-    _check.decay("dist_ef_sgdm", "momentum", momentum)
-    _check.flag("dist_ef_sgdm", "nesterov", nesterov)
+    check.rate("dist_ef_sgdm", "learning_rate", learning_rate)
+    check.decay("dist_ef_sgdm", "momentum", momentum)
+    check.flag("dist_ef_sgdm", "nesterov", nesterov)
     uplink = exchange_for("dist_ef_sgdm", compressor, axis_name)
     server = compressor if server is None else server
     downlink = exchange_for("dist_ef_sgdm", server, argument="server")
 
     def init_fn(params: Any) -> DistEFSGDMState:
-        m, e, E = _rule.several_zeros(params, 3)
+        m, e, E = memory.several_zeros(params, 3)
         rate = jnp.zeros((), jnp.float32)
         return DistEFSGDMState(m, e, E, rate, uplink.init(e), downlink.init(e))
 
@@ -98,24 +98,24 @@ def dist_ef_sgdm(
         updates: Any, state: DistEFSGDMState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, DistEFSGDMState]:
         del params, extra_args
-        g = _rule.wide(updates)
-        rate = jnp.asarray(_rule.value_at(learning_rate, state.uplink.count), jnp.float32)
+        g = trees.wide(updates)
+        rate = jnp.asarray(arguments.value_at(learning_rate, state.uplink.count), jnp.float32)
         active = rate != 0
         ratio = state.last_rate / jnp.where(active, rate, 1)
-        m_i = _rule.axpy(momentum, state.momentum, g)
-        p_i = _rule.axpy(momentum, m_i, g) if nesterov else m_i
-        up = uplink(_rule.axpy(ratio, state.residual, p_i), state.uplink, want=("residual",))
-        q = _rule.axpy(ratio, state.server_residual, up.aggregate)
+        m_i = trees.axpy(momentum, state.momentum, g)
+        p_i = trees.axpy(momentum, m_i, g) if nesterov else m_i
+        up = uplink(trees.axpy(ratio, state.residual, p_i), state.uplink, want=("residual",))
+        q = trees.axpy(ratio, state.server_residual, up.aggregate)
         down = downlink(q, state.downlink, want=("residual",))
         after = DistEFSGDMState(
             momentum=m_i,
-            residual=_rule.where(active, up.residual, state.residual),
-            server_residual=_rule.where(active, down.residual, state.server_residual),
+            residual=trees.where(active, up.residual, state.residual),
+            server_residual=trees.where(active, down.residual, state.server_residual),
             last_rate=jnp.where(active, rate, state.last_rate),
             uplink=up.state,
             downlink=down.state,
         )
-        emitted = _rule.scale(active.astype(jnp.float32), down.aggregate)
-        return _rule.emit(emitted, updates), after
+        emitted = trees.scale(active.astype(jnp.float32), down.aggregate)
+        return trees.emit(emitted, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import trees
+from ef_optax._rules import memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class DoubleSqueezeState(NamedTuple):
@@ -68,18 +69,18 @@ def double_squeeze(
     downlink = exchange_for("double_squeeze", server, argument="server")
 
     def init_fn(params: Any) -> DoubleSqueezeState:
-        e, E = _rule.several_zeros(params, 2)
+        e, E = memory.several_zeros(params, 2)
         return DoubleSqueezeState(e, E, uplink.init(e), downlink.init(e))
 
     def update_fn(
         updates: Any, state: DoubleSqueezeState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, DoubleSqueezeState]:
         del params, extra_args
-        v_i = _rule.add(_rule.wide(updates), state.residual)
+        v_i = trees.add(trees.wide(updates), state.residual)
         up = uplink(v_i, state.uplink, want=("residual",))
-        v = _rule.add(up.aggregate, state.server_residual)
+        v = trees.add(up.aggregate, state.server_residual)
         down = downlink(v, state.downlink, want=("residual",))
         after = DoubleSqueezeState(up.residual, down.residual, up.state, down.state)
-        return _rule.emit(down.aggregate, updates), after
+        return trees.emit(down.aggregate, updates), after
 
     return as_transformation(init_fn, update_fn)

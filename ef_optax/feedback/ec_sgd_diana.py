@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 from ef_optax.feedback.ef14 import error_feedback
 
 
@@ -58,23 +58,23 @@ def gradient_shift(
       >>> updates.tolist(), state.control.tolist()
       ([4.0], [2.0])
     """
-    _check.weight("gradient_shift", "rate", rate)
+    check.weight("gradient_shift", "rate", rate)
     exchange = exchange_for("gradient_shift", compressor, axis_name)
 
     def init_fn(params: Any) -> ShiftState:
-        h_i, h = _rule.several_zeros(params, 2)
+        h_i, h = memory.several_zeros(params, 2)
         return ShiftState(control=h_i, mean=h, exchange=exchange.init(h))
 
     def update_fn(
         updates: Any, state: ShiftState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ShiftState]:
         del params, extra_args
-        difference = _rule.sub(_rule.wide(updates), state.control)
+        difference = trees.sub(trees.wide(updates), state.control)
         out = exchange(difference, state.exchange, want=("sent",))
-        h_i = _rule.axpy(rate, out.sent, state.control)
-        h = _rule.axpy(rate, out.aggregate, state.mean)
-        shifted = _rule.add(difference, state.mean)
-        return _rule.emit(shifted, updates), ShiftState(h_i, h, out.state)
+        h_i = trees.axpy(rate, out.sent, state.control)
+        h = trees.axpy(rate, out.aggregate, state.mean)
+        shifted = trees.add(difference, state.mean)
+        return trees.emit(shifted, updates), ShiftState(h_i, h, out.state)
 
     return as_transformation(init_fn, update_fn)
 
@@ -117,8 +117,8 @@ def ec_sgd_diana(
       Gorbunov, Kovalev, Makarenko, Richtarik, "Linearly Converging Error Compensated SGD", NeurIPS
       2020 (EC-SGD-DIANA).
     """
-    _check.weight("ec_sgd_diana", "rate", rate)
-    _check.rate("ec_sgd_diana", "learning_rate", learning_rate, optional=True)
+    check.weight("ec_sgd_diana", "rate", rate)
+    check.rate("ec_sgd_diana", "learning_rate", learning_rate, optional=True)
     return optax.with_extra_args_support(
         optax.chain(
             gradient_shift(control, rate, axis_name=axis_name),

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import difference, memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EControlState(NamedTuple):
@@ -33,7 +33,7 @@ def econtrol(
     strength: float,
     *,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""EControl: EF21's estimate, corrected by a controlled share of the accumulated error.
 
@@ -69,28 +69,28 @@ def econtrol(
       Gao, Islamov, Stich, "EControl: Fast Distributed Optimization with Compression and Error
       Control", ICLR 2024.
     """
-    _check.word("econtrol", "init", init, _rule.INITS)
-    _check.not_negative("econtrol", "strength", strength)
+    check.word("econtrol", "init", init, difference.INITS)
+    check.not_negative("econtrol", "strength", strength)
     exchange = exchange_for("econtrol", compressor, axis_name)
 
     def init_fn(params: Any) -> EControlState:
-        e, h_i, h = _rule.several_zeros(params, 3)
+        e, h_i, h = memory.several_zeros(params, 3)
         return EControlState(residual=e, estimate=h_i, mean=h, exchange=exchange.init(h))
 
     def update_fn(
         updates: Any, state: EControlState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EControlState]:
         del params, extra_args
-        g_i, e = _rule.wide(updates), state.residual
-        target = _rule.axpy(strength, e, g_i)  # eta e_i + g_i; the difference to h_i is sent
+        g_i, e = trees.wide(updates), state.residual
+        target = trees.axpy(strength, e, g_i)  # eta e_i + g_i; the difference to h_i is sent
         if init == "full":
-            target = _rule.where(state.exchange.count == 0, g_i, target)
-        h_i, h, sent = _rule.start(
+            target = trees.where(state.exchange.count == 0, g_i, target)
+        h_i, h, sent = difference.start(
             init, exchange, target, state.estimate, state.mean, state.exchange
         )
-        e = _rule.add(e, _rule.sub(g_i, h_i))
+        e = trees.add(e, trees.sub(g_i, h_i))
         if init == "zero":
-            e = _rule.where(state.exchange.count == 0, state.residual, e)
-        return _rule.emit(h, updates), EControlState(e, h_i, h, sent)
+            e = trees.where(state.exchange.count == 0, state.residual, e)
+        return trees.emit(h, updates), EControlState(e, h_i, h, sent)
 
     return as_transformation(init_fn, update_fn)

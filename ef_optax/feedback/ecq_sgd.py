@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class ECQState(NamedTuple):
@@ -58,12 +58,12 @@ def ecq_sgd(
       Wu, Huang, Huang, Zhang, "Error Compensated Quantized SGD and its Applications to Large-scale
       Distributed Optimization", ICML 2018.
     """
-    _check.not_negative("ecq_sgd", "alpha", alpha)
-    _check.share("ecq_sgd", "beta", beta)
+    check.not_negative("ecq_sgd", "alpha", alpha)
+    check.share("ecq_sgd", "beta", beta)
     exchange = exchange_for("ecq_sgd", compressor, axis_name)
 
     def init_fn(params: Any) -> ECQState:
-        h = _rule.zeros(params)
+        h = memory.zeros(params)
         return ECQState(residual=h, exchange=exchange.init(h))
 
     def update_fn(
@@ -71,10 +71,10 @@ def ecq_sgd(
     ) -> tuple[Any, ECQState]:
         del params, extra_args
         h = state.residual
-        p = _rule.axpy(alpha, h, _rule.wide(updates))
+        p = trees.axpy(alpha, h, trees.wide(updates))
         out = exchange(p, state.exchange, want=("residual",))
         # g - q = (p - q) - alpha h
-        h = _rule.axpy(beta - alpha, h, out.residual)
-        return _rule.emit(out.aggregate, updates), ECQState(h, out.state)
+        h = trees.axpy(beta - alpha, h, out.residual)
+        return trees.emit(out.aggregate, updates), ECQState(h, out.state)
 
     return as_transformation(init_fn, update_fn)

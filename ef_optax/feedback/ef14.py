@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax._base import Array, bits_of, wide_dtype
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check
+from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -114,9 +114,9 @@ def error_feedback(
       Stich, Cordonnier, Jaggi, Sparsified SGD with memory, 2018; the corrected form: Zheng, Huang,
       Kwok, Blockwise momentum SGD with error feedback, 2019.
     """
-    _check.rate("error_feedback", "learning_rate", learning_rate, optional=True)
-    _check.share("error_feedback", "decay", decay)
-    _check.finite("error_feedback", "injection", injection)
+    check.rate("error_feedback", "learning_rate", learning_rate, optional=True)
+    check.share("error_feedback", "decay", decay)
+    check.finite("error_feedback", "injection", injection)
     plain = _is_one(decay) and _is_one(injection)
     exchange = exchange_for(
         "error_feedback" if plain else "error_feedback, blended", compressor, axis_name

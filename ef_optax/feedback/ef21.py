@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import difference, memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EF21State(NamedTuple):
@@ -29,7 +29,7 @@ class EF21State(NamedTuple):
 
 
 def ef21(
-    compressor: Compressor, *, axis_name: AxisName = None, init: _rule.Init = "compressed"
+    compressor: Compressor, *, axis_name: AxisName = None, init: difference.Init = "compressed"
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21: the compressed differences add up to an estimate of every worker's gradient.
 
@@ -69,20 +69,20 @@ def ef21(
       Richtarik, Sokolov, Fatkhullin, "EF21: A new, simpler, theoretically better, and practically
       faster error feedback", NeurIPS 2021.
     """
-    _check.word("ef21", "init", init, _rule.INITS)
+    check.word("ef21", "init", init, difference.INITS)
     exchange = exchange_for("ef21", compressor, axis_name)
 
     def init_fn(params: Any) -> EF21State:
-        g_i, g = _rule.several_zeros(params, 2)
+        g_i, g = memory.several_zeros(params, 2)
         return EF21State(estimate=g_i, mean=g, exchange=exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21State, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21State]:
         del params, extra_args
-        g_i, g, sent = _rule.start(
-            init, exchange, _rule.wide(updates), state.estimate, state.mean, state.exchange
+        g_i, g, sent = difference.start(
+            init, exchange, trees.wide(updates), state.estimate, state.mean, state.exchange
         )
-        return _rule.emit(g, updates), EF21State(g_i, g, sent)
+        return trees.emit(g, updates), EF21State(g_i, g, sent)
 
     return as_transformation(init_fn, update_fn)

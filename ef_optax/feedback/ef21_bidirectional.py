@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import trees
+from ef_optax._rules import difference, memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EF21BidirectionalState(NamedTuple):
@@ -69,18 +70,18 @@ def ef21_bidirectional(
     downlink = exchange_for("ef21_bidirectional", server, argument="server")
 
     def init_fn(params: Any) -> EF21BidirectionalState:
-        gw_i, mean, g = _rule.several_zeros(params, 3)
+        gw_i, mean, g = memory.several_zeros(params, 3)
         return EF21BidirectionalState(gw_i, mean, g, uplink.init(g), downlink.init(g))
 
     def update_fn(
         updates: Any, state: EF21BidirectionalState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21BidirectionalState]:
         del params, extra_args
-        gw_i, mean, sent = _rule.track(
-            uplink, _rule.wide(updates), state.estimate, state.mean, state.uplink
+        gw_i, mean, sent = difference.track(
+            uplink, trees.wide(updates), state.estimate, state.mean, state.uplink
         )
-        out = downlink(_rule.sub(mean, state.broadcast), state.downlink)
-        g = _rule.add(state.broadcast, out.aggregate)
-        return _rule.emit(g, updates), EF21BidirectionalState(gw_i, mean, g, sent, out.state)
+        out = downlink(trees.sub(mean, state.broadcast), state.downlink)
+        g = trees.add(state.broadcast, out.aggregate)
+        return trees.emit(g, updates), EF21BidirectionalState(gw_i, mean, g, sent, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax.feedback import _rule
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import check
+from ef_optax._rules import difference
+from ef_optax.compressors.compressor import Compressor
 from ef_optax.feedback.ef21 import ef21
 
 
@@ -16,7 +16,7 @@ def ef21_heavy_ball(
     decay: float,
     *,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-HB: ``chain(ef21(compressor), optax.trace(decay))``, momentum after the aggregation.
 
@@ -48,7 +48,7 @@ def ef21_heavy_ball(
     References:
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
-    _check.decay("ef21_heavy_ball", "decay", decay)
-    _check.word("ef21_heavy_ball", "init", init, _rule.INITS)
+    check.decay("ef21_heavy_ball", "decay", decay)
+    check.word("ef21_heavy_ball", "init", init, difference.INITS)
     inner = ef21(compressor, axis_name=axis_name, init=init)
     return optax.with_extra_args_support(optax.chain(inner, optax.trace(decay)))

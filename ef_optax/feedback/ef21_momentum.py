@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax._base import Array
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._rules import arguments, difference, memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EF21MomentumState(NamedTuple):
@@ -36,7 +36,7 @@ def ef21_momentum(
     fresh_weight: optax.ScalarOrSchedule,
     *,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-SGDM: EF21 that tracks an average of stochastic gradients, so that small batches work.
 
@@ -82,7 +82,7 @@ def ef21_double_momentum(
     fresh_weight: optax.ScalarOrSchedule,
     *,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-SGD2M: as :func:`ef21_momentum`, with the average averaged once more.
 
@@ -124,18 +124,18 @@ def _with_averages(
     compressor: Compressor,
     fresh_weight: optax.ScalarOrSchedule,
     axis_name: AxisName,
-    init: _rule.Init,
+    init: difference.Init,
 ) -> optax.GradientTransformationExtraArgs:
-    _check.word(rule, "init", init, _rule.INITS)
-    _check.weight(rule, "fresh_weight", fresh_weight, schedule=True)
+    check.word(rule, "init", init, difference.INITS)
+    check.weight(rule, "fresh_weight", fresh_weight, schedule=True)
     exchange = exchange_for(rule, compressor, axis_name)
 
     def weight_at(count: Array) -> Array:
-        eta = jnp.asarray(_rule.value_at(fresh_weight, count))
+        eta = jnp.asarray(arguments.value_at(fresh_weight, count))
         return jnp.where(count == 0, jnp.ones_like(eta), eta)  # the first average is the gradient
 
     def init_fn(params: Any) -> EF21MomentumState:
-        *averages, g_i, g = _rule.several_zeros(params, depth + 2)
+        *averages, g_i, g = memory.several_zeros(params, depth + 2)
         return EF21MomentumState(tuple(averages), estimate=g_i, mean=g, exchange=exchange.init(g))
 
     def update_fn(
@@ -143,13 +143,13 @@ def _with_averages(
     ) -> tuple[Any, EF21MomentumState]:
         del params, extra_args
         eta = weight_at(state.exchange.count)
-        fresh, averages = _rule.wide(updates), []
+        fresh, averages = trees.wide(updates), []
         for old in state.averages:
-            fresh = _rule.add(_rule.scale(1 - eta, old), _rule.scale(eta, fresh))
+            fresh = trees.add(trees.scale(1 - eta, old), trees.scale(eta, fresh))
             averages.append(fresh)
-        g_i, g, sent = _rule.start(
+        g_i, g, sent = difference.start(
             init, exchange, fresh, state.estimate, state.mean, state.exchange
         )
-        return _rule.emit(g, updates), EF21MomentumState(tuple(averages), g_i, g, sent)
+        return trees.emit(g, updates), EF21MomentumState(tuple(averages), g_i, g, sent)
 
     return as_transformation(init_fn, update_fn)

@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax._base import Array, as_key, wide_dtype
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax.compressors._blocks import safe_divisor
-from ef_optax.feedback import _rule
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.division import safe_divisor
+from ef_optax._numeric.dtypes import Array, wide_dtype
+from ef_optax._numeric.random import as_key
+from ef_optax._rules import difference
+from ef_optax.compressors.compressor import Compressor
+from ef_optax.estimators.hessian_momentum import hessian_momentum
+from ef_optax.estimators.igt import igt
+from ef_optax.estimators.storm import storm
 from ef_optax.feedback.ef21 import ef21
 from ef_optax.feedback.ef21_momentum import ef21_momentum
-from ef_optax.feedback.gradient_estimators import hessian_momentum, igt, storm
 
 Estimator = Literal["sgdm", "igt", "mvr", "hm", "rhm"]
 POWERS = {"sgdm": 0.5, "igt": 0.57, "mvr": 0.67, "hm": 0.67, "rhm": 0.67}
@@ -46,8 +49,8 @@ def power_decay(scale: float, power: float) -> Callable[[Any], Array]:
       >>> [round(float(power_decay(1.0, 0.5)(t)), 3) for t in (0, 3, 99)]
       [1.0, 0.5, 0.1]
     """
-    _check.positive("power_decay", "scale", scale)
-    _check.not_negative("power_decay", "power", power)
+    check.positive("power_decay", "scale", scale)
+    check.not_negative("power_decay", "power", power)
 
     def schedule(count: Any) -> Array:
         t = jnp.asarray(count).astype(jnp.result_type(float))
@@ -70,7 +73,7 @@ def normalise(*, per_leaf: bool = True) -> optax.GradientTransformation:
       >>> tx.update(jnp.array([3.0, 4.0]), tx.init(None))[0].round(3).tolist()
       [0.6000000238418579, 0.800000011920929]
     """
-    _check.flag("normalise", "per_leaf", per_leaf)
+    check.flag("normalise", "per_leaf", per_leaf)
 
     def update(updates: Any, params: Any = None) -> Any:
         del params
@@ -91,7 +94,7 @@ def _of_norm_one(leaves: list[Array]) -> list[Array]:
     largest = [jnp.max(jnp.abs(x), initial=0) for x in wide]
     unit = safe_divisor(functools.reduce(jnp.maximum, largest))
     scaled = [x / unit.astype(x.dtype) for x in wide]
-    norm = safe_divisor(jnp.sqrt(_rule.squared_norm(scaled)))
+    norm = safe_divisor(jnp.sqrt(trees.squared_norm(scaled)))
     return [(x / norm.astype(x.dtype)).astype(y.dtype) for x, y in zip(scaled, leaves, strict=True)]
 
 
@@ -103,7 +106,7 @@ def ef21_normalised(
     key: Any = None,
     per_leaf: bool = True,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Normalised EF21: no smoothness constant is needed to choose the step.
 
@@ -152,11 +155,11 @@ def ef21_normalised(
       2025; normalisation and exponents as in the authors' code,
       IgorSokoloff/Parameter-Agnostic-Error-Feedback-through-Momentum.
     """
-    _check.word("ef21_normalised", "estimator", estimator, POWERS)
-    _check.word("ef21_normalised", "init", init, _rule.INITS)
-    _check.flag("ef21_normalised", "per_leaf", per_leaf)
+    check.word("ef21_normalised", "estimator", estimator, POWERS)
+    check.word("ef21_normalised", "init", init, difference.INITS)
+    check.flag("ef21_normalised", "per_leaf", per_leaf)
     if fresh_weight is not None:
-        _check.weight("ef21_normalised", "fresh_weight", fresh_weight, schedule=True)
+        check.weight("ef21_normalised", "fresh_weight", fresh_weight, schedule=True)
     if (key is not None) != (estimator == "rhm"):
         raise ValueError(f'ef21_normalised: key={key!r}; "rhm" needs a key, the others none.')
     if key is not None:

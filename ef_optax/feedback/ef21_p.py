@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import trees
+from ef_optax._rules import memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EF21PState(NamedTuple):
@@ -59,15 +60,15 @@ def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
     exchange = exchange_for("ef21_p", compressor)
 
     def init_fn(params: Any) -> EF21PState:
-        behind = _rule.zeros(params)
+        behind = memory.zeros(params)
         return EF21PState(behind=behind, exchange=exchange.init(behind))
 
     def update_fn(
         updates: Any, state: EF21PState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21PState]:
         del params, extra_args
-        ahead = _rule.add(state.behind, updates)  # x' - w
+        ahead = trees.add(state.behind, updates)  # x' - w
         out = exchange(ahead, state.exchange, want=("residual",))
-        return _rule.emit(out.aggregate, updates), EF21PState(out.residual, out.state)
+        return trees.emit(out.aggregate, updates), EF21PState(out.residual, out.state)
 
     return as_transformation(init_fn, update_fn)

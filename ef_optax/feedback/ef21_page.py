@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax.feedback import _rule
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import check
+from ef_optax._rules import difference
+from ef_optax.compressors.compressor import Compressor
+from ef_optax.estimators.page import page
 from ef_optax.feedback.ef21 import ef21
-from ef_optax.feedback.gradient_estimators import page
 
 
 def ef21_page(
-    compressor: Compressor, *, axis_name: AxisName = None, init: _rule.Init = "full"
+    compressor: Compressor, *, axis_name: AxisName = None, init: difference.Init = "full"
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-PAGE: ``chain(page(), ef21(compressor))``, minibatches with rare full gradients.
 
@@ -51,7 +51,7 @@ def ef21_page(
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021; start as in
       the authors' code, IgorSokoloff/ef21_b-w_experiements_source_code.
     """
-    _check.word("ef21_page", "init", init, _rule.INITS)
+    check.word("ef21_page", "init", init, difference.INITS)
     return optax.with_extra_args_support(
         optax.chain(page(), ef21(compressor, axis_name=axis_name, init=init))
     )

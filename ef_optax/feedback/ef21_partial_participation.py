@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax import _collectives as coll
-from ef_optax._base import Array, as_key
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.random import as_key
+from ef_optax._rules import difference, memory, shares
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EF21PartialParticipationState(NamedTuple):
@@ -40,7 +41,7 @@ def ef21_partial_participation(
     *,
     weights: Sequence[float] | None = None,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-PP: EF21 in which absent workers keep their old estimates; the mean stays over all.
 
@@ -84,12 +85,12 @@ def ef21_partial_participation(
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
     rule = "ef21_partial_participation"
-    _check.word(rule, "init", init, _rule.INITS)
+    check.word(rule, "init", init, difference.INITS)
     several = tuple(probability) if isinstance(probability, Sequence) else (probability,)
     for p in several:
-        _check.weight(rule, "probability", p)
+        check.weight(rule, "probability", p)
     if weights is not None:
-        _rule.check_shares(rule, weights)
+        shares.check_shares(rule, weights)
     key = as_key(key, rule)
     exchange = exchange_for(rule, compressor, axis_name)
 
@@ -100,24 +101,24 @@ def ef21_partial_participation(
             raise ValueError(f"{rule}: probability has {len(several)} numbers for {n} workers.")
         own = coll.axis_index(axis_name) if len(several) > 1 else 0
         p = jnp.asarray(several, jnp.float32)[own]
-        draw = jax.random.uniform(_rule.draw(key, count, axis_name), dtype=jnp.float32)
+        draw = jax.random.uniform(shares.draw(key, count, axis_name), dtype=jnp.float32)
         takes_part = draw < p
         return jnp.where(count == 0, True, takes_part).astype(jnp.float32)
 
     def init_fn(params: Any) -> EF21PartialParticipationState:
-        g_i, g = _rule.several_zeros(params, 2)
+        g_i, g = memory.several_zeros(params, 2)
         return EF21PartialParticipationState(g_i, g, jnp.ones((), jnp.float32), exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21PartialParticipationState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21PartialParticipationState]:
         del params, extra_args
-        target, share = _rule.wide(updates), None
+        target, share = trees.wide(updates), None
         if weights is not None:
-            share = _rule.own_share(rule, weights, axis_name)
+            share = shares.own_share(rule, weights, axis_name)
             target = jax.tree.map(lambda x: x / share.astype(x.dtype), target)
         present = drawn(state.exchange.count)
-        g_i, g, sent = _rule.start(
+        g_i, g, sent = difference.start(
             init,
             exchange,
             target,
@@ -127,6 +128,6 @@ def ef21_partial_participation(
             share=share,
             present=present,
         )
-        return _rule.emit(g, updates), EF21PartialParticipationState(g_i, g, present, sent)
+        return trees.emit(g, updates), EF21PartialParticipationState(g_i, g, present, sent)
 
     return as_transformation(init_fn, update_fn)

@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax import _collectives as coll
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import Exchange, ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.compressors.identity import Identity
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import difference, memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.combine.identity import Identity
+from ef_optax.compressors.compressor import Compressor
 
 
 class EF21PlusState(NamedTuple):
@@ -33,7 +33,7 @@ class EF21PlusState(NamedTuple):
 
 
 def ef21_plus(
-    compressor: Compressor, *, axis_name: AxisName = None, init: _rule.Init = "compressed"
+    compressor: Compressor, *, axis_name: AxisName = None, init: difference.Init = "compressed"
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21+: every worker takes the nearer of C(gradient) and EF21's estimate.
 
@@ -69,30 +69,30 @@ def ef21_plus(
       Richtarik, Sokolov, Fatkhullin, "EF21", NeurIPS 2021; ties as in the authors'
       code, IgorSokoloff/ef21_experiments_source_code.
     """
-    _check.word("ef21_plus", "init", init, _rule.INITS)
+    check.word("ef21_plus", "init", init, difference.INITS)
     exchange = exchange_for("ef21_plus", compressor, axis_name)
     local, dense = Exchange(exchange.codec), Exchange(Identity(), axis_name)
 
     def init_fn(params: Any) -> EF21PlusState:
-        g_i, g = _rule.several_zeros(params, 2)
+        g_i, g = memory.several_zeros(params, 2)
         return EF21PlusState(estimate=g_i, mean=g, exchange=exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21PlusState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21PlusState]:
         del params, extra_args
-        grad, g_i = _rule.wide(updates), state.estimate
+        grad, g_i = trees.wide(updates), state.estimate
 
         def compressed(x: Any) -> Any:
             return local(x, state.exchange, want=("sent",)).sent
 
         def nearer() -> tuple[Any, Any, ExchangeState]:
-            difference = _rule.sub(grad, g_i)
+            difference = trees.sub(grad, g_i)
             b = compressed(grad)
-            m = _rule.add(g_i, compressed(difference))
-            error_b, error_m = (_rule.squared_norm(_rule.sub(c, grad)) for c in (b, m))
+            m = trees.add(g_i, compressed(difference))
+            error_b, error_m = (trees.squared_norm(trees.sub(c, grad)) for c in (b, m))
             forget = error_b < error_m
-            out = exchange(_rule.where(forget, grad, difference), state.exchange, want=("sent",))
+            out = exchange(trees.where(forget, grad, difference), state.exchange, want=("sent",))
             forgotten = jax.tree.map(lambda x: jnp.where(forget, x, 0), g_i)
             anybody = coll.pmax(forget.astype(jnp.int32), axis_name) > 0
             taken_back = coll.agreed_cond(
@@ -101,12 +101,12 @@ def ef21_plus(
                 lambda: jax.tree.map(jnp.zeros_like, state.mean),
                 axis=axis_name,
             )
-            own = _rule.add(_rule.sub(g_i, forgotten), out.sent)
-            return own, _rule.sub(_rule.add(state.mean, out.aggregate), taken_back), out.state
+            own = trees.add(trees.sub(g_i, forgotten), out.sent)
+            return own, trees.sub(trees.add(state.mean, out.aggregate), taken_back), out.state
 
-        own, g, sent = _rule.start(
+        own, g, sent = difference.start(
             init, exchange, grad, g_i, state.mean, state.exchange, later=nearer
         )
-        return _rule.emit(g, updates), EF21PlusState(own, g, sent)
+        return trees.emit(g, updates), EF21PlusState(own, g, sent)
 
     return as_transformation(init_fn, update_fn)

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax._base import Array
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._rules import arguments, difference
+from ef_optax.compressors.compressor import Compressor
 from ef_optax.feedback.ef21 import ef21
 
 Prox = Callable[[Any, Any], Any]
@@ -46,7 +46,7 @@ def l1_prox(strength: float) -> Prox:
       >>> l1_prox(0.5)(jnp.array([2.0, -0.1]), 1.0).tolist()
       [1.5, -0.0]
     """
-    _check.not_negative("l1_prox", "strength", strength)
+    check.not_negative("l1_prox", "strength", strength)
 
     def prox(params: Any, step: Any) -> Any:
         def one(x: Array) -> Array:
@@ -80,7 +80,7 @@ def proximal(
       >>> tx.update(jnp.array([1.0]), tx.init(params), params)[0].tolist()  # 1 - 0.5 - 0.5
       [-1.0]
     """
-    _check.rate("proximal", "learning_rate", learning_rate)
+    check.rate("proximal", "learning_rate", learning_rate)
 
     def init_fn(params: Any) -> ProximalState:
         del params
@@ -90,10 +90,10 @@ def proximal(
         updates: Any, state: ProximalState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ProximalState]:
         del extra_args
-        params = _rule.require_params("proximal", params)
-        gamma = _rule.value_at(learning_rate, state.steps)
-        moved = prox(_rule.add(params, updates), gamma)
-        return _rule.sub(moved, params), ProximalState(state.steps + 1)
+        params = arguments.require_params("proximal", params)
+        gamma = arguments.value_at(learning_rate, state.steps)
+        moved = prox(trees.add(params, updates), gamma)
+        return trees.sub(moved, params), ProximalState(state.steps + 1)
 
     return as_transformation(init_fn, update_fn)
 
@@ -114,8 +114,8 @@ def gradient_mapping(prox: Prox, params: Any, grads: Any, step: float) -> Any:
       >>> gradient_mapping(l1_prox(1.0), jnp.array([0.0]), jnp.array([0.5]), 0.1).tolist()
       [0.0]
     """
-    _check.positive("gradient_mapping", "step", step)
-    return _rule.scale(1 / step, _rule.sub(params, prox(_rule.axpy(-step, grads, params), step)))
+    check.positive("gradient_mapping", "step", step)
+    return trees.scale(1 / step, trees.sub(params, prox(trees.axpy(-step, grads, params), step)))
 
 
 def ef21_prox(
@@ -124,7 +124,7 @@ def ef21_prox(
     learning_rate: optax.ScalarOrSchedule,
     *,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-Prox: ``chain(ef21(...), scale_by_learning_rate, proximal(prox))``, a whole optimizer.
 
@@ -154,8 +154,8 @@ def ef21_prox(
     References:
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
-    _check.rate("ef21_prox", "learning_rate", learning_rate)
-    _check.word("ef21_prox", "init", init, _rule.INITS)
+    check.rate("ef21_prox", "learning_rate", learning_rate)
+    check.word("ef21_prox", "init", init, difference.INITS)
     return optax.with_extra_args_support(
         optax.chain(
             ef21(compressor, axis_name=axis_name, init=init),

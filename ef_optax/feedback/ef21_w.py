@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import check, trees
+from ef_optax._rules import difference, memory, shares
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 from ef_optax.feedback.ef21 import EF21State
 
 
@@ -26,7 +26,7 @@ def ef21_w(
     weights: Sequence[float],
     *,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-W: workers with steep objectives get a larger share, so that the step can be larger.
 
@@ -68,23 +68,23 @@ def ef21_w(
       Richtarik, Gasanov, Burlachenko, "Error Feedback Reloaded: From Quadratic to Arithmetic Mean
       of Smoothness Constants", ICLR 2024.
     """
-    _check.word("ef21_w", "init", init, _rule.INITS)
-    _rule.check_shares("ef21_w", weights)
+    check.word("ef21_w", "init", init, difference.INITS)
+    shares.check_shares("ef21_w", weights)
     exchange = exchange_for("ef21_w", compressor, axis_name)
 
     def init_fn(params: Any) -> EF21State:
-        g_i, g = _rule.several_zeros(params, 2)
+        g_i, g = memory.several_zeros(params, 2)
         return EF21State(estimate=g_i, mean=g, exchange=exchange.init(g))
 
     def update_fn(
         updates: Any, state: EF21State, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21State]:
         del params, extra_args
-        share = _rule.own_share("ef21_w", weights, axis_name)  # n w_i
-        target = jax.tree.map(lambda x: x / share.astype(x.dtype), _rule.wide(updates))
-        g_i, g, sent = _rule.start(
+        share = shares.own_share("ef21_w", weights, axis_name)  # n w_i
+        target = jax.tree.map(lambda x: x / share.astype(x.dtype), trees.wide(updates))
+        g_i, g, sent = difference.start(
             init, exchange, target, state.estimate, state.mean, state.exchange, share=share
         )
-        return _rule.emit(g, updates), EF21State(g_i, g, sent)
+        return trees.emit(g, updates), EF21State(g_i, g, sent)
 
     return as_transformation(init_fn, update_fn)

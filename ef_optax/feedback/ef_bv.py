@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from ef_optax import _check, _context
-from ef_optax import _collectives as coll
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core import context
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EFBVState(NamedTuple):
@@ -65,8 +66,8 @@ def ef_bv(
       Condat, Yi, Richtarik, "EF-BV: A Unified Theory of Error Feedback and Variance Reduction
       Mechanisms for Biased and Unbiased Compression", NeurIPS 2022.
     """
-    _check.weight("ef_bv", "lam", lam)
-    _check.weight("ef_bv", "nu", nu)
+    check.weight("ef_bv", "lam", lam)
+    check.weight("ef_bv", "nu", nu)
     return _control_variates("ef_bv", compressor, lam, nu, axis_name)
 
 
@@ -103,7 +104,7 @@ def diana(
       Differences", 2019.
     """
     if rate is not None:
-        _check.weight("diana", "rate", rate)
+        check.weight("diana", "rate", rate)
     return _control_variates("diana", compressor, rate, 1.0, axis_name)
 
 
@@ -117,7 +118,7 @@ def _control_variates(
         if lam is not None:
             return lam
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        omega = exchange.codec.for_leaf(_context.path_string(path), like).omega(
+        omega = exchange.codec.for_leaf(context.path_string(path), like).omega(
             x.shape, coll.axis_size(axis_name)
         )
         if omega is None:
@@ -127,19 +128,19 @@ def _control_variates(
         return 1 / (1 + omega)
 
     def init_fn(params: Any) -> EFBVState:
-        h_i, h = _rule.several_zeros(params, 2)
+        h_i, h = memory.several_zeros(params, 2)
         return EFBVState(control=h_i, mean=h, exchange=exchange.init(h))
 
     def update_fn(
         updates: Any, state: EFBVState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EFBVState]:
         del params, extra_args
-        difference = _rule.sub(_rule.wide(updates), state.control)
+        difference = trees.sub(trees.wide(updates), state.control)
         out = exchange(difference, state.exchange, want=("sent",))
-        g = _rule.axpy(nu, out.aggregate, state.mean)
+        g = trees.axpy(nu, out.aggregate, state.mean)
         slow = jax.tree_util.tree_map_with_path(step, state.control)
         h_i = jax.tree.map(lambda h, a, d: h + a * d, state.control, slow, out.sent)
         h = jax.tree.map(lambda h, a, d: h + a * d, state.mean, slow, out.aggregate)
-        return _rule.emit(g, updates), EFBVState(h_i, h, out.state)
+        return trees.emit(g, updates), EFBVState(h_i, h, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import memory
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class EFMomentumState(NamedTuple):
@@ -63,21 +63,21 @@ def ef_momentum(
       Derived from Karimireddy, Rebjock, Stich, Jaggi, "Error Feedback Fixes SignSGD", ICML 2019,
       Algorithm 2.
     """
-    _check.decay("ef_momentum", "beta", beta)
+    check.decay("ef_momentum", "beta", beta)
     exchange = exchange_for("ef_momentum", compressor, axis_name)
 
     def init_fn(params: Any) -> EFMomentumState:
-        r = _rule.zeros(params)
+        r = memory.zeros(params)
         return EFMomentumState(residual=r, exchange=exchange.init(r))
 
     def update_fn(
         updates: Any, state: EFMomentumState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EFMomentumState]:
         del params, extra_args
-        r = _rule.add(state.residual, _rule.wide(updates))
-        out = exchange(_rule.scale(1 - beta, r), state.exchange, want=("residual",))
+        r = trees.add(state.residual, trees.wide(updates))
+        out = exchange(trees.scale(1 - beta, r), state.exchange, want=("residual",))
         # r - c, with the exact residual (1 - beta) r - c of the codec
-        r = _rule.axpy(beta, r, out.residual)
-        return _rule.emit(out.aggregate, updates), EFMomentumState(r, out.state)
+        r = trees.axpy(beta, r, out.residual)
+        return trees.emit(out.aggregate, updates), EFMomentumState(r, out.state)
 
     return as_transformation(init_fn, update_fn)

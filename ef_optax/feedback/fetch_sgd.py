@@ -17,16 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ef_optax import _check, _context
-from ef_optax._base import Array, as_key, bits_of, wide_dtype
-from ef_optax._collectives import AxisName
-from ef_optax._exchange import Exchange, ExchangeState
-from ef_optax._selection import top_k_indices
-from ef_optax._transformation import as_transformation
-from ef_optax.compressors.identity import Identity
-from ef_optax.compressors.sketch import estimates, sketch
-from ef_optax.compressors.sparsify import check_ratio_or_k, resolve_k
-from ef_optax.feedback import _rule
+from ef_optax._core import context
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
+from ef_optax._numeric.random import as_key
+from ef_optax._rules import steps
+from ef_optax._select.leaf import top_k_indices
+from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
+from ef_optax.compressors.combine.identity import Identity
+from ef_optax.compressors.sparse.count_sketch import estimates, sketch
 
 Clear = Literal["zero", "subtract"]
 
@@ -100,16 +102,16 @@ def fetch_sgd(
       Communication-Efficient Federated Learning with Sketching", ICML 2020; the form in gradient
       units and ``"zero"`` as in the authors' code, kiddyboots216/CommEfficient.
     """
-    _check.count("fetch_sgd", "rows", rows)
-    _check.count("fetch_sgd", "columns", columns)
+    check.count("fetch_sgd", "rows", rows)
+    check.count("fetch_sgd", "columns", columns)
     check_ratio_or_k("fetch_sgd", ratio, k)
-    _check.decay("fetch_sgd", "momentum", momentum)
-    _check.word("fetch_sgd", "clear", clear, ("zero", "subtract"))
+    check.decay("fetch_sgd", "momentum", momentum)
+    check.word("fetch_sgd", "clear", clear, ("zero", "subtract"))
     key, exchange = as_key(key, "fetch_sgd"), Exchange(Identity(), axis_name)
 
     def keys_of(tree: Any) -> list[Array]:
         """Every leaf's own hashes."""
-        paths = [_context.path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        paths = [context.path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
         return [jax.random.fold_in(key, np.uint32(zlib.crc32(p.encode()))) for p in paths]
 
     def summed(leaves: list[Array], keys: list[Array], dtype: Any) -> Array:
@@ -133,7 +135,7 @@ def fetch_sgd(
     def init_fn(params: Any) -> FetchSGDState:
         dtype = _table_dtype(jax.tree.leaves(params))
         S_u, S_e = jnp.zeros((rows, columns), dtype), jnp.zeros((rows, columns), dtype)
-        return FetchSGDState(S_u, S_e, exchange.init(_rule.lone(S_e)))
+        return FetchSGDState(S_u, S_e, exchange.init(steps.lone(S_e)))
 
     def update_fn(
         updates: Any, state: FetchSGDState, params: Any = None, **extra_args: Any
@@ -141,8 +143,8 @@ def fetch_sgd(
         del params, extra_args
         g, treedef = jax.tree.flatten(updates)
         keys, dtype = keys_of(updates), state.error.dtype
-        out = exchange(_rule.lone(summed(g, keys, dtype)), state.exchange)
-        S = out.aggregate[_rule.LONE]
+        out = exchange(steps.lone(summed(g, keys, dtype)), state.exchange)
+        S = out.aggregate[steps.LONE]
         S_u = momentum * state.momentum + S
         S_e = state.error + S_u
         D = unsketch(S_e, g, keys)
@@ -151,7 +153,7 @@ def fetch_sgd(
             S_e = S_e - S_D
         else:
             S_u, S_e = (jnp.where(S_D == 0, table, 0) for table in (S_u, S_e))
-        return _rule.emit(treedef.unflatten(D), updates), FetchSGDState(S_u, S_e, out.state)
+        return trees.emit(treedef.unflatten(D), updates), FetchSGDState(S_u, S_e, out.state)
 
     return as_transformation(init_fn, update_fn)
 

@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax import _collectives as coll
-from ef_optax._base import Array, as_key
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.random import as_key
+from ef_optax._rules import arguments, memory, shares, steps
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 
 class MarinaState(NamedTuple):
@@ -93,14 +94,14 @@ def marina(
       Gorbunov, Burlachenko, Li, Richtarik, "MARINA: Faster Non-Convex Distributed Learning with
       Compression", ICML 2021; participants without replacement as in burlachenkok/flpytorch.
     """
-    _check.weight("marina", "probability", probability)
+    check.weight("marina", "probability", probability)
     if participants is not None:
-        _check.count("marina", "participants", participants)
+        check.count("marina", "participants", participants)
     key = as_key(key, "marina")
     exchange = exchange_for("marina", compressor, axis_name)
 
     def init_fn(params: Any) -> MarinaState:
-        g = _rule.zeros(params)
+        g = memory.zeros(params)
         last = jax.tree.map(jnp.array, params)  # a copy: the caller may donate the parameters
         everybody = jnp.ones((), jnp.float32)
         return MarinaState(g, last, jnp.ones((), bool), everybody, exchange.init(g))
@@ -118,25 +119,25 @@ def marina(
     def update_fn(
         updates: Any, state: MarinaState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MarinaState]:
-        params = _rule.require_params("marina", params)
-        now = _rule.wide(updates)
-        before = _rule.wide(_rule.gradient_at("marina", "marina", extra_args))
+        params = arguments.require_params("marina", params)
+        now = trees.wide(updates)
+        before = trees.wide(arguments.gradient_at("marina", "marina", extra_args))
         count = state.exchange.count
-        draw = _rule.draw(key, count, axis_name, shared=True)
+        draw = shares.draw(key, count, axis_name, shared=True)
         exact = (count == 0) | (jax.random.uniform(draw) < probability)
         present, weight = takes_part(draw), None
         if participants is not None:
             weight = present * coll.axis_size(axis_name) / participants  # the mean over the r
 
         def compressed() -> tuple[Any, ExchangeState]:
-            out = exchange(_rule.sub(now, before), state.exchange, weight=weight)
-            return _rule.add(state.mean, out.aggregate), out.state
+            out = exchange(trees.sub(now, before), state.exchange, weight=weight)
+            return trees.add(state.mean, out.aggregate), out.state
 
         def full() -> tuple[Any, ExchangeState]:
-            return _rule.send_dense(exchange, now, state.exchange)
+            return steps.send_dense(exchange, now, state.exchange)
 
         g, sent = coll.agreed_cond(exact, full, compressed, axis=axis_name)
         present = jnp.where(exact, 1, present).astype(jnp.float32)
-        return _rule.emit(g, updates), MarinaState(g, params, exact, present, sent)
+        return trees.emit(g, updates), MarinaState(g, params, exact, present, sent)
 
     return as_transformation(init_fn, update_fn)

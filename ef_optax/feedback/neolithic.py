@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import check
+from ef_optax.compressors.combine.fcc import fcc
+from ef_optax.compressors.compressor import Compressor
 from ef_optax.feedback.compressed_mean import compressed_mean
-from ef_optax.feedback.fcc import fcc
 
 
 def neolithic(
@@ -60,7 +60,7 @@ def neolithic(
       with Communication Compression", NeurIPS 2022 (the algorithm from the literature: its text was
       not compared).
     """
-    _check.count("neolithic", "rounds", rounds)
+    check.count("neolithic", "rounds", rounds)
     server = compressor if server is None else server
     return optax.with_extra_args_support(
         optax.chain(

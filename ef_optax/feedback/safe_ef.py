@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax._base import Array
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import Exchange, ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.compressors.identity import Identity
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._rules import memory, steps
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.combine.identity import Identity
+from ef_optax.compressors.compressor import Compressor
 
 
 class SafeEFState(NamedTuple):
@@ -74,12 +74,12 @@ def safe_ef(
       Islamov, As, Fatkhullin, "Safe-EF: Error Feedback for Nonsmooth Constrained Optimization",
       ICML 2025; update as in the authors' code, yardenas/safe-ef.
     """
-    _check.finite("safe_ef", "tolerance", tolerance)
+    check.finite("safe_ef", "tolerance", tolerance)
     exchange = exchange_for("safe_ef", compressor, axis_name)
     dense = Exchange(Identity(), axis_name)
 
     def init_fn(params: Any) -> SafeEFState:
-        e = _rule.zeros(params)
+        e = memory.zeros(params)
         return SafeEFState(e, jnp.ones((), bool), exchange.init(e), dense.init(e))
 
     def update_fn(
@@ -100,11 +100,11 @@ def safe_ef(
         # The sum with a zero of the gradient makes a replicated value this worker's own by type.
         own = jnp.sum(jax.tree.leaves(updates)[0] * 0).astype(jnp.float32)
         own = own + jnp.asarray(constraint, jnp.float32)
-        value = dense(_rule.lone(own), state.constraint)
-        safe = value.aggregate[_rule.LONE] <= tolerance
-        h = _rule.where(safe, _rule.wide(updates), constraint_grads)
-        out = exchange(_rule.add(h, state.residual), state.exchange, want=("residual",))
+        value = dense(steps.lone(own), state.constraint)
+        safe = value.aggregate[steps.LONE] <= tolerance
+        h = trees.where(safe, trees.wide(updates), constraint_grads)
+        out = exchange(trees.add(h, state.residual), state.exchange, want=("residual",))
         after = SafeEFState(out.residual, safe, out.state, value.state)
-        return _rule.emit(out.aggregate, updates), after
+        return trees.emit(out.aggregate, updates), after
 
     return as_transformation(init_fn, update_fn)

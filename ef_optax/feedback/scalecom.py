@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax import _check
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import codec_of
-from ef_optax._exchange import Exchange, ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.compressors.leader_top_k import leader_top_k
-from ef_optax.compressors.sparsify import check_ratio_or_k
-from ef_optax.feedback import _rule
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._rules import memory
+from ef_optax.compressors._ratio import check_ratio_or_k
+from ef_optax.compressors.compressor import codec_of
+from ef_optax.exchanges.leader import leader_top_k
 
 
 class ScaleComState(NamedTuple):
@@ -66,21 +66,21 @@ def scalecom(
       Distributed Training", NeurIPS 2020.
     """
     check_ratio_or_k("scalecom", ratio, k)
-    _check.weight("scalecom", "beta", beta)
+    check.weight("scalecom", "beta", beta)
     exchange = Exchange(codec_of(leader_top_k(ratio, k=k)), axis_name)
 
     def init_fn(params: Any) -> ScaleComState:
-        m = _rule.zeros(params)
+        m = memory.zeros(params)
         return ScaleComState(residual=m, exchange=exchange.init(m))
 
     def update_fn(
         updates: Any, state: ScaleComState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ScaleComState]:
         del params, extra_args
-        m, g = state.residual, _rule.wide(updates)
-        out = exchange(_rule.add(m, g), state.exchange, want=("residual",))
+        m, g = state.residual, trees.wide(updates)
+        out = exchange(trees.add(m, g), state.exchange, want=("residual",))
         # m + beta (g - sent) = (1 - beta) m + beta (m + g - sent)
-        m = _rule.axpy(beta, out.residual, _rule.scale(1 - beta, m))
-        return _rule.emit(out.aggregate, updates), ScaleComState(m, out.state)
+        m = trees.axpy(beta, out.residual, trees.scale(1 - beta, m))
+        return trees.emit(out.aggregate, updates), ScaleComState(m, out.state)
 
     return as_transformation(init_fn, update_fn)

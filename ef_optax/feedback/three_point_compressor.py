@@ -18,15 +18,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax import _collectives as coll
-from ef_optax._base import Array, as_key
-from ef_optax._collectives import AxisName
-from ef_optax._compressor import Compressor
-from ef_optax._exchange import Exchange, ExchangeState
-from ef_optax._transformation import as_transformation
-from ef_optax.feedback import _rule
-from ef_optax.feedback._requires import exchange_for
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.random import as_key
+from ef_optax._rules import difference, memory, shares, steps
+from ef_optax._rules.needs import exchange_for
+from ef_optax.compressors.compressor import Compressor
 
 _Kind = Literal["toward", "lazy", "drift"]
 Variant = Literal["ef21", "clag", "v1", "v2", "v3", "v4", "v5"]
@@ -61,7 +62,7 @@ def three_point_compressor(
     probability: float | None = None,
     key: Any = None,
     axis_name: AxisName = None,
-    init: _rule.Init = "compressed",
+    init: difference.Init = "compressed",
 ) -> optax.GradientTransformationExtraArgs:
     r"""3PC: workers send what turns the last estimate and the last gradient into the new estimate.
 
@@ -118,16 +119,16 @@ def three_point_compressor(
       2022.
     """
     rule = "three_point_compressor"
-    _check.word(rule, "init", init, _rule.INITS)
-    _check.word(rule, "variant", variant, VARIANTS)
+    check.word(rule, "init", init, difference.INITS)
+    check.word(rule, "variant", variant, VARIANTS)
     _needed(variant, "second", second, variant in WITH_SECOND)
     _needed(variant, "zeta", zeta, variant in WITH_ZETA)
     _needed(variant, "probability", probability, variant == "v5")
     _needed(variant, "key", key, variant == "v5")
     if zeta is not None:
-        _check.not_negative(rule, "zeta", zeta)
+        check.not_negative(rule, "zeta", zeta)
     if probability is not None:
-        _check.weight(rule, "probability", probability)
+        check.weight(rule, "probability", probability)
         key = as_key(key, rule)
     if variant == "v1" and init != "full":
         raise ValueError(f'{rule}: init={init!r}; variant "v1" knows all gradients: init="full".')
@@ -148,16 +149,16 @@ def three_point_compressor(
     def apply(stage: _Stage, sent: Any, x: Any, y: Any, h: Any, g: Any) -> tuple[Any, ...]:
         """One stage: the next h, the next mean, the exchange's state, whether it was sent."""
         if stage.kind == "drift":
-            out = stage.exchange(_rule.sub(x, y), sent, want=("sent",))
-            return _rule.add(h, out.sent), _rule.add(g, out.aggregate), out.state, None
+            out = stage.exchange(trees.sub(x, y), sent, want=("sent",))
+            return trees.add(h, out.sent), trees.add(g, out.aggregate), out.state, None
         news = None
         if stage.kind == "lazy":
-            distance, drift = (_rule.squared_norm(_rule.sub(x, z)) for z in (h, y))
+            distance, drift = (trees.squared_norm(trees.sub(x, z)) for z in (h, y))
             news = (distance > jnp.asarray(zeta, drift.dtype) * drift).astype(jnp.float32)
-        return *_rule.track(stage.exchange, x, h, g, sent, present=news), news
+        return *difference.track(stage.exchange, x, h, g, sent, present=news), news
 
     def init_fn(params: Any) -> ThreePointState:
-        h, y, g, base = _rule.several_zeros(params, 4)
+        h, y, g, base = memory.several_zeros(params, 4)
         return ThreePointState(
             estimate=h,
             last=y,
@@ -171,11 +172,11 @@ def three_point_compressor(
         updates: Any, state: ThreePointState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ThreePointState]:
         del params, extra_args
-        x, *others = _rule.wide(updates), *state.exchanges[:-1]
+        x, *others = trees.wide(updates), *state.exchanges[:-1]
         last = state.exchanges[-1]
 
         def begin() -> tuple[Any, ...]:
-            h, g, after = _rule.start(init, main, x, state.estimate, state.mean, last)
+            h, g, after = difference.start(init, main, x, state.estimate, state.mean, last)
             return h, g, g if variant == "v1" else (), jnp.ones_like(state.sent), (*others, after)
 
         def go_on() -> tuple[Any, ...]:
@@ -183,7 +184,7 @@ def three_point_compressor(
             base = state.base
             if variant == "v1":
                 h, g = state.last, state.base
-                base, _ = _rule.send_dense(main, x, last)
+                base, _ = steps.send_dense(main, x, last)
             for stage, before in zip(stages, state.exchanges, strict=True):
                 h, g, done, news = apply(stage, before, x, state.last, h, g)
                 sent = sent if news is None else news
@@ -191,17 +192,17 @@ def three_point_compressor(
             return h, g, base, sent, tuple(after)
 
         def exact() -> tuple[Any, ...]:
-            g, after = _rule.send_dense(main, x, last)
+            g, after = steps.send_dense(main, x, last)
             return x, g, (), jnp.ones_like(state.sent), (after,)
 
         def later() -> tuple[Any, ...]:
             if probability is None:
                 return go_on()
-            coin = jax.random.uniform(_rule.draw(key, last.count, axis_name, shared=True))
+            coin = jax.random.uniform(shares.draw(key, last.count, axis_name, shared=True))
             return coll.agreed_cond(coin < probability, exact, go_on, axis=axis_name)
 
-        h, g, base, sent, after = _rule.first_step(main, last, begin, later)
-        return _rule.emit(g, updates), ThreePointState(h, x, g, base, sent, after)
+        h, g, base, sent, after = steps.first_step(main, last, begin, later)
+        return trees.emit(g, updates), ThreePointState(h, x, g, base, sent, after)
 
     return as_transformation(init_fn, update_fn)
 

@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _check
-from ef_optax._base import Array
-from ef_optax._collectives import AxisName
-from ef_optax._exchange import Exchange, ExchangeState
-from ef_optax._search import magnitude_order
-from ef_optax._transformation import as_transformation
-from ef_optax.compressors.sparsify import resolve_k
-from ef_optax.compressors.threshold import ThresholdCodec
-from ef_optax.feedback import _rule
+from ef_optax._core.transformation import as_transformation
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.magnitude import magnitude_order
+from ef_optax._rules import memory
+from ef_optax.compressors._ratio import resolve_k
+from ef_optax.compressors.sparse._threshold import ThresholdCodec
 
 
 class VarianceBasedState(NamedTuple):
@@ -100,9 +100,9 @@ def variance_based(
       Tsuzuku, Imachi, Akiba, "Variance-based gradient compression for efficient distributed deep
       learning", 2018 (of which only the introduction was read: see docs/definitions.md).
     """
-    _check.positive("variance_based", "alpha", alpha)
-    _check.ratio("variance_based", "capacity", capacity)
-    _check.weight("variance_based", "decay", decay)
+    check.positive("variance_based", "alpha", alpha)
+    check.ratio("variance_based", "capacity", capacity)
+    check.weight("variance_based", "decay", decay)
     exchange = Exchange(NonZero(float(capacity)), axis_name)
 
     def unambiguous(r: Array, v: Array) -> Array:
@@ -111,7 +111,7 @@ def variance_based(
         return jnp.where(ambiguous, 0, r) + 0 * v
 
     def init_fn(params: Any) -> VarianceBasedState:
-        r, v = _rule.several_zeros(params, 2)
+        r, v = memory.several_zeros(params, 2)
         return VarianceBasedState(residual=r, variance=v, exchange=exchange.init(r))
 
     def update_fn(
@@ -124,14 +124,14 @@ def variance_based(
     ) -> tuple[Any, VarianceBasedState]:
         del params, extra_args
         _check_squares(squares, updates)
-        r = _rule.add(state.residual, updates)
-        v = _rule.add(state.variance, squares)
+        r = trees.add(state.residual, updates)
+        v = trees.add(state.variance, squares)
         levels = jax.tree.map(unambiguous, r, v)
         out = exchange(levels, state.exchange, want=("support",))
         waiting = jax.tree.map(lambda x, sent: jnp.where(sent, 0, x), r, out.support)
-        forgotten = _rule.scale(decay, v)
+        forgotten = trees.scale(decay, v)
         kept = jax.tree.map(lambda x, sent: jnp.where(sent, 0, x), forgotten, out.support)
-        return _rule.emit(out.aggregate, updates), VarianceBasedState(waiting, kept, out.state)
+        return trees.emit(out.aggregate, updates), VarianceBasedState(waiting, kept, out.state)
 
     return as_transformation(init_fn, update_fn)
 

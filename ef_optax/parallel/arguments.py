@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._collectives import AxisName
+from ef_optax._exchange.collectives import AxisName
 
 REMEDY = "ef_optax.worker_value_and_grad(loss_fn, mesh, axis_name) makes gradients of this form"
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax._base import wide_dtype
-from ef_optax._linear import einsum
+from ef_optax._numeric.dtypes import wide_dtype
+from ef_optax._numeric.linear import einsum
 
 MEAN, FRESH, COPY, SHARDS = "mean", "fresh", "copy", "shards"
 """Roles of a State's per-worker fields: keep the mean, start anew, copy worker 0's, or cut the

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ef_optax import _check
-from ef_optax import _collectives as coll
+from ef_optax._exchange import collectives as coll
+from ef_optax._numeric import check
+from ef_optax.estimators.points import HessianVector, Points
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import PerWorker
-from ef_optax.parallel.points import HessianVector, Points
 
 
 def worker_value_and_grad(
@@ -59,10 +59,10 @@ def worker_value_and_grad(
       >>> losses.tolist(), grads.tolist()
       ([1.0, 9.0], [-2.0, -6.0])
     """
-    _check.axis(axis_name)
-    _check.flag("worker_value_and_grad", "has_aux", has_aux)
-    _check.flag("worker_value_and_grad", "aux_mean", aux_mean)
-    _check.count("worker_value_and_grad", "accumulate", accumulate)
+    check.axis(axis_name)
+    check.flag("worker_value_and_grad", "has_aux", has_aux)
+    check.flag("worker_value_and_grad", "aux_mean", aux_mean)
+    check.count("worker_value_and_grad", "accumulate", accumulate)
     local = _local_gradients(loss_fn, axis_name, has_aux, accumulate)
     if isinstance(mesh_or_num_workers, Mesh):
         mesh = mesh_or_num_workers

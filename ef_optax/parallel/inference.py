@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ef_optax import _check, _context
-from ef_optax._collectives import AxisName, axis_names
-from ef_optax._exchange import ExchangeState
-from ef_optax.parallel.points import query_points
+from ef_optax._core import context
+from ef_optax._exchange.collectives import AxisName, axis_names
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import check
+from ef_optax.estimators.points import query_points
 
 Sizes = tuple[int, ...]
 
@@ -35,7 +36,7 @@ def sizes_of(
     Raises:
       ValueError: if ``num_workers`` does not give one positive integer for each axis.
     """
-    _check.axis(axis)
+    check.axis(axis)
     names = axis_names(axis)
     given = num_workers if isinstance(num_workers, tuple | list) else (num_workers,)
     whole = [s for s in given if isinstance(s, int | np.integer) and not isinstance(s, bool)]
@@ -272,7 +273,7 @@ def path_specs(params: Any, specs: Any) -> dict[str, jax.sharding.PartitionSpec]
         is_leaf=is_spec,
     )
     located = jax.tree_util.tree_leaves_with_path(spread, is_leaf=is_spec)
-    return {_context.path_string(path): spec for path, spec in located}
+    return {context.path_string(path): spec for path, spec in located}
 
 
 def worker_count(sizes: Sizes) -> int:

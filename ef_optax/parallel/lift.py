@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import optax
 
-from ef_optax import _context
-from ef_optax._collectives import AxisName
+from ef_optax._core import context
+from ef_optax._exchange.collectives import AxisName
 from ef_optax.parallel import inference
 from ef_optax.parallel.quarantine import keep_if_bad
 
@@ -48,13 +48,13 @@ class Lifted(optax.GradientTransformationExtraArgs):
 
 
 def local_step(
-    tx: optax.GradientTransformation, lift: _context.Lift, axis_name: AxisName
+    tx: optax.GradientTransformation, lift: context.Lift, axis_name: AxisName
 ) -> Callable[..., Any]:
     """One worker's update with the step's quarantine, inside the map."""
     inner = optax.with_extra_args_support(tx)
 
     def step(grads: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> tuple[Any, Any]:
-        with _context.lifting(lift):
+        with context.lifting(lift):
             updates, new = inner.update(grads, state, params, **extra)
         return keep_if_bad(updates, new, state, axis_name, local=not lift.axis_sizes)
 
@@ -74,10 +74,10 @@ def infer_flags(
     sizes: inference.Sizes,
     extra_args: dict[str, Any] | None,
     params: Any,
-    lift: _context.Lift,
+    lift: context.Lift,
 ) -> Any:
     """The flags of the state; model axes are emulated, so that no device is needed."""
-    with _context.lifting(lift.virtual()):
+    with context.lifting(lift.virtual()):
         return inference.worker_axes(tx, params, axis_name, sizes, extra_args=extra_args)
 
 
@@ -85,7 +85,7 @@ def flags_of(
     tx: optax.GradientTransformation,
     axis_name: AxisName,
     sizes: inference.Sizes,
-    lift: _context.Lift,
+    lift: context.Lift,
     params: Any,
     state: Any,
     extra_args: dict[str, Any] | None,
@@ -95,7 +95,7 @@ def flags_of(
     Raises:
       ValueError: if the state was made by the chain inside instead of the lifted transformation.
     """
-    with _context.lifting(lift.virtual()):
+    with context.lifting(lift.virtual()):
         local = inference.local_state(tx, params, axis_name, sizes)
         flags = inference.leading_flags(local, state)
         if not any(jax.tree.leaves(flags)):  # equal on all workers, or not lifted

@@ -11,8 +11,9 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from ef_optax import _check, _context
-from ef_optax._collectives import AxisName, axis_names
+from ef_optax._core import context
+from ef_optax._exchange.collectives import AxisName, axis_names
+from ef_optax._numeric import check
 from ef_optax.parallel import inference, specs
 from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
 from ef_optax.parallel.lift import Lifted, flags_of, infer_flags, local_step, params_like
@@ -67,11 +68,11 @@ def data_parallel(
     noted: dict[Any, Any] = {}  # structure of params -> their specs
     over = functools.partial(over_mesh, mesh, axis_name)
 
-    def lift_of(params: Any) -> _context.Lift:
+    def lift_of(params: Any) -> context.Lift:
         known = noted.get(jax.tree.structure(params)) if param_specs is None else param_specs
         given = specs.of_params(params, known, mesh)
         others = {a: s for a, s in mesh.shape.items() if a not in axis_names(axis_name)}
-        return _context.Lift(specs.by_path(params, given, axis_name, others), others)
+        return context.Lift(specs.by_path(params, given, axis_name, others), others)
 
     def remember(params: Any) -> None:
         """Inside jit on an Auto mesh shardings cannot be read, so they are noted when they can."""
@@ -90,7 +91,7 @@ def data_parallel(
         flags, full = specs_of(params)
 
         def local(params: Any) -> Any:
-            with _context.lifting(lift):
+            with context.lifting(lift):
                 state = tx.init(params)
             return jax.tree.map(lambda x, flag: x[None] if flag else x, state, flags)
 
@@ -123,7 +124,7 @@ def data_parallel(
         if specs.is_explicit(mesh):
             full = specs.of_state(tx, like, axis_name, sizes, lift, flags, mesh)
             of_params = jax.tree_util.tree_map_with_path(
-                lambda path, _: lift.specs.get(_context.path_string(path), P()), like
+                lambda path, _: lift.specs.get(context.path_string(path), P()), like
             )
             shardings = specs.shardings((of_params, full), mesh)
         body = over(
@@ -194,7 +195,7 @@ def mesh_sizes(mesh: Mesh, axis_name: AxisName) -> inference.Sizes:
             f"mesh={mesh!r} is not a mesh; make one with jax.make_mesh((n,), ('data',)), or use "
             "ef_optax.simulate to run n workers without devices."
         )
-    _check.axis(axis_name)
+    check.axis(axis_name)
     names = axis_names(axis_name)
     missing = [a for a in names if a not in mesh.axis_names]
     if missing or not names:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax import _collectives as coll
-from ef_optax import _context
-from ef_optax._base import all_finite
-from ef_optax._exchange import ExchangeState
+from ef_optax._core import context
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric.finite import all_finite
 
 
 def _is_exchange(x: Any) -> bool:
@@ -85,8 +85,8 @@ def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        lift = _context.current() or _context.Lift()
-        with _context.lifting(lift):
+        lift = context.current() or context.Lift()
+        with context.lifting(lift):
             new_updates, new_state = inner.update(updates, state, params, **extra_args)
         return keep_if_bad(new_updates, new_state, state)
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from ef_optax import _context
-from ef_optax._collectives import AxisName, axis_names
+from ef_optax._core import context
+from ef_optax._exchange.collectives import AxisName, axis_names
 from ef_optax.parallel import inference, specs
 from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
 from ef_optax.parallel.lift import Lifted, flags_of, infer_flags, local_step, params_like
@@ -78,10 +78,10 @@ def simulate(
 
     infer = functools.partial(infer_flags, tx, axis_name, sizes, extra_args)
 
-    def lift_of(params: Any) -> _context.Lift:
+    def lift_of(params: Any) -> context.Lift:
         sizes = dict(model_axes or {})
         found = {} if param_specs is None else specs.by_path(params, param_specs, axis_name, sizes)
-        return _context.Lift(found, sizes, simulated=True)
+        return context.Lift(found, sizes, simulated=True)
 
     def init_fn(params: Any) -> Any:
         check_params(params)
@@ -89,7 +89,7 @@ def simulate(
         flags = infer(params, lift)
 
         def one(_: Any) -> Any:
-            with _context.lifting(lift):
+            with context.lifting(lift):
                 return tx.init(params)
 
         bound = inference.bind_axes(one, axis_name, sizes, 0, 0)
@@ -107,7 +107,7 @@ def simulate(
         every = frozenset(axis_names(axis_name))
         own = jax.tree.map(lambda flag: every if flag else frozenset(), flags)
         if len(sizes) > 1:  # some leaves may differ over some of the axes only
-            with _context.lifting(lift):
+            with context.lifting(lift):
                 like = params_like(updates, params)
                 own = inference.varying_axes(tx, like, axis_name, sizes, extra_args=example)
         traced, marks, fixed = split_extra(extra_args, n)

@@ -13,9 +13,9 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ef_optax import _context
-from ef_optax._collectives import AxisName, axis_names
-from ef_optax._exchange import ExchangeState
+from ef_optax._core import context
+from ef_optax._exchange.collectives import AxisName, axis_names
+from ef_optax._exchange.exchange import ExchangeState
 from ef_optax.parallel import inference
 
 
@@ -81,13 +81,13 @@ def by_path(params: Any, given: Any, axis_name: AxisName, sizes: Mapping[str, in
     """
     found = inference.path_specs(params, given)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name, shape = _context.path_string(path), jnp.shape(leaf)
+        name, shape = context.path_string(path), jnp.shape(leaf)
         spec = found.get(name, P())
         what = f"params['{name}'] of shape {shape} has the spec {spec}"
         if len(spec) > len(shape):
             raise ValueError(f"{what}, which has more entries than the parameter has dimensions.")
         for size, entry in zip(shape, spec, strict=False):
-            axes = _context.spec_axes(P(entry))
+            axes = context.spec_axes(P(entry))
             for axis in axes:
                 if axis in axis_names(axis_name):
                     raise ValueError(
@@ -115,12 +115,12 @@ def of_state(
     params: Any,
     axis_name: AxisName,
     sizes: inference.Sizes,
-    lift: _context.Lift,
+    lift: context.Lift,
     flags: Any,
     mesh: Mesh,
 ) -> Any:
     """The full spec of each state leaf: the worker axis, then as its parameter is split."""
-    with _context.lifting(lift.virtual()):
+    with context.lifting(lift.virtual()):
         local = inference.local_state(tx, inference.abstract(params), axis_name, sizes)
     own = _model_specs(tx, params, axis_name, sizes, lift, mesh, local)
 
@@ -137,7 +137,7 @@ def _model_specs(
     params: Any,
     axis_name: AxisName,
     sizes: inference.Sizes,
-    lift: _context.Lift,
+    lift: context.Lift,
     mesh: Mesh,
     local: Any,
 ) -> Any:
@@ -146,7 +146,7 @@ def _model_specs(
     ``init`` is traced on an abstract mesh whose axes are Explicit, where types carry shardings. An
     init that does not type-check there (``optax.flatten``) leaves its state unsplit.
     """
-    split = {a for spec in lift.specs.values() for a in _context.spec_axes(spec)}
+    split = {a for spec in lift.specs.values() for a in context.spec_axes(spec)}
     if not split:
         return jax.tree.map(lambda _: P(), local)
     kinds = (AxisType.Explicit,) * len(mesh.axis_names)
@@ -155,13 +155,13 @@ def _model_specs(
         lambda path, x: jax.ShapeDtypeStruct(
             x.shape,
             x.dtype,
-            sharding=NamedSharding(abstract_mesh, lift.specs.get(_context.path_string(path), P())),
+            sharding=NamedSharding(abstract_mesh, lift.specs.get(context.path_string(path), P())),
         ),
         inference.abstract(params),
     )
 
     def init(params: Any, _: Any) -> Any:
-        with _context.lifting(_context.Lift()):
+        with context.lifting(context.Lift()):
             return tx.init(params)
 
     bound = inference.bind_axes(init, axis_name, sizes, (None, 0), 0)
@@ -176,7 +176,7 @@ def _model_specs(
     return _codec_specs(specs, lift)
 
 
-def _codec_specs(specs: Any, lift: _context.Lift) -> Any:
+def _codec_specs(specs: Any, lift: context.Lift) -> Any:
     """A codec's own state of a split leaf has one leading axis over the leaf's slices."""
 
     def in_exchange(state: Any) -> Any:
@@ -184,9 +184,9 @@ def _codec_specs(specs: Any, lift: _context.Lift) -> Any:
             return state
 
         def one(path: Any, spec: P) -> P:
-            name = _context.path_string(path)
+            name = context.path_string(path)
             owner = next((p for p in lift.specs if name == p or name.startswith(p + "/")), None)
-            axes = _context.spec_axes(lift.specs[owner]) if owner is not None else ()
+            axes = context.spec_axes(lift.specs[owner]) if owner is not None else ()
             return P(axes) if axes else spec
 
         codec = jax.tree_util.tree_map_with_path(one, state.codec, is_leaf=is_spec)

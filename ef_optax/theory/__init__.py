@@ -18,13 +18,7 @@ A constant that could not be compared with its publication is called *unverified
 
 from ef_optax.theory.benefit import communication_gain, delay_rounds
 from ef_optax.theory.constants import Smoothness, least_squares, logistic_regression
-from ef_optax.theory.contraction import (
-    beta,
-    damped_contraction,
-    repeated_contraction,
-    theta,
-    xi,
-)
+from ef_optax.theory.contraction import beta, damped_contraction, repeated_contraction, theta, xi
 from ef_optax.theory.curvature import curvature, estimate
 from ef_optax.theory.difference import (
     EFBVParameters,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ef_optax._check import is_number
+from ef_optax._numeric.check import is_number
 
 
 def positive(name: str, value: Any) -> float:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._base import as_key
+from ef_optax._numeric.random import as_key
 from ef_optax.theory import _check
 from ef_optax.theory.constants import Smoothness
 

@@ -9,37 +9,55 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ef_optax._compressor import Compressor
-from ef_optax.compressors.adaq import adaq
-from ef_optax.compressors.algebra import induced, probabilistic_mix, scale_to_contractive
-from ef_optax.compressors.bernoulli import bernoulli
-from ef_optax.compressors.block_top_k import block_top_k
-from ef_optax.compressors.cast import cast
-from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_bins
-from ef_optax.compressors.comp_mix import comp_k, mix_k
-from ef_optax.compressors.compose import compose
-from ef_optax.compressors.dct import dct_top_k
-from ef_optax.compressors.dithering import linear_dithering, natural_dithering, qsgd
-from ef_optax.compressors.dorefa import dorefa
-from ef_optax.compressors.drive import drive, eden
-from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
-from ef_optax.compressors.global_top_k import global_top_k_of_sum
-from ef_optax.compressors.identity import identity
-from ef_optax.compressors.inceptionn import inceptionn
-from ef_optax.compressors.low_rank import atomo, svd
-from ef_optax.compressors.majority import majority_vote
-from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
-from ef_optax.compressors.natural import natural
-from ef_optax.compressors.random_block import random_block
-from ef_optax.compressors.rms_sign import rms_sign
-from ef_optax.compressors.rotate import rotate
-from ef_optax.compressors.sign import scaled_sign, sign
-from ef_optax.compressors.sparsify import random_k, top_k
-from ef_optax.compressors.ternary import ternary, three_lc
-from ef_optax.compressors.threshold import redsync, sampled_top_k, threshold
-from ef_optax.compressors.two_mean import two_mean_sign
-from ef_optax.compressors.uniform import block_quantize, uniform
-from ef_optax.compressors.wangni import wangni
+from ef_optax.compressors.combine.compose import compose
+from ef_optax.compressors.combine.identity import identity
+from ef_optax.compressors.combine.induced import induced
+from ef_optax.compressors.combine.probabilistic_mix import probabilistic_mix
+from ef_optax.compressors.combine.rotate import rotate
+from ef_optax.compressors.combine.scale_to_contractive import scale_to_contractive
+from ef_optax.compressors.compressor import Compressor
+from ef_optax.compressors.low_rank.atomo import atomo
+from ef_optax.compressors.low_rank.svd import svd
+from ef_optax.compressors.quantize.adaq import adaq
+from ef_optax.compressors.quantize.block_quantize import block_quantize
+from ef_optax.compressors.quantize.cast import cast
+from ef_optax.compressors.quantize.dorefa import dorefa
+from ef_optax.compressors.quantize.drive import drive
+from ef_optax.compressors.quantize.eden import eden
+from ef_optax.compressors.quantize.fp8 import fp8
+from ef_optax.compressors.quantize.inceptionn import inceptionn
+from ef_optax.compressors.quantize.linear_dithering import linear_dithering
+from ef_optax.compressors.quantize.log_quantize import log_quantize
+from ef_optax.compressors.quantize.natural import natural
+from ef_optax.compressors.quantize.natural_dithering import natural_dithering
+from ef_optax.compressors.quantize.qsgd import qsgd
+from ef_optax.compressors.quantize.quantile_8bit import quantile_8bit
+from ef_optax.compressors.quantize.quantile_sketch import quantile_sketch
+from ef_optax.compressors.quantize.rms_sign import rms_sign
+from ef_optax.compressors.quantize.scaled_half import scaled_half
+from ef_optax.compressors.quantize.scaled_sign import scaled_sign
+from ef_optax.compressors.quantize.sigma_bins import sigma_bins
+from ef_optax.compressors.quantize.sign import sign
+from ef_optax.compressors.quantize.ternary import ternary
+from ef_optax.compressors.quantize.three_lc import three_lc
+from ef_optax.compressors.quantize.threshold_sign import threshold_sign
+from ef_optax.compressors.quantize.two_bit import two_bit
+from ef_optax.compressors.quantize.two_mean_sign import two_mean_sign
+from ef_optax.compressors.quantize.uniform import uniform
+from ef_optax.compressors.sparse.bernoulli import bernoulli
+from ef_optax.compressors.sparse.block_top_k import block_top_k
+from ef_optax.compressors.sparse.comp_k import comp_k
+from ef_optax.compressors.sparse.dct_top_k import dct_top_k
+from ef_optax.compressors.sparse.mix_k import mix_k
+from ef_optax.compressors.sparse.random_block import random_block
+from ef_optax.compressors.sparse.random_k import random_k
+from ef_optax.compressors.sparse.redsync import redsync
+from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
+from ef_optax.compressors.sparse.threshold import threshold
+from ef_optax.compressors.sparse.top_k import top_k
+from ef_optax.compressors.sparse.wangni import wangni
+from ef_optax.exchanges.global_top_k_of_sum import global_top_k_of_sum
+from ef_optax.exchanges.majority import majority_vote
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ef_optax as ef
-from ef_optax.compressors._blocks import block_count, blockwise
-from ef_optax.compressors._norms import block_extremes, block_norms, block_sums
+from ef_optax._numeric.blocks import block_count, blockwise
+from ef_optax._numeric.norms import block_extremes, block_norms, block_sums
 
 # Whole blocks, a last one that is not full, odd lengths, one block, and leaves below a block.
 SHAPES = [

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 
 import ef_optax as ef
-from ef_optax._base import Codec
-from ef_optax._fields import exact_bits, to_words
+from ef_optax._bits.fields import exact_bits, to_words
+from ef_optax._core.codec import Codec
 from tests.compressors.pool import CASES, SHAPE, inputs, thinned
 
 DRAWS = 1500

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ef_optax.compressors.dithering import linear_dithering, natural_dithering, qsgd
-from ef_optax.compressors.dorefa import dorefa
-from ef_optax.compressors.natural import natural
-from ef_optax.compressors.ternary import ternary, three_lc
+from ef_optax.compressors.quantize.dorefa import dorefa
+from ef_optax.compressors.quantize.linear_dithering import linear_dithering
+from ef_optax.compressors.quantize.natural import natural
+from ef_optax.compressors.quantize.natural_dithering import natural_dithering
+from ef_optax.compressors.quantize.qsgd import qsgd
+from ef_optax.compressors.quantize.ternary import ternary
+from ef_optax.compressors.quantize.three_lc import three_lc
 
 DRAWS = 20_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ef_optax.compressors.entropy import (
+from ef_optax.measure.entropy import (
     arithmetic_bits,
     elias_delta_bits,
     elias_gamma_bits,

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax.compressors._messageless import MessagelessCodec
-from ef_optax.compressors.algebra import induced, probabilistic_mix, scale_to_contractive
-from ef_optax.compressors.cast import cast
-from ef_optax.compressors.dithering import qsgd
-from ef_optax.compressors.global_top_k import global_top_k, global_top_k_of_sum
-from ef_optax.compressors.majority import majority_vote
-from ef_optax.compressors.perm_k import perm_k
-from ef_optax.compressors.power_sgd import power_sgd
-from ef_optax.compressors.sketch import count_sketch, estimates, sketch
-from ef_optax.compressors.sparsify import random_k, top_k
-from ef_optax.compressors.ternary import ternary
+from ef_optax.compressors.combine._messageless import MessagelessCodec
+from ef_optax.compressors.combine.induced import induced
+from ef_optax.compressors.combine.probabilistic_mix import probabilistic_mix
+from ef_optax.compressors.combine.scale_to_contractive import scale_to_contractive
+from ef_optax.compressors.low_rank.power_sgd import power_sgd
+from ef_optax.compressors.quantize.cast import cast
+from ef_optax.compressors.quantize.qsgd import qsgd
+from ef_optax.compressors.quantize.ternary import ternary
+from ef_optax.compressors.sparse.count_sketch import count_sketch, estimates, sketch
+from ef_optax.compressors.sparse.global_top_k import global_top_k
+from ef_optax.compressors.sparse.random_k import random_k
+from ef_optax.compressors.sparse.top_k import top_k
+from ef_optax.exchanges.global_top_k_of_sum import global_top_k_of_sum
+from ef_optax.exchanges.majority import majority_vote
+from ef_optax.exchanges.perm import perm_k
 from ef_optax.feedback.compressed_mean import compressed_mean
 from ef_optax.feedback.ef14 import error_feedback
 from ef_optax.parallel.simulation import simulate

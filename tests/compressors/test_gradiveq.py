@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax.compressors.gradiveq import gradiveq
+from ef_optax.compressors.low_rank.gradiveq import gradiveq
 
 WORKERS, SAMPLES, PERIOD, START = 3, 4, 6, 2
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax.compressors._matrix import orthonormal
-from ef_optax.compressors.acp_sgd import acp_sgd
-from ef_optax.compressors.dct import dct_top_k
-from ef_optax.compressors.low_rank import atomo, svd
-from ef_optax.compressors.power_sgd import power_sgd
-from ef_optax.compressors.two_mean import two_mean_sign
+from ef_optax._numeric.matrix import orthonormal
+from ef_optax.compressors.low_rank.acp_sgd import acp_sgd
+from ef_optax.compressors.low_rank.atomo import atomo
+from ef_optax.compressors.low_rank.power_sgd import power_sgd
+from ef_optax.compressors.low_rank.svd import svd
+from ef_optax.compressors.quantize.two_mean_sign import two_mean_sign
+from ef_optax.compressors.sparse.dct_top_k import dct_top_k
 from ef_optax.feedback.ef14 import error_feedback
 from ef_optax.parallel.simulation import simulate
 

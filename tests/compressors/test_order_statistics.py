@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ef_optax.compressors._order_statistics import order_statistics
+from ef_optax._numeric.order_statistics import order_statistics
 
 SIZE = 70_001
 RNG = np.random.default_rng(0)

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax.compressors.codebook import quantile_8bit, quantile_sketch, sigma_bins
-from ef_optax.compressors.compose import compose
-from ef_optax.compressors.narrow import fp8, log_quantize, scaled_half
-from ef_optax.compressors.sparsify import top_k
-from ef_optax.compressors.uniform import block_quantize, uniform
+from ef_optax.compressors.combine.compose import compose
+from ef_optax.compressors.quantize.block_quantize import block_quantize
+from ef_optax.compressors.quantize.fp8 import fp8
+from ef_optax.compressors.quantize.log_quantize import log_quantize
+from ef_optax.compressors.quantize.quantile_8bit import quantile_8bit
+from ef_optax.compressors.quantize.quantile_sketch import quantile_sketch
+from ef_optax.compressors.quantize.scaled_half import scaled_half
+from ef_optax.compressors.quantize.sigma_bins import sigma_bins
+from ef_optax.compressors.quantize.uniform import uniform
+from ef_optax.compressors.sparse.top_k import top_k
 
 
 def decoded(compressor, x, dtype="float32") -> np.ndarray:

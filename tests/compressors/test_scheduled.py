@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax._timeline import Timeline, merged
+from ef_optax._core.timeline import Timeline, merged
 
 WORKERS = 3
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ef_optax.compressors.fixed_levels import threshold_sign, two_bit
-from ef_optax.compressors.majority import majority_vote
-from ef_optax.compressors.perm_k import perm_k
-from ef_optax.compressors.rms_sign import rms_sign
-from ef_optax.compressors.two_mean import two_mean_sign
+from ef_optax.compressors.quantize.rms_sign import rms_sign
+from ef_optax.compressors.quantize.threshold_sign import threshold_sign
+from ef_optax.compressors.quantize.two_bit import two_bit
+from ef_optax.compressors.quantize.two_mean_sign import two_mean_sign
+from ef_optax.exchanges.majority import majority_vote
+from ef_optax.exchanges.perm import perm_k
 from ef_optax.feedback.compressed_mean import compressed_mean
 from ef_optax.feedback.ef14 import error_feedback
 from ef_optax.parallel.simulation import simulate

@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ef_optax.compressors.adaq import adaq
-from ef_optax.compressors.bernoulli import bernoulli
-from ef_optax.compressors.block_top_k import block_top_k
-from ef_optax.compressors.cast import cast
-from ef_optax.compressors.codebook import sigma_bins
-from ef_optax.compressors.comp_mix import comp_k, mix_k
-from ef_optax.compressors.compose import compose
-from ef_optax.compressors.random_block import random_block
-from ef_optax.compressors.threshold import redsync, sampled_top_k, threshold
-from ef_optax.compressors.wangni import keep_probabilities, wangni
+from ef_optax.compressors.combine.compose import compose
+from ef_optax.compressors.quantize.adaq import adaq
+from ef_optax.compressors.quantize.cast import cast
+from ef_optax.compressors.quantize.sigma_bins import sigma_bins
+from ef_optax.compressors.sparse.bernoulli import bernoulli
+from ef_optax.compressors.sparse.block_top_k import block_top_k
+from ef_optax.compressors.sparse.comp_k import comp_k
+from ef_optax.compressors.sparse.mix_k import mix_k
+from ef_optax.compressors.sparse.random_block import random_block
+from ef_optax.compressors.sparse.redsync import redsync
+from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
+from ef_optax.compressors.sparse.threshold import threshold
+from ef_optax.compressors.sparse.wangni import keep_probabilities, wangni
 
 
 def coded(compressor, x, key=None):

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ef_optax.compressors._transforms import TRANSFORMS, hadamard
-from ef_optax.compressors.dct import dct_matrix, dct_top_k
-from ef_optax.compressors.drive import drive, eden, fitted_scale, normal_centroids
-from ef_optax.compressors.rotate import rotate
-from ef_optax.compressors.sparsify import top_k
-from ef_optax.compressors.uniform import block_quantize
+from ef_optax._numeric.transforms import TRANSFORMS, hadamard
+from ef_optax.compressors.combine.rotate import rotate
+from ef_optax.compressors.quantize.block_quantize import block_quantize
+from ef_optax.compressors.quantize.drive import drive
+from ef_optax.compressors.quantize.eden import eden, fitted_scale, normal_centroids
+from ef_optax.compressors.sparse.dct_top_k import dct_matrix, dct_top_k
+from ef_optax.compressors.sparse.top_k import top_k
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

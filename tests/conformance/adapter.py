@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 import ef_optax as ef
-from ef_optax import _packing
-from ef_optax.compressors.drive import fitted_scale
+from ef_optax._bits import packing
+from ef_optax.compressors.quantize.eden import fitted_scale
 
 
 class EfOptax:
@@ -29,18 +29,18 @@ class EfOptax:
         indices = np.asarray(indices, np.int64)
         if indices.size % 2 or (indices >= 1 << bits).any() or (indices < 0).any():
             raise ValueError("indices do not fit, or their count is odd")
-        words = np.asarray(_packing.pack(jnp.asarray(indices, jnp.uint32), bits))
+        words = np.asarray(packing.pack(jnp.asarray(indices, jnp.uint32), bits))
         return words.astype("<u4").tobytes()[: -(-indices.size * bits // 8)]
 
     def unpack_indices(self, data: bytes, bits: int, count: int) -> np.ndarray:
         """The inverse of :meth:`pack_indices`."""
-        words = np.zeros(_packing.packed_words(count, bits), "<u4")
+        words = np.zeros(packing.packed_words(count, bits), "<u4")
         words.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
-        return np.asarray(_packing.unpack(jnp.asarray(words, jnp.uint32), bits, count))
+        return np.asarray(packing.unpack(jnp.asarray(words, jnp.uint32), bits, count))
 
     def sign_words(self, x: Any) -> np.ndarray:
         """The packed signs, 32 to a word."""
-        return np.asarray(_packing.pack_signs(jnp.asarray(x, jnp.float32)))
+        return np.asarray(packing.pack_signs(jnp.asarray(x, jnp.float32)))
 
     def compress(self, name: str, x: Any, **options: Any) -> np.ndarray:
         """What the receiver decodes from the message of one leaf."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax.compressors.sketch import hashes
+from ef_optax.compressors.sparse.count_sketch import hashes
 from tests.feedback.problem import AXIS, GAMMA, GRADS, LEAVES, SIZES, START, optimizer, run
 from tests.oracles import iterates, two_sided
 

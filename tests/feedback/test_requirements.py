@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import ef_optax as ef
-from ef_optax.compressors.scheduled import Scheduled
-from ef_optax.feedback import _requires
-from ef_optax.feedback._requires import CONTRACTIVE, NEEDS, REQUIRES
+from ef_optax._rules import needs as needs_module
+from ef_optax._rules.needs import CONTRACTIVE, NEEDS, REQUIRES
+from ef_optax.compressors.combine.scheduled import Scheduled
 from tests.compressors.pool import CASES
 from tests.feedback.rules import AXIS, COMPRESSED, SIGN, TOP, N
 
@@ -161,7 +161,7 @@ REMEMBERS = sorted(
 @pytest.mark.parametrize(("rule", "argument"), REMEMBERS)
 def test_what_is_refused_grows(rule, argument, monkeypatch):
     """With the refusal taken away one entry in eight, times eight, is remembered without bound."""
-    monkeypatch.setattr(_requires.ContractiveExchange, "_check", lambda *_: None)
+    monkeypatch.setattr(needs_module.ContractiveExchange, "_check", lambda *_: None)
     assert growth(COMPRESSED[rule, argument](RARE)) > 100
 
 

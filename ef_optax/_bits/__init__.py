@@ -1,0 +1,1 @@
+"""Bits in words: fields, masks, codes."""

@@ -1,0 +1,266 @@
+"""Fields of a message as words: laid end to end to the bit, with less than one word of padding.
+
+A message is a tree of fields. An array is a field of its own bytes. :class:`Packed` is a field of
+bits, whose last word is only partly used. On the wire
+
+    | whole words of field 1 | whole words of field 2 | ... | rests, bit by bit | padding |
+
+The whole words are moved where they lie and never shifted. What remains of each field is less than
+a word; these rests are joined bit by bit at static positions. So any number of fields takes
+``ceil(bits / 32)`` words together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ef_optax._bits import packing
+from ef_optax._bits.packing import WORD_BITS
+from ef_optax._numeric import check, offsets
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("words",), meta_fields=("bits",))
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A field of bits: words of which only the first ``bits`` bits are part of the message.
+
+    Attributes:
+      words: uint32 of shape (..., ceil(bits / 32)); the bits beyond ``bits`` are zero.
+      bits: exact number of bits along the last axis, a Python int.
+    """
+
+    words: jax.Array
+    bits: int
+
+
+Field = Packed | jax.Array
+
+
+# ---------------------------------------------------------------------------- codes and signs
+
+
+def pack(codes: ArrayLike, width: int) -> Packed:
+    """Packs codes of ``width`` bits into a field of a message, one after the other.
+
+    Args:
+      codes: shape (count,) of any integer dtype, or a list of integers; every value in
+        ``0 ... 2**width - 1`` (not checked).
+      width: static width of a code, 0 to 32 bits; zero bits take no room.
+
+    Returns:
+      The field, of ``count * width`` bits.
+
+    Raises:
+      TypeError: if ``codes`` are floating-point numbers.
+      ValueError: if ``width`` is not in 0 ... 32 or ``codes`` is not one-dimensional.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> field = ef.pack(jnp.array([1, 0, 3, 2, 1]), 2)
+      >>> field.bits, field.words.tolist()
+      (10, [433])
+    """
+    check.count("pack", "width", width, least=0, most=WORD_BITS)
+    codes = jnp.asarray(codes)
+    if not codes.size:  # an empty list is an array of floats
+        codes = codes.astype(jnp.uint32)
+    if jnp.issubdtype(codes.dtype, jnp.inexact):
+        raise TypeError(
+            f"pack: codes of dtype {codes.dtype} would lose their fractions; round them to "
+            f"integers in 0 ... 2**{width} - 1 first."
+        )
+    return Packed(packing.pack(codes, width), codes.size * width)
+
+
+def unpack(field: Packed, width: int, count: int) -> jax.Array:
+    """Reads ``count`` codes of ``width`` bits back, the inverse of :func:`pack`.
+
+    Args:
+      field: what :func:`pack` returned, on whichever worker.
+      width: static width of a code, 0 to 32 bits.
+      count: static number of codes.
+
+    Returns:
+      uint32 of shape (count,).
+
+    Raises:
+      TypeError: if ``field`` is not what :func:`pack` returned.
+      ValueError: for a bad ``width`` or ``count``, or if the field does not have the words that
+        ``count`` codes take.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> ef.unpack(ef.pack(jnp.array([5, 0, 7]), 3), 3, 3).tolist()
+      [5, 0, 7]
+    """
+    if not isinstance(field, Packed):
+        raise TypeError(f"unpack: field={field!r} must be what ef_optax.pack returned.")
+    check.count("unpack", "width", width, least=0, most=WORD_BITS)
+    check.count("unpack", "count", count, least=0)
+    return packing.unpack(field.words, width, count)
+
+
+def pack_signs(x: jax.Array) -> Packed:
+    """The signs of a vector, one bit each: 1 where ``x >= 0``."""
+    return Packed(packing.pack_signs(x), x.size)
+
+
+def unpack_signs(field: Packed, count: int, dtype: Any) -> jax.Array:
+    """Reads packed signs back as +1 and -1 of the given dtype."""
+    return packing.unpack_signs(field.words, count, dtype)
+
+
+# ---------------------------------------------------------------------------- a message as words
+
+
+def exact_bits(message: Any) -> int:
+    """The bits of all fields of a message (or of its shapes), without any padding.
+
+    >>> exact_bits([pack(jnp.arange(3), 2), jnp.zeros(3, jnp.bfloat16)])
+    54
+    """
+    total = 0
+    for field in _fields(message):
+        if isinstance(field, Packed):
+            total += math.prod(field.words.shape[:-1]) * field.bits
+        else:
+            total += math.prod(field.shape) * jnp.dtype(field.dtype).itemsize * 8
+    return total
+
+
+def to_words(message: Any) -> jax.Array:
+    """All fields of a message in ``ceil(exact_bits / 32)`` words.
+
+    >>> to_words([pack(jnp.arange(3), 2), pack(jnp.arange(4), 3)]).tolist()
+    [107044]
+    """
+    whole, ends, widths = [], [], []
+    for field in _fields(message):
+        rows, full, rest = _layout(field)
+        words, end = _cut(field, full, rest)
+        if words.size:
+            whole.append(words)
+        if rest:
+            ends.append(end)
+            widths += [rest] * rows
+    if ends:
+        whole.append(_join(jnp.concatenate(ends), widths))
+    if not whole:
+        return jnp.zeros((0,), jnp.uint32)
+    return whole[0] if len(whole) == 1 else jnp.concatenate(whole)
+
+
+def from_words(words: jax.Array, like: Any, witness: jax.Array | None = None) -> Any:
+    """The inverse of :func:`to_words`, for a message whose fields look like those of ``like``.
+
+    With a ``witness`` (see ``offsets.as_data``) equal fields are read by one and the same program.
+    """
+    fields, treedef = jax.tree.flatten(like, is_leaf=lambda x: isinstance(x, Packed))
+    layouts = [_layout(field) for field in fields]
+    widths = [rest for rows, _, rest in layouts if rest for _ in range(rows)]
+    ends = _split(words[sum(rows * full for rows, full, _ in layouts) :], widths)
+    at = offsets.starts([rows * full for rows, full, _ in layouts], layouts, witness)
+    end = offsets.starts([rows * bool(rest) for rows, _, rest in layouts], layouts, witness)
+    out = []
+    for i, (field, (rows, full, rest)) in enumerate(zip(fields, layouts, strict=True)):
+        each = full + (rest > 0 and rows == 1)
+        own = jax.lax.dynamic_slice_in_dim(words, at[i], rows * each).reshape(rows, each)
+        if rest:
+            last = jax.lax.dynamic_slice_in_dim(ends, end[i], rows)
+            if rows == 1:  # over the word that follows: on a CPU far cheaper than to concatenate
+                own = own.at[0, full].set(last[0])
+            else:
+                own = jnp.concatenate([own, last[:, None]], axis=1)
+        out.append(_from_rows(own, field))
+    return jax.tree.unflatten(treedef, out)
+
+
+def _fields(message: Any) -> list[Field]:
+    return jax.tree.leaves(message, is_leaf=lambda x: isinstance(x, Packed))
+
+
+def _layout(field: Field) -> tuple[int, int, int]:
+    """Rows of a field, whole words of each, and the bits that remain of each.
+
+    An array is one row of bytes; packed fields are several rows where leaves are stacked.
+    """
+    if isinstance(field, Packed):
+        return math.prod(field.words.shape[:-1]), *divmod(field.bits, WORD_BITS)
+    return 1, *divmod(exact_bits(field), WORD_BITS)
+
+
+def _cut(field: Field, full: int, rest: int) -> tuple[jax.Array, jax.Array]:
+    """The whole words of a field, and one word for what remains of each row (if any does)."""
+    if isinstance(field, Packed):
+        rows = field.words.reshape(-1, full + bool(rest)) if full or rest else field.words
+        return (rows[:, :full] if rest else rows).reshape(-1), rows[:, -1] if rest else rows
+    dtype, flat = jnp.dtype(field.dtype), field.reshape(-1)
+    if dtype == jnp.bool_ or dtype.itemsize not in (1, 2, 4, 8):
+        raise TypeError(
+            f"a message holds an array of dtype {dtype}; send whole bytes, and bits by ef.pack."
+        )
+    if dtype.itemsize >= 4:
+        return jax.lax.bitcast_convert_type(flat, jnp.uint32).reshape(-1), flat
+    # As integers, so that nothing on the way may touch a NaN.
+    flat = jax.lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
+    each = 4 // dtype.itemsize
+    flat = jnp.pad(flat, (0, -flat.size % each)).reshape(-1, each)
+    words = jax.lax.bitcast_convert_type(flat, jnp.uint32)
+    return (words[:full], words[full:]) if rest else (words, words)
+
+
+def _from_rows(rows: jax.Array, like: Field) -> Field:
+    if isinstance(like, Packed):
+        return Packed(rows.reshape(like.words.shape), like.bits)
+    flat, dtype = rows.reshape(-1), jnp.dtype(like.dtype)
+    if dtype.itemsize == 8:
+        flat = flat.reshape(-1, 2)
+    else:
+        whole = jax.lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
+        flat = whole.reshape(-1)[: math.prod(like.shape)]
+    return jax.lax.bitcast_convert_type(flat, dtype).reshape(like.shape)
+
+
+def _bit_places(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Word and shift of each rest when they are laid end to end, and the words in all."""
+    ends = np.cumsum(np.asarray(widths, np.int64))
+    starts = ends - np.asarray(widths)
+    return (
+        starts // WORD_BITS,
+        (starts % WORD_BITS).astype(np.uint32),
+        -(-int(ends[-1]) // WORD_BITS),
+    )
+
+
+def _join(rests: jax.Array, widths: Sequence[int]) -> jax.Array:
+    """Rests of the given widths, bit by bit one after the other; no two share a bit."""
+    if len(widths) == 1:
+        return rests
+    word, shift, count = _bit_places(widths)
+    joined = jnp.zeros(count, jnp.uint32).at[word].add(rests << shift)
+    over = np.flatnonzero(shift + np.asarray(widths) > WORD_BITS)
+    if over.size:
+        high = rests[over] >> (np.uint32(WORD_BITS) - shift[over])
+        joined = joined.at[word[over] + 1].add(high)
+    return joined
+
+
+def _split(words: jax.Array, widths: Sequence[int]) -> jax.Array:
+    """The inverse of :func:`_join`."""
+    if not widths:
+        return words
+    word, shift, count = _bit_places(widths)
+    low = words[word] >> shift
+    # A shift by 32 is undefined, so the part of the next word moves in two steps.
+    high = (words[np.minimum(word + 1, count - 1)] << 1) << (np.uint32(WORD_BITS - 1) - shift)
+    mask = ((np.uint64(1) << np.asarray(widths, np.uint64)) - np.uint64(1)).astype(np.uint32)
+    return (low | high) & mask

@@ -1,0 +1,263 @@
+"""Bit fields in 32-bit words: how a message becomes exactly as long as its information.
+
+Fields of ``bits`` bits are laid down one after the other in little-endian bit order: field ``i``
+takes the bits ``i * bits ... (i + 1) * bits - 1`` of the stream, and bit ``b`` of the stream is bit
+``b % 32`` of word ``b // 32``. Only the last word is padded, with zeros.
+
+Every function is a fixed pattern of slices, shifts and ors with static positions: no loop, no carry
+and no scatter, so it is the same under `jit`, `vmap` and inside `shard_map`, and XLA fuses it into
+the pass that makes the codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+WORD_BITS = 32
+
+
+def packed_words(count: int, bits: int) -> int:
+    """Number of words that ``count`` fields take, ``ceil(count * bits / 32)``.
+
+    Args:
+      count: number of fields.
+      bits: width of one field, 0 to 32.
+
+    Example:
+      >>> packed_words(33, 1), packed_words(7, 12), packed_words(0, 8), packed_words(9, 0)
+      (2, 3, 0, 0)
+    """
+    return -(-count * bits // WORD_BITS)
+
+
+def pack(codes: jax.Array, bits: int) -> jax.Array:
+    """Packs codes of ``bits`` bits into words.
+
+    Args:
+      codes: shape (count,), any integer dtype, every value in ``0 ... 2**bits - 1`` (not checked).
+      bits: static width of a field, 0 to 32. A field of zero bits (the index into a single value)
+        packs to no words at all.
+
+    Returns:
+      uint32 of shape ``(packed_words(count, bits),)``.
+
+    Raises:
+      ValueError: if ``bits`` is not in 0 ... 32 or ``codes`` is not one-dimensional.
+
+    Example:
+      >>> words = pack(jnp.array([1, 2, 3, 4], jnp.uint32), 12)
+      >>> [hex(word) for word in words.tolist()]
+      ['0x3002001', '0x40']
+    """
+    _check_bits(bits)
+    if codes.ndim != 1:
+        raise ValueError(
+            f"pack: codes of shape {codes.shape} must be one-dimensional; flatten them first."
+        )
+    count = codes.size
+    if count == 0 or bits == 0:
+        return jnp.zeros((0,), jnp.uint32)
+    codes = codes.astype(jnp.uint32)
+    fields, words = _group(bits)
+    # The whole groups are packed where they lie; only the ragged end is padded, so that no pass
+    # over the data is spent on padding.
+    whole = count - count % fields
+    parts = []
+    if whole:
+        parts.append(_pack_groups(codes[:whole].reshape(-1, fields), bits, words))
+    if whole < count:
+        tail = jnp.pad(codes[whole:], (0, fields - (count - whole)))
+        last = _pack_groups(tail.reshape(1, fields), bits, words)
+        parts.append(last[: packed_words(count - whole, bits)])
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def unpack(words: jax.Array, bits: int, count: int) -> jax.Array:
+    """Reads ``count`` codes of ``bits`` bits back, the inverse of `pack`.
+
+    Args:
+      words: uint32 of shape ``(packed_words(count, bits),)``.
+      bits: static width of a field, 0 to 32.
+      count: static number of fields.
+
+    Returns:
+      uint32 of shape (count,).
+
+    Raises:
+      ValueError: if ``bits`` is not in 0 ... 32 or the number of words is not the one that
+        ``count`` fields take.
+
+    Example:
+      >>> unpack(pack(jnp.array([5, 0, 7], jnp.uint32), 3), 3, 3).tolist()
+      [5, 0, 7]
+    """
+    _check_bits(bits)
+    if words.shape != (packed_words(count, bits),):
+        raise ValueError(
+            f"unpack: the field has words of shape {words.shape}, but {count} codes of {bits} bits "
+            f"take {packed_words(count, bits)} words; pass the width and count that were packed."
+        )
+    if count == 0 or bits == 0:
+        return jnp.zeros((count,), jnp.uint32)
+    fields, group_words = _group(bits)
+    groups = -(-count // fields)
+    words = jnp.pad(words, (0, groups * group_words - words.size))
+    return _unpack_groups(words.reshape(groups, group_words), bits, fields)[:count]
+
+
+def pack_signs(x: jax.Array) -> jax.Array:
+    """Packs the signs of a vector, one bit each: 1 where ``x >= 0``.
+
+    Both zeros count as plus; a NaN counts as minus.
+
+    Args:
+      x: floating array of shape (count,).
+
+    Returns:
+      uint32 of shape ``(packed_words(count, 1),)``.
+
+    Example:
+      >>> pack_signs(jnp.array([1.0, -2.0, 0.0, -0.0])).tolist()
+      [13]
+    """
+    return pack((x >= 0).astype(jnp.uint32), 1)
+
+
+def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Packs signs and sums magnitudes in one reading of the vector.
+
+    Args:
+      x: floating array of shape (count,).
+
+    Returns:
+      The words of `pack_signs`, and the 1-norm ``sum |x_i|``, a scalar, float32 or as wide as x.
+
+    Example:
+      >>> words, norm = pack_signs_and_norm(jnp.array([1.0, -2.0, 0.5]))
+      >>> words.tolist(), norm.item()
+      ([5], 3.5)
+    """
+    wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    if x.size == 0:
+        return jnp.zeros((0,), jnp.uint32), jnp.zeros((), wide)
+    whole = x.size - x.size % WORD_BITS
+    parts = []
+    if whole:
+        parts.append(_signs_and_norms(x[:whole].reshape(-1, WORD_BITS), wide))
+    if whole < x.size:
+        words, norms = _signs_and_norms(x[whole:].reshape(1, -1), wide)
+        parts.append((words, norms))
+    words = jnp.concatenate([words for words, _ in parts])
+    return words, sum((jnp.sum(norms) for _, norms in parts), jnp.zeros((), wide))
+
+
+def _signs_and_norms(rows: jax.Array, wide: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """One word and one 1-norm for each row of at most 32: a single reduction of two operands."""
+    bits = (rows >= 0).astype(jnp.uint32) << np.arange(rows.shape[1], dtype=np.uint32)
+
+    def add(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return left[0] | right[0], left[1] + right[1]
+
+    start = (np.zeros((), np.uint32), np.zeros((), wide))
+    return lax.reduce((bits, jnp.abs(rows.astype(wide))), start, add, (1,))
+
+
+def unpack_signs(words: jax.Array, count: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Reads packed signs back as ``+1`` and ``-1``.
+
+    Args:
+      words: uint32 of shape ``(packed_words(count, 1),)``.
+      count: static number of signs.
+      dtype: floating dtype of the result.
+
+    Returns:
+      ±1 of shape (count,).
+
+    Example:
+      >>> unpack_signs(jnp.array([13], jnp.uint32), 4, jnp.float32).tolist()
+      [1.0, -1.0, 1.0, 1.0]
+    """
+    plus = unpack(words, 1, count) != 0
+    return jnp.where(plus, jnp.ones((), dtype), -jnp.ones((), dtype))
+
+
+def _check_bits(bits: int) -> None:
+    if not 0 <= bits <= WORD_BITS:
+        raise ValueError(f"bits must be between 0 and {WORD_BITS}, got {bits}")
+
+
+def _group(bits: int) -> tuple[int, int]:
+    """The shortest run of fields that ends on a word boundary: (fields, words)."""
+    run = math.lcm(bits, WORD_BITS)
+    return run // bits, run // WORD_BITS
+
+
+def _together(bits: int) -> int:
+    """How many neighbouring codes go through the slow pattern as one code that fits a word.
+
+    Narrow codes that do not fill whole words: all else is then done in vector registers.
+
+    >>> [_together(bits) for bits in (1, 3, 4, 6, 12)]
+    [1, 8, 1, 4, 1]
+    """
+    return 1 << (WORD_BITS // bits).bit_length() - 1 if bits < 8 and WORD_BITS % bits else 1
+
+
+def _joined(codes: jax.Array, bits: int, together: int) -> jax.Array:
+    """Each run of ``together`` codes as one code."""
+    shifts = np.arange(together, dtype=np.uint32) * np.uint32(bits)
+    return lax.reduce(codes.reshape(-1, together) << shifts, np.uint32(0), lax.bitwise_or, (1,))
+
+
+def _pack_groups(codes: jax.Array, bits: int, words: int) -> jax.Array:
+    """Packs (groups, fields) codes into (groups * words,) words."""
+    fields = codes.shape[1]
+    if bits <= 2:
+        # By way of bytes, and by an or, not a sum: so the compiler keeps it in vector registers,
+        # where 32 fields into one word at once take it six times as long.
+        shifts = np.arange(8 // bits, dtype=np.uint32) * np.uint32(bits)
+        parts = (codes.reshape(-1, 8 // bits) << shifts).astype(jnp.uint8)
+        octets = lax.reduce(parts, np.uint8(0), lax.bitwise_or, (1,))
+        return lax.bitcast_convert_type(octets.reshape(-1, 4), jnp.uint32)
+    together = fields if words == 1 else _together(bits)
+    if together > 1:
+        joined = _joined(codes, bits, together)
+        if words == 1:
+            return joined
+        return _pack_groups(joined.reshape(-1, fields // together), bits * together, words)
+    columns = []
+    for word in range(words):
+        start = word * WORD_BITS
+        total = None
+        for field in range(start // bits, min(fields, -(-(start + WORD_BITS) // bits))):
+            shift = field * bits - start
+            column = codes[:, field]
+            part = column << np.uint32(shift) if shift >= 0 else column >> np.uint32(-shift)
+            total = part if total is None else total | part
+        columns.append(total)
+    return jnp.stack(columns, axis=1).reshape(-1)
+
+
+def _unpack_groups(words: jax.Array, bits: int, fields: int) -> jax.Array:
+    """Reads (groups, words) words as (groups * fields,) codes."""
+    starts = np.arange(fields) * bits
+    shifts = (starts % WORD_BITS).astype(np.uint32)
+    mask = np.uint32((1 << bits) - 1)
+    if words.shape[1] == 1:
+        return ((words >> shifts) & mask).reshape(-1)
+    together = _together(bits)
+    if together > 1:
+        joined = _unpack_groups(words, bits * together, fields // together)
+        # Without the barrier the compiler reads the words anew for each code.
+        return _unpack_groups(lax.optimization_barrier(joined)[:, None], bits, together)
+    first = starts // WORD_BITS
+    second = np.minimum(first + 1, words.shape[1] - 1)
+    low = words[:, first] >> shifts
+    # A shift by 32 is undefined, so the part of the next word moves in two steps.
+    high = (words[:, second] << 1) << (np.uint32(WORD_BITS - 1) - shifts)
+    return ((low | high) & mask).reshape(-1)

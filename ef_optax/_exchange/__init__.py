@@ -1,0 +1,1 @@
+"""The driver: it runs the protocols of all leaves, one transfer a round."""

@@ -1,0 +1,293 @@
+"""The exchange: what crosses the worker axis.
+
+``Exchange(codec, axis_name)`` runs the protocols of all leaves in lockstep. Each round of requests
+becomes one transfer, however many leaves the model has; two header words ride in the first one:
+whether this worker's numbers are finite, and its weight. So every worker knows whether *all*
+messages of the step are good, at no collective of its own.
+
+    leaves ──► units (stacked equal leaves, groups) ──► protocols ══ rounds ══► outcomes ──► leaves
+
+Where codecs change with the step (``scheduled``), each phase is a whole exchange of its own and
+the step count chooses between them: no request is ever yielded under a condition, and only the
+phase that runs is paid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ef_optax._core import context
+from ef_optax._core.codec import Codec
+from ef_optax._core.timeline import merged
+from ef_optax._core.workers import Workers
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange import slices
+from ef_optax._exchange.rounds import Rounds
+from ef_optax._exchange.units import Unit, units_of
+from ef_optax._numeric import check, offsets
+from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
+from ef_optax._numeric.finite import all_finite
+from ef_optax._numeric.shapes import like_of
+
+
+class ExchangeState(NamedTuple):
+    """State of one exchange."""
+
+    # int32 scalar: exchanges made, folded into the keys
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    skipped: Array  # int32 scalar: steps skipped because some worker's numbers were not finite
+    ok: Array  # bool scalar: whether the last exchange was finite on every worker
+    codec: Any  # per leaf: the codec's own state; () when no codec has any
+
+
+class Exchanged(NamedTuple):
+    """What an exchange returns; trees shaped like the input, None where it was not wanted."""
+
+    aggregate: Any  # what every worker applies: the weighted mean for an additive codec
+    sent: Any  # what the receivers decode from this worker's message, never weighted
+    residual: Any  # input minus sent
+    support: Any  # boolean mask of what was sent
+    ok: Array  # bool scalar, the same on all workers: all messages were finite
+    state: ExchangeState
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """How messages of one codec travel over one axis.
+
+    Attributes:
+      codec: the codec (or policy) for the leaves.
+      axis_name: the worker axis, a tuple of axes, or None for one worker.
+      normalize: ``"workers"`` divides by n, ``"present"`` by the sum of the weights.
+    """
+
+    codec: Codec
+    axis_name: coll.AxisName = None
+    normalize: str = "workers"
+
+    def __post_init__(self) -> None:
+        check.axis(self.axis_name)
+        if self.normalize not in ("workers", "present"):
+            raise ValueError(
+                f"normalize={self.normalize!r} is not known; use 'workers' (divide by n) or "
+                "'present' (divide by the sum of the weights)."
+            )
+
+    def init(self, tree: Any) -> ExchangeState:
+        """The state before the first exchange of trees like ``tree``."""
+        return ExchangeState(
+            count=jnp.zeros((), jnp.int32),
+            skipped=jnp.zeros((), jnp.int32),
+            ok=jnp.ones((), bool),
+            codec=self._init_codecs(tree) if self.codec.stateful else (),
+        )
+
+    def __call__(
+        self,
+        tree: Any,
+        state: ExchangeState,
+        *,
+        weight: Array | float | None = None,
+        want: Sequence[str] = (),
+        again: Callable[[], Any] | None = None,
+    ) -> Exchanged:
+        """Exchanges one tree.
+
+        Args:
+          tree: this worker's arrays.
+          state: from :meth:`init` or the last exchange.
+          weight: this worker's weight in the mean (None: one for all).
+          want: which of ``"sent"``, ``"residual"``, ``"support"`` to compute.
+          again: forms ``tree`` anew, for codecs whose residual streams through it (else unused).
+
+        Returns:
+          The :class:`Exchanged`. If any worker's input is not finite, ``ok`` is False and the
+          aggregate is NaN in every entry (loud), unless the lift undoes the step.
+        """
+        coll.require_local(tree, self.axis_name)
+        located, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        paths = [context.path_string(path) for path, _ in located]
+        leaves = [leaf for _, leaf in located]
+        for path, leaf in zip(paths, leaves, strict=True):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise TypeError(f"updates['{path}'] has dtype {leaf.dtype}, {FLOATING_ONLY}")
+        states = treedef.flatten_up_to(state.codec) if self.codec.stateful else [()] * len(leaves)
+
+        def anew() -> list[Array] | None:
+            if again is None or specs is not None:  # nothing may be closed over by slices
+                return None
+            return treedef.flatten_up_to(again())
+
+        def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
+            finite, weight, count = shared
+            run = _Run(self, paths, slices, specs or [None] * len(leaves), count, anew, loud)
+            return run(leaves, states, finite, weight, tuple(want))
+
+        lift = context.current()
+        loud = lift is None or not lift.guarded
+        specs = slices.leaf_specs(paths)
+        weight = None if weight is None else jnp.asarray(weight, jnp.float32)
+        # Slices of one leaf have one verdict; a leaf that is not split may ask its codec.
+        finite = None if specs is None else all_finite(leaves)
+        shared = (finite, weight, state.count)
+        if specs is None:
+            results, (states, ok) = send(leaves, states, shared, [0] * len(leaves))
+        else:
+            names = ("aggregate", *want)
+            results, (states, ok) = slices.over_slices(send, leaves, states, shared, specs, names)
+        trees = {name: treedef.unflatten(xs) for name, xs in results.items()}
+        return Exchanged(
+            aggregate=trees["aggregate"],
+            sent=trees.get("sent"),
+            residual=trees.get("residual"),
+            support=trees.get("support"),
+            ok=ok,
+            state=ExchangeState(
+                count=state.count + 1,
+                skipped=state.skipped + jnp.where(ok, 0, 1).astype(jnp.int32),
+                ok=ok,
+                codec=treedef.unflatten(states) if self.codec.stateful else (),
+            ),
+        )
+
+    def located(self, tree: Any) -> tuple[list[str], list[jax.ShapeDtypeStruct], Any]:
+        """Paths of the leaves, shape and dtype of what one codec sees of each, and the treedef."""
+        located, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        paths = [context.path_string(path) for path, _ in located]
+        likes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for _, x in located]
+        specs = slices.leaf_specs(paths)
+        if specs is not None:
+            likes = [slices.slice_like(x, spec) for x, spec in zip(likes, specs, strict=True)]
+        return paths, likes, treedef
+
+    def _init_codecs(self, tree: Any) -> Any:
+        paths, likes, treedef = self.located(tree)
+        specs = slices.leaf_specs(paths)
+        states = []
+        for i, (path, like) in enumerate(zip(paths, likes, strict=True)):
+            state = self.codec.for_leaf(path, like).init(like, path)
+            if specs is not None and context.spec_axes(specs[i]):
+                count = slices.slice_count(specs[i])
+                state = jax.tree.map(lambda x, c=count: jnp.stack([x] * c), state)
+            states.append(state)
+        return treedef.unflatten(states)
+
+
+# ---------------------------------------------------------------------------- one step
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One exchange of a list of leaves, after the model axes are out of sight."""
+
+    exchange: Exchange
+    paths: Sequence[str]
+    slices: Sequence[Array | int]
+    specs: Sequence[Any]
+    step: Array
+    anew: Callable[[], list[Array] | None]  # the leaves, formed anew if that is possible
+    loud: bool  # aggregates are NaN if some worker's numbers are not finite
+
+    def __call__(
+        self,
+        leaves: list[Array],
+        states: list[Any],
+        finite: Array | None,
+        weight: Array | None,
+        want: tuple[str, ...],
+    ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
+        codecs = [
+            self.exchange.codec.for_leaf(path, like_of(x))
+            for path, x in zip(self.paths, leaves, strict=True)
+        ]
+        timeline = merged([codec.timeline for codec in codecs])
+        phases: dict[Any, int] = {}  # what differs between the segments -> first step of it
+        segments = []
+        for start in timeline.starts():
+            phase = tuple(codec.phase(start) for codec in codecs)
+            phases.setdefault(phase, start)
+            segments.append(list(phases).index(phase))
+
+        def stage(start: int) -> Any:
+            now = [codec.at(start) for codec in codecs]
+            own = [c.state_at(s, start) for c, s in zip(codecs, states, strict=True)]
+            results, after, ok = self._stage(now, leaves, own, finite, weight, want)
+            after = [
+                c.state_after(s, new, start)
+                for c, s, new in zip(codecs, states, after, strict=True)
+            ]
+            return results, (after, ok)
+
+        if len(phases) == 1:
+            return stage(0)
+        index = jnp.asarray(segments, jnp.int32)[timeline.segment(self.step)]
+        branches = [functools.partial(stage, start) for start in phases.values()]
+        return coll.agreed_switch(index, branches, axis=self.exchange.axis_name)
+
+    def _stage(
+        self,
+        codecs: Sequence[Codec],
+        leaves: list[Array],
+        states: list[Any],
+        finite: Array | None,
+        weight: Array | None,
+        want: tuple[str, ...],
+    ) -> tuple[dict[str, list[Array]], list[Any], Array]:
+        """One exchange with these codecs: results, states, and whether all were finite."""
+        axis = self.exchange.axis_name
+        units = units_of(codecs, leaves, self.specs)
+        taken = [u.take(leaves) for u in units]
+        protocols = [
+            u.codec.protocol(x, u.take(states), self._workers(u))
+            for u, x in zip(units, taken, strict=True)
+        ]
+        rounds = Rounds(axis, self.exchange.normalize, finite, weight)
+        outcomes = rounds.drive(protocols, taken)
+        anew = functools.cache(self.anew)  # of this stage: the branches of a switch share nothing
+
+        def inputs(unit: Unit, name: str) -> tuple[Any, ...]:
+            """What the outcome's function is given: a fresh leaf, where the codec streams."""
+            streams = name == "residual" and unit.kind == "leaf" and unit.codec.streams
+            fresh = anew() if streams else None
+            return () if fresh is None else (unit.take(fresh),)
+
+        results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
+        after: list[Any] = [()] * len(leaves)
+        most = max((len(u.members) for u in units if u.kind == "stack"), default=0)
+        rows = offsets.as_data(range(most), self.step) if most else []
+        for unit, outcome in zip(units, outcomes, strict=True):
+            aggregate = outcome.aggregate
+            if self.loud:
+                aggregate = jax.tree.map(lambda x: jnp.where(rounds.ok, x, jnp.nan), aggregate)
+            self._put(results["aggregate"], unit, aggregate, rows)
+            for name in want:  # each worker's own, by type as well
+                value = getattr(outcome, name)(*inputs(unit, name))
+                value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)
+                self._put(results[name], unit, value, rows)
+            if unit.codec.stateful:
+                self._put(after, unit, outcome.state, rows)
+        return results, after, rounds.ok
+
+    def _workers(self, unit: Unit) -> Workers:
+        axis = self.exchange.axis_name
+        hashes = [np.uint32(zlib.crc32(self.paths[i].encode())) for i in unit.members]
+        return Workers(
+            size=coll.axis_size(axis),
+            index=coll.axis_index(axis),
+            step=self.step,
+            path=np.asarray(hashes) if unit.kind == "stack" else hashes[0],
+            slice_index=self.slices[unit.members[0]],
+        )
+
+    @staticmethod
+    def _put(target: list[Any], unit: Unit, value: Any, rows: Sequence[Any]) -> None:
+        for i, part in zip(unit.members, unit.give(value, rows), strict=True):
+            target[i] = part

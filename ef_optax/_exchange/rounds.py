@@ -1,0 +1,192 @@
+"""The rounds of one step: protocols advance in lockstep, each round is one transfer of each kind.
+
+Two header words ride in the first round that reaches everybody: whether this worker's numbers are
+finite, and its weight. So every worker knows whether *all* messages of the step are good, at no
+collective of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Permute, Request, Sum
+from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.transfer import (
+    exchange_trees,
+    gather_trees,
+    max_trees,
+    permute_trees,
+    sum_trees,
+)
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.finite import all_finite
+
+HEADER_WORDS = 2
+"""Words that every worker adds to one round of a step: finite flag and weight."""
+
+
+@dataclasses.dataclass
+class Rounds:
+    """Advances the protocols of one step together; trace-time object of one call.
+
+    ``finite`` says whether this worker's numbers are finite; None asks each leaf's protocol.
+    """
+
+    axis: coll.AxisName
+    normalize: str
+    finite: Array | None
+    weight: Array | None
+    ok: Array = dataclasses.field(init=False)
+    weights: Array | None = dataclasses.field(init=False, default=None)
+    total: Array | int = dataclasses.field(init=False)
+    header_due: bool = dataclasses.field(init=False, default=True)
+    inputs: Sequence[Any] = dataclasses.field(init=False, default=())
+    verdicts: dict[int, Array] = dataclasses.field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ok = jnp.ones((), bool)
+        self.total = coll.axis_size(self.axis)
+
+    def drive(self, protocols: Sequence[Protocol], inputs: Sequence[Any]) -> list[Outcome]:
+        """Runs the protocols of these inputs to their end and returns their outcomes."""
+        outcomes: dict[int, Outcome] = {}
+        pending: dict[int, Request] = {}
+        self.inputs = inputs
+        for i, protocol in enumerate(protocols):
+            self._advance(i, protocol, None, pending, outcomes)
+        while pending or (self.header_due and protocols):
+            order = list(pending)
+            answers = self._serve([pending[i] for i in order])
+            pending = {}
+            for i, answer in zip(order, answers, strict=True):
+                self._advance(i, protocols[i], answer, pending, outcomes)
+        return [outcomes[i] for i in range(len(protocols))]
+
+    def _advance(
+        self, i: int, protocol: Protocol, answer: Any, pending: dict[int, Request], outcomes: Any
+    ) -> None:
+        try:
+            request = pending[i] = protocol.send(answer)
+        except StopIteration as stop:
+            outcomes[i] = stop.value
+        else:
+            if isinstance(request, Gather) and request.finite is not None:
+                self.verdicts.setdefault(i, request.finite)
+
+    def _all_finite(self) -> Array:
+        """Whether this worker's numbers are; leaves are read only where no protocol has said so."""
+        if self.finite is not None:
+            return self.finite
+        unknown = [x for i, x in enumerate(self.inputs) if i not in self.verdicts]
+        known = list(self.verdicts.values())
+        return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown), local=True)]))
+
+    def _serve(self, requests: list[Request]) -> list[Any]:
+        """One round: fuse by kind, transfer, answer."""
+        axis, size = self.axis, coll.axis_size(self.axis)
+        kinds: dict[type, list[int]] = {}
+        for i, request in enumerate(requests):
+            kind = Sum if isinstance(request, Mean) else type(request)
+            kinds.setdefault(kind, []).append(i)
+        raw: dict[int, Any] = {}
+        carrier = self._carrier(kinds) if self.header_due else None
+        transfers = {
+            AllToAll: (exchange_trees, None),
+            Gather: (gather_trees, self._words),
+            Sum: (sum_trees, self._flag),
+            Max: (max_trees, None),
+        }
+        for kind, (transfer, header) in transfers.items():
+            members = kinds.get(kind, [])
+            trees = [self._outgoing(requests[i]) for i in members]
+            if carrier is kind and header is not None:
+                *received, head = transfer([*trees, header(size, trees)], axis)
+                self._read_header(head)
+            elif kind is AllToAll and members and self.weight is not None:
+                own = jnp.full((size,), self.weight, jnp.float32)  # one word with each row
+                *received, weights = transfer([*trees, own], axis)
+                self._weigh(weights)
+            elif members:
+                received = transfer(trees, axis)
+            else:
+                received = []
+            raw.update(zip(members, received, strict=True))
+        raw.update(self._permute(requests, kinds.get(Permute, [])))
+        return [self._incoming(requests[i], raw[i]) for i in range(len(requests))]
+
+    def _permute(self, requests: list[Any], members: list[int]) -> dict[int, Any]:
+        """One transfer for all messages that go between the same workers."""
+        if members and self.weight is not None:
+            raise ValueError(
+                "weight is not None, but messages that are merged on their way (Permute) carry no "
+                "weights; choose a compressor whose messages are gathered or summed."
+            )
+        received = {}
+        for pairs in dict.fromkeys(requests[i].pairs for i in members):
+            own = [i for i in members if requests[i].pairs == pairs]
+            trees = [requests[i].message for i in own]
+            answers = permute_trees(trees, pairs, self.axis)
+            received.update(zip(own, answers, strict=True))
+        return received
+
+    def _carrier(self, kinds: dict[type, list[int]]) -> type | None:
+        """Which transfer of this round takes the header along; None to wait for a later round.
+
+        What arrives by an all_to_all or a permutation differs between the workers by type, even
+        where the values are equal, and a maximum is another collective; so the header waits for the
+        gather or sum that follows.
+        """
+        if set(kinds) <= {AllToAll, Permute, Max} and kinds:
+            return None
+        return Gather if Gather in kinds or self.weight is not None else Sum
+
+    # The header in the form of each carrier. Sums cannot tell weights apart, hence _carrier.
+
+    def _words(self, size: int, trees: Any) -> Array:
+        del size, trees
+        weight = jnp.asarray(1.0 if self.weight is None else self.weight, jnp.float32)
+        word = jax.lax.bitcast_convert_type(weight, jnp.uint32)
+        return jnp.stack([self._all_finite().astype(jnp.uint32), word])
+
+    def _flag(self, size: int, trees: Any) -> Array:
+        del size
+        dtypes = [x.dtype for x in jax.tree.leaves(trees)]
+        dtype = jnp.float32 if jnp.float32 in dtypes or not dtypes else dtypes[0]
+        return jnp.where(self._all_finite(), 0, 1).astype(dtype)
+
+    def _read_header(self, head: Array) -> None:
+        self.header_due = False
+        if head.ndim == 0:  # a sum of "not finite" flags
+            self.ok = head == 0
+            return
+        self.ok = jnp.all(head[:, 0] == 1)
+        if self.weight is not None:
+            self._weigh(jax.lax.bitcast_convert_type(head[:, 1], jnp.float32))
+
+    def _weigh(self, weights: Array) -> None:
+        """Takes note of everybody's weights."""
+        self.weights = weights
+        if self.normalize == "present":
+            self.total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+
+    def _outgoing(self, request: Request) -> Any:
+        if isinstance(request, Mean):
+            if self.weight is None:
+                return request.value
+            return jax.tree.map(
+                lambda x: x * jnp.asarray(self.weight).astype(x.dtype), request.value
+            )
+        return request.value if isinstance(request, Sum | Max) else request.message
+
+    def _incoming(self, request: Request, received: Any) -> Any:
+        if isinstance(request, Gather | AllToAll):
+            return Gathered(received, self.weights, self.total)
+        if isinstance(request, Mean):
+            return jax.tree.map(lambda x: x / jnp.asarray(self.total, x.dtype), received)
+        return received

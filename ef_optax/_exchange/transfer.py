@@ -1,0 +1,83 @@
+"""One round of requests in as few transfers as possible.
+
+Everything that is gathered travels as the words of one ``uint32`` buffer, because a backend may
+widen a collective of narrow numbers (XLA's CPU backend sends bf16 as float32) and because one
+transfer is much cheaper than one for each leaf. The fields of all leaves lie end to end to the bit,
+so that less than one word of a round is padding. Only sums and maxima travel as numbers, in one
+buffer for each dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._bits.fields import from_words, to_words
+from ef_optax._exchange import collectives as coll
+from ef_optax._numeric.dtypes import Array
+
+Tree = Any
+
+
+def gather_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
+    """All workers' trees through one all-gather; every array gains a leading worker axis."""
+    if axis is None:
+        return jax.tree.map(lambda x: x[None], list(trees))
+    return _through_words(trees, lambda buffer: coll.all_gather(buffer, axis), leading=0)
+
+
+def exchange_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
+    """Sends row j of every array to worker j through one all-to-all; same shapes come back."""
+    if axis is None:
+        return list(trees)
+    return _through_words(trees, lambda buffer: coll.all_to_all(buffer, axis), leading=1)
+
+
+def permute_trees(
+    trees: Sequence[Tree], pairs: Sequence[tuple[int, int]], axis: coll.AxisName
+) -> list[Tree]:
+    """Sends trees from source to target for each pair; the others receive zeros."""
+    messages = list(trees)
+    words = to_words(messages)
+    received = coll.permute(words, pairs, axis) if words.size else words
+    return from_words(received, messages)
+
+
+def sum_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
+    """Sums over the workers. XLA merges the all-reduces of a round into one, without copies."""
+    return _reduced(trees, axis, coll.psum)
+
+
+def max_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
+    """Elementwise maxima over the workers, merged like the sums."""
+    return _reduced(trees, axis, coll.pmax)
+
+
+def _reduced(trees: Sequence[Tree], axis: coll.AxisName, collective: Any) -> list[Tree]:
+    """Each array reduced on its own; an empty one is the same everywhere and need not travel."""
+
+    def one(x: Array) -> Array:
+        return collective(x, axis) if x.size else jnp.zeros(x.shape, x.dtype)
+
+    return jax.tree.map(one, list(trees))
+
+
+def _through_words(
+    trees: Sequence[Tree], transfer: Callable[[Array], Array], leading: int
+) -> list[Tree]:
+    """Lays all fields in one buffer of words, transfers it, and takes it apart again.
+
+    With ``leading=0`` the trees are whole messages and the transfer adds a worker axis; with
+    ``leading=1`` they already have one, which the transfer keeps.
+    """
+    messages = list(trees)
+    if not jax.tree.leaves(messages):
+        return messages
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[leading:], x.dtype), messages)
+    words = to_words(messages) if leading == 0 else jax.vmap(to_words)(messages)
+    received = transfer(words)
+    witness = received[0, 0] if received.size else None
+    return jax.vmap(lambda row: from_words(row, like, witness))(received)

@@ -1,0 +1,88 @@
+"""Units: which leaves one protocol handles, so that a program stays short to compile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._core import context
+from ef_optax._core.codec import Codec
+from ef_optax._exchange.stack import Stacked, stackable
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.shapes import like_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Leaves that one protocol handles.
+
+    They are one leaf, equal leaves stacked, or a list: a codec's group, or large leaves of a
+    family.
+    """
+
+    codec: Codec
+    members: tuple[int, ...]
+    kind: str  # "leaf", "stack" or "group"
+
+    def take(self, values: Sequence[Any]) -> Any:
+        own = [values[i] for i in self.members]
+        if self.kind == "leaf":
+            return own[0]
+        return own if self.kind == "group" else jax.tree.map(lambda *xs: jnp.stack(xs), *own)
+
+    def give(self, value: Any, rows: Sequence[Array | int]) -> list[Any]:
+        """The members' own parts; ``rows`` are the numbers 0, 1, ... as data."""
+        if self.kind == "leaf":
+            return [value]
+        if self.kind == "group":
+            return list(value)
+        own = rows[: len(self.members)]
+        return [jax.lax.dynamic_index_in_dim(value, row, keepdims=False) for row in own]
+
+
+def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[Any]) -> list[Unit]:
+    """Groups the leaves, to keep the program short to compile.
+
+    Equal small leaves are stacked; large ones are joined where their codec can do without a copy.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
+        if one.granularity == "group":
+            # A group's codec sees all its members, so they must be split alike: what it does to a
+            # leaf that is whole may not depend on the slice of another one.
+            key: Any = ("group", identity_of(one), context.spec_axes(specs[i]))
+        elif stackable(one, x):
+            key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
+        elif (family := one.family(like_of(x))) is not None:
+            key = ("joint", identity_of(one), family, x.dtype, specs[i])
+        else:
+            key = ("leaf", i)
+        groups.setdefault(key, []).append(i)
+    units = []
+    for (kind, *_), members in groups.items():
+        one = codecs[members[0]]
+        if kind == "stack" and len(members) > 1:
+            units.append(Unit(Stacked(one), tuple(members), "stack"))
+        elif kind == "joint" and len(members) > 1:
+            units.append(Unit(one.joint(), tuple(members), "group"))
+        else:
+            units.append(Unit(one, tuple(members), "group" if kind == "group" else "leaf"))
+    return units
+
+
+def identity_of(codec: Codec) -> Any:
+    """Equal for codecs that do the same: by value, but by object for fields that are arrays."""
+    fields = [getattr(codec, f.name) for f in dataclasses.fields(codec)]
+    return type(codec), *(_field_identity(v) for v in fields)
+
+
+def _field_identity(value: Any) -> Any:
+    if isinstance(value, Codec):
+        return identity_of(value)
+    if isinstance(value, tuple):
+        return tuple(_field_identity(v) for v in value)
+    return value if isinstance(value, int | float | str | bool | None) else id(value)

@@ -1,0 +1,43 @@
+"""Dtypes of leaves: how wide, and which can be exchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+FLOATING_ONLY = (
+    "but only floating-point leaves can be exchanged; keep the others out of params "
+    "(take gradients and optimise the floating-point part of the model only)."
+)
+"""The end of the message that refuses other leaves, which have no gradient to compress."""
+
+
+def bits_of(dtype: Any) -> int:
+    """Bits of one element of ``dtype``.
+
+    >>> bits_of(jnp.bfloat16)
+    16
+    """
+    return jnp.dtype(dtype).itemsize * 8
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype if it is float32 or wider, else float32; the same under strict promotion.
+
+    >>> wide_dtype(jnp.bfloat16), wide_dtype(np.float64)
+    (dtype('float32'), dtype('float64'))
+    """
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"a leaf has dtype {dtype}, {FLOATING_ONLY}")
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def scale_dtype(dtype: Any) -> Any:
+    """A scale travels as float32, or as wide as the leaf where that is wider."""
+    return wide_dtype(dtype)

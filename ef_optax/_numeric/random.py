@@ -1,0 +1,126 @@
+"""Random subsets that a receiver can draw again from one 32-bit seed.
+
+A keyed permutation of ``0..size-1`` is evaluated at ``0..k-1``: k distinct indices in O(k) work and
+memory, where shuffling or sorting would take O(size). The permutation is a Feistel network on the
+next power of two, walked along its cycle until it lands below ``size``, then shifted by a random
+offset, so that every index is chosen with probability k/size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.shapes import bits_for
+
+_ROUNDS = 6
+
+
+GOLDEN = 0x9E3779B9
+
+
+def mix32(x: jax.Array) -> jax.Array:
+    """A bijective hash of 32-bit words (the finaliser of MurmurHash3).
+
+    Args:
+      x: uint32 of any shape.
+
+    Returns:
+      uint32 of the same shape; flipping one bit of ``x`` flips each bit with probability near 1/2.
+    """
+    x = x ^ (x >> 16)
+    x = x * jnp.uint32(0x85EBCA6B)
+    x = x ^ (x >> 13)
+    x = x * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def random_subset(seed: jax.Array, size: int, k: int) -> jax.Array:
+    """K distinct indices out of ``size``, each with probability k/size, drawn from ``seed``.
+
+    Args:
+      seed: uint32 scalar.
+      size: static number of candidates d.
+      k: static number of indices, 0 <= k <= size.
+
+    Returns:
+      uint32 of shape (k,), in random order.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sorted(random_subset(jnp.uint32(7), 4, 4).tolist())
+      [0, 1, 2, 3]
+    """
+    bits = bits_for(size)
+    start = jnp.arange(k, dtype=jnp.uint32) ^ (seed & jnp.uint32(0))  # typed like the seed
+    if bits == 0 or k == 0:
+        return start
+    limit = jnp.uint32(size)
+
+    def walk(indices: jax.Array) -> jax.Array:
+        return jnp.where(indices < limit, indices, _permute(indices, seed, bits))
+
+    first = _permute(start, seed, bits)
+    landed = jax.lax.while_loop(lambda i: jnp.any(i >= limit), walk, first)
+    offset = mix32(seed ^ jnp.uint32(GOLDEN)) % limit
+    # landed + offset may pass 2**32 only for sizes above 2**31, which no leaf here has
+    return (landed + offset) % limit
+
+
+def _permute(x: jax.Array, seed: jax.Array, bits: int) -> jax.Array:
+    """A permutation of ``0..2**bits - 1``: a Feistel network with halves of nearly equal width."""
+    low_bits = bits - bits // 2
+    high_bits = bits - low_bits
+    high, low = x >> low_bits, x & jnp.uint32((1 << low_bits) - 1)
+    for i in range(_ROUNDS):  # an even number, so that the halves end with the widths they had
+        target_bits = high_bits if i % 2 == 0 else low_bits
+        round_key = mix32(seed + jnp.uint32((i + 1) * GOLDEN & 0xFFFFFFFF))
+        mask = jnp.uint32((1 << target_bits) - 1)
+        high, low = low, high ^ (mix32(low ^ round_key) & mask)
+    return (high << low_bits) | low
+
+
+def as_key(key: Any, name: str) -> Array:
+    """Accepts an int, a typed key or a raw ``uint32[2]`` key; returns a typed key.
+
+    Raises:
+      TypeError: if ``key`` is None or something else, naming the compressor and the remedy.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if getattr(key, "dtype", None) == jnp.uint32 and getattr(key, "shape", None) == (2,):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    raise TypeError(f"{name}: key={key!r} is not a random key; pass jax.random.key(0) or an int.")
+
+
+def random_words(key: Array, shape: tuple[int, ...]) -> Array:
+    """uint32 words, uniform and independent for all practical purposes, by hashing a counter."""
+    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    counter = jax.lax.iota(jnp.uint32, math.prod(shape))
+    return mix32(mix32(counter + seeds[0]) ^ seeds[1]).reshape(shape)
+
+
+def uniform_noise(key: Array, shape: tuple[int, ...]) -> Array:
+    """float32 numbers in [0, 1), multiples of 2^-24."""
+    return (random_words(key, shape) >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
+
+
+def round_randomly(y: Array, key: Array) -> Array:
+    """Rounds to one of the two neighbouring integers so that the mean is y; integers stay.
+
+    Args:
+      y: floating array.
+      key: this step's key.
+
+    Returns:
+      Whole numbers, of the dtype of ``y``.
+    """
+    low = jnp.floor(y)
+    up = uniform_noise(key, y.shape).astype(y.dtype) < y - low
+    return low + up.astype(y.dtype)

@@ -1,0 +1,51 @@
+"""Arithmetic on trees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax._numeric.dtypes import Array, wide_dtype
+
+
+def wide(tree: Any) -> Any:
+    """The tree in float32 at the least: what the arithmetic of a rule is done in."""
+    return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
+
+
+def add(a: Any, b: Any) -> Any:
+    """``a + b``, in the dtype of a."""
+    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    """``a - b``, in the dtype of a."""
+    return jax.tree.map(lambda x, y: x - y.astype(x.dtype), a, b)
+
+
+def scale(factor: Any, a: Any) -> Any:
+    """``factor * a`` for a Python number or a scalar array, in the dtype of a."""
+    return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, a)
+
+
+def axpy(factor: Any, a: Any, b: Any) -> Any:
+    """``factor * a + b``, in the dtype of b."""
+    return add(b, scale(factor, a))
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """``a`` where the scalar condition holds, else ``b``."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y.astype(x.dtype)), a, b)
+
+
+def squared_norm(a: Any) -> Array:
+    """The sum of squares over all leaves."""
+    return optax.tree.norm(a, squared=True)
+
+
+def emit(aggregate: Any, updates: Any) -> Any:
+    """The aggregate in the dtype of the updates that came in."""
+    return jax.tree.map(lambda c, g: c.astype(g.dtype), aggregate, updates)

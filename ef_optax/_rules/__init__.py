@@ -1,0 +1,1 @@
+"""What feedback rules are made of."""

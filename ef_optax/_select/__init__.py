@@ -1,0 +1,1 @@
+"""The k largest: of a leaf, of blocks, of several leaves."""

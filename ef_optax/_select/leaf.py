@@ -1,0 +1,275 @@
+"""The k entries of largest magnitude, exactly, without sorting.
+
+Ties go to the lowest index, so the selected set is that of a stable sort by falling magnitude (see
+`ef_optax._select.search` for how magnitudes are compared).
+
+A large leaf is read a few times in a straight line and never sorted. One search for a threshold is
+used three times: on a small sample, for a guess of the k-th magnitude; on everything, where usually
+the first probe already keeps k entries and a few more; and on those that were kept, for the exact
+k-th magnitude. What a probe keeps is written as one bit an entry, and the entries kept are found
+from the words by rank and select.
+
+Several large leaves share all of this but what reads a leaf: the draw of its sample, its mask, and
+the gather of what was kept. These are small programs, and equal for leaves of equal size. All else
+works on the samples, the words and the entries kept, one leaf after the other in a loop, so that it
+is compiled once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ef_optax._bits.bitmask import count_ones, positions
+from ef_optax._bits.packing import packed_words
+from ef_optax._numeric.magnitude import magnitude_order
+from ef_optax._select.search import at_least, cut, largest_of_first, search
+
+# Below this size one call of the backend's partial sort is as fast, and compiles faster.
+SORT_SIZE = 1 << 16
+# Most entries sampled for the first guess.
+SAMPLE = 1 << 17
+# Standard deviations of a sampled rank that the guess stays clear of a miss, on either side. A miss
+# costs another pass over the leaf, never a wrong result.
+_MARGIN = 3.0
+
+
+def top_k_indices(x: jax.Array, k: int) -> jax.Array:
+    """Indices of the ``k`` largest magnitudes, ascending; ties go to the lowest index.
+
+    Args:
+      x: floating array of shape (d,).
+      k: static number of entries, ``0 <= k <= d``.
+
+    Returns:
+      int32 of shape (k,), or uint32 where ``d`` is above ``2**31``.
+
+    Raises:
+      ValueError: if ``k`` is not in ``0 ... d`` or ``x`` is not one-dimensional.
+
+    Example:
+      >>> top_k_indices(jnp.array([1.0, -3.0, 2.0, 3.0]), 2).tolist()
+      [1, 3]
+    """
+    return top_k(x, k)[0]
+
+
+def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The indices of `top_k_indices`, and the entries there.
+
+    Example:
+      >>> [part.tolist() for part in top_k(jnp.array([1.0, -3.0, 2.0, 3.0]), 2)]
+      [[1, 3], [-3.0, 3.0]]
+    """
+    if x.ndim != 1:
+        raise ValueError(f"x must be one-dimensional, got shape {x.shape}: flatten it first")
+    if not 0 <= k <= x.size:
+        raise ValueError(f"k must be between 0 and the size {x.size}, got {k}")
+    if plan(x.size, k) is not None:
+        indices, values = top_k_of_each([x], [k], [0])
+        return indices[0], values[0]
+    indices = _few(x, k).astype(_index_dtype(x.size))
+    return indices, x[indices]
+
+
+def _few(x: jax.Array, k: int) -> jax.Array:
+    """The indices where a sample is of no use: small leaves, and most of a leaf kept."""
+    if k == 0 or k == x.size:
+        return jnp.arange(k, dtype=jnp.uint32)
+    if k == 1 and x.size <= SORT_SIZE:  # one pass, and also fast where a sort of 64 bits is slow
+        return jnp.argmax(magnitude_order(x))[None]
+    if x.size <= SORT_SIZE:
+        return jnp.sort(lax.top_k(_as_normal_floats(magnitude_order(x)), k)[1])
+    zero = magnitude_order(x[0]) & 0
+    threshold, _, _ = search(at_least(x), k, k, x.size, zero, zero + jnp.iinfo(zero.dtype).max)
+    return positions(cut(at_least(x)(threshold), at_least(x)(threshold + 1), k, k), k)
+
+
+def _as_normal_floats(order: jax.Array) -> jax.Array:
+    """Maps integers, none negative, to floats in the same order, none of them denormal or NaN.
+
+    Backends have a fast partial sort for float32 only.
+    """
+    if order.dtype.itemsize < 4:
+        return order.astype(jnp.float32)
+    if order.dtype.itemsize > 4:
+        return order
+    half, least = np.int32(1 << 30), np.int32(1 << 23)
+    above = order - half + least
+    below = (half - 1 - order + least) | np.int32(-(1 << 31))
+    return lax.bitcast_convert_type(jnp.where(order >= half, above, below), jnp.float32)
+
+
+# ---------------------------------------------------------------------------- large leaves
+
+
+class Plan(NamedTuple):
+    """How the k largest of a large leaf are looked for."""
+
+    sample: int  # entries drawn for the guess
+    low: int  # ranks in the sample between which the guess must fall
+    high: int
+    capacity: int  # entries for which there is room when the guess has been tried
+
+
+def plan(size: int, k: int) -> Plan | None:
+    """The plan for a leaf; None where a sample is of no use.
+
+    Only leaves with samples of the same size can go through `top_k_of_each` together. So samples
+    are powers of two.
+
+    Example:
+      >>> plan(1 << 20, 1 << 10).sample, plan(100, 10), plan(1 << 20, 1 << 20)
+      (65536, None, None)
+    """
+    if size <= SORT_SIZE:
+        return None
+    return planned(size, k, min(SAMPLE, 1 << (size // 16).bit_length() - 1))
+
+
+def planned(size: int, k: int, sample: int) -> Plan | None:
+    """The plan for a sample of this size; None where it is of no use."""
+    if not 0 < k < size or not sample:
+        return None
+    rank = k * sample / size
+    low = math.ceil(rank + _MARGIN * (math.sqrt(rank) + 1))
+    high = math.ceil(low + math.sqrt(low) / 2)
+    kept = (high + _MARGIN * (math.sqrt(high) + 1)) * size / sample
+    capacity = min(math.ceil(kept), size)
+    if 2 * capacity > size:
+        return None
+    return Plan(sample, min(low, sample), min(high, sample), capacity)
+
+
+class _Numbers(NamedTuple):
+    """What differs from leaf to leaf: for one leaf integers, else arrays with a row for each."""
+
+    size: Any
+    k: Any
+    low: Any
+    high: Any
+    capacity: Any
+
+
+def top_k_of_each(
+    xs: Sequence[jax.Array], ks: Sequence[int], rows: Sequence[jax.Array | int]
+) -> tuple[jax.Array, jax.Array]:
+    """Indices and entries of the ``k`` largest magnitudes of each of several large leaves.
+
+    Args:
+      xs: m floating arrays of one dtype, of shapes (d_i,), whose plans have samples of one size.
+      ks: static number of entries of each.
+      rows: the numbers 0 ... m - 1; as data (`ef_optax._numeric.offsets.as_data`) if programs are
+        to be shared.
+
+    Returns:
+      Indices, int32 of shape (m, max k), or uint32 where some d is above ``2**31``; and entries. In
+      each row those of `top_k` come first; zeros follow.
+    """
+    plans = [plan(x.size, k) for x, k in zip(xs, ks, strict=True)]
+    found = [p for p in plans if p is not None]
+    [sample] = {p.sample for p in found}
+    most, capacity = max(ks), max(p.capacity for p in found)
+    columns = ([x.size for x in xs], ks, *zip(*(p[1:] for p in found), strict=True))
+    numbers = _Numbers(*(np.asarray(column, np.uint32) for column in columns))
+    words_each = max(packed_words(x.size, 1) for x in xs)
+
+    def row(array: jax.Array, i: int) -> jax.Array:
+        return lax.dynamic_index_in_dim(array, rows[i], keepdims=False)
+
+    def mask_of(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        spare = words_each - packed_words(x.size, 1)
+        return lambda threshold: jnp.pad(at_least(x)(threshold), (0, spare))
+
+    def guess(drawn: jax.Array, number: _Numbers) -> jax.Array:
+        order = magnitude_order(drawn)
+        low, high = jnp.min(order), jnp.max(order) + 1
+        return search(at_least(order), number.low, number.high, sample, low, high)[0]
+
+    def search_on() -> jax.Array:
+        def one(
+            i: jax.Array, tried: jax.Array, words: jax.Array, count: jax.Array, number: _Numbers
+        ) -> jax.Array:
+            def mask(threshold: jax.Array) -> jax.Array:
+                return masks[0](threshold) if len(xs) == 1 else lax.switch(i, masks, threshold)
+
+            zero, top = tried & 0, jnp.asarray(jnp.iinfo(tried.dtype).max)
+            threshold, found, kept = search(
+                mask,
+                number.k,
+                number.capacity,
+                number.size,
+                zero,
+                zero + top,
+                tried=(tried, words, count),
+            )
+
+            def tied() -> jax.Array:
+                pair = threshold, threshold + 1
+                if len(xs) > 1:  # a choice among the leaves is in the program once, not twice
+                    reached, above = lax.map(mask, jnp.stack(pair))
+                else:
+                    reached, above = map(mask, pair)
+                return cut(reached, above, number.k, most)
+
+            # More than fit are kept only if that many are equal: these are cut by index.
+            return lax.cond(kept > number.capacity, tied, lambda: found)
+
+        return _each(one, jnp.arange(len(xs)), guesses, words, counts, numbers)
+
+    def finish(
+        kept: jax.Array, entries: jax.Array, words: jax.Array, number: _Numbers
+    ) -> tuple[jax.Array, jax.Array]:
+        order = magnitude_order(entries)
+        chosen = largest_of_first(order, count_ones(words), number.k, most)
+        return kept[chosen], entries[chosen]
+
+    masks = [mask_of(x) for x in xs]
+    guesses = _each(guess, jnp.stack([draw(x, sample) for x in xs]), numbers)
+    words = jnp.stack([mask(row(guesses, i)) for i, mask in enumerate(masks)])
+    counts = _each(count_ones, words)
+    # No loop over a leaf unless it is needed: the caller may want to update the leaf in place, and
+    # a loop would make the compiler copy it first.
+    fits = jnp.all((counts >= numbers.k) & (counts <= numbers.capacity))
+    words = lax.cond(fits, lambda: words, search_on)
+    kept = _each(lambda words: positions(words, capacity), words)
+    entries = jnp.stack([_get(x, row(kept, i)) for i, x in enumerate(xs)])
+    indices, values = _each(finish, kept, entries, words, numbers)
+    real = jnp.arange(most) < jnp.asarray(ks)[:, None]
+    indices = indices.astype(_index_dtype(max(x.size for x in xs)))
+    return jnp.where(real, indices, 0), jnp.where(real, values, 0)
+
+
+def _each(function: Callable[..., Any], *arrays: Any) -> Any:
+    """The function of each row, one after the other; of a single row without a loop."""
+    if jax.tree.leaves(arrays)[0].shape[0] > 1:
+        return lax.map(lambda row: function(*row), arrays)
+    result = function(*jax.tree.map(lambda x: x[0], arrays))
+    return jax.tree.map(lambda x: x[None], result)
+
+
+def _get(x: jax.Array, indices: jax.Array) -> jax.Array:
+    return x.at[indices].get(mode="promise_in_bounds")
+
+
+def draw(x: jax.Array, count: int) -> jax.Array:
+    """The entries of a vector at `drawn_places`."""
+    return _get(x, drawn_places(x.size, count))
+
+
+def drawn_places(size: int, count: int) -> jax.Array:
+    """A place in each of ``count`` equal stretches, scrambled against periodic data."""
+    stride = size // count
+    index = jnp.arange(count, dtype=jnp.uint32)
+    place = ((index * np.uint32(2654435769)) >> np.uint32(16)) % np.uint32(stride)
+    return index * np.uint32(stride) + place
+
+
+def _index_dtype(size: int) -> Any:
+    return jnp.int32 if size <= 1 << 31 else jnp.uint32

@@ -1,0 +1,37 @@
+"""How many entries are kept: a ratio of all, or a number."""
+
+from __future__ import annotations
+
+import fractions
+import math
+from typing import Any
+
+from ef_optax._numeric import check
+
+
+def resolve_k(ratio: float | None, k: int | None, size: int) -> int:
+    """How many of ``size`` values are kept.
+
+    ``min(d, max(1, ceil(ratio d)))`` in exact rational arithmetic of the decimal that was written
+    (0.07 of 100 is 7, not 8); 0 for an empty leaf.
+
+    >>> resolve_k(0.07, None, 100), resolve_k(None, 5, 3), resolve_k(0.01, None, 0)
+    (7, 3, 0)
+    """
+    if k is None:
+        assert ratio is not None
+        k = max(1, math.ceil(fractions.Fraction(str(ratio)) * size))
+    return min(size, k)
+
+
+def check_ratio_or_k(name: str, ratio: Any, k: Any) -> None:
+    """Refuses anything but exactly one of a ratio in (0, 1] and a positive integer k."""
+    if (ratio is None) == (k is None):
+        raise ValueError(
+            f"{name}: ratio={ratio!r}, k={k!r}; give exactly one of them: ratio=0.01 keeps one "
+            "value in a hundred, k=10 keeps ten of every leaf."
+        )
+    if k is None:
+        check.ratio(name, "ratio", ratio)
+    else:
+        check.count(name, "k", k)

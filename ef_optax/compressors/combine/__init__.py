@@ -1,0 +1,1 @@
+"""Compressors made of others, and the identity."""

@@ -1,0 +1,35 @@
+"""Codecs that other codecs can be made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ef_optax._core.codec import Codec
+from ef_optax._numeric.dtypes import Array
+from ef_optax.compressors.combine.identity import Identity
+from ef_optax.compressors.compressor import codec_of
+from ef_optax.compressors.sparse.random_k import RandomK
+
+
+def single_codec(compressor: Any, name: str, argument: str) -> Codec:
+    """The codec of a compressor that is all in one worker's encode and decode.
+
+    Raises:
+      TypeError: for codecs with state, of groups of leaves, or with an exchange of their own.
+    """
+    codec = codec_of(compressor, argument)
+    alone = type(codec).protocol is Codec.protocol or isinstance(codec, Identity)
+    alone = alone or (isinstance(codec, RandomK) and not codec.shared_mask)
+    if codec.granularity != "leaf" or codec.stateful or not alone:
+        raise TypeError(
+            f"{name}: {argument}={codec!r} must be a stateless compressor of single leaves whose "
+            "message is encoded by one worker alone."
+        )
+    return codec
+
+
+def _split(key: Array | None, codec: Codec, number: int) -> Array | None:
+    """A key of its own for one of several codecs."""
+    return None if key is None or codec.deterministic else jax.random.fold_in(key, number)

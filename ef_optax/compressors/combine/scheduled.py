@@ -1,0 +1,173 @@
+"""A compressor that changes at given steps: a switch over whole exchanges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._core.codec import Codec
+from ef_optax._core.timeline import Timeline
+from ef_optax._exchange.units import identity_of
+from ef_optax._numeric.shapes import Shape
+from ef_optax.compressors.combine._derived import DerivedCodec
+from ef_optax.compressors.combine._messageless import MessagelessCodec
+from ef_optax.compressors.combine.identity import Identity
+from ef_optax.compressors.compressor import Compressor, codec_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduled(MessagelessCodec, DerivedCodec):
+    """Codec j from exchange number starts[j] on, until the next one takes over."""
+
+    starts: tuple[int, ...]  # the first is 0
+    codecs: tuple[Codec, ...]
+
+    why: ClassVar[str] = (
+        "its codec depends on the step. Ask codec.at(step), or schedule the compressors that are "
+        "made of others."
+    )
+    granularity: ClassVar[str] = "schedule"
+
+    @property
+    def components(self) -> tuple[Codec, ...]:
+        return self.codecs
+
+    # -- which one it is
+
+    @property
+    def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]
+        last = self.codecs[-1].timeline
+        settled = max(self.starts[-1], last.settled)
+        ends = (*self.starts[1:], settled + last.period + 1)
+        inner = [
+            step
+            for codec, start, end in zip(self.codecs, self.starts, ends, strict=True)
+            for step in codec.timeline.between(start, end)
+        ]
+        return Timeline(tuple(sorted({*self.starts[1:], *inner})), settled, last.period)
+
+    def _number(self, step: int) -> int:
+        return sum(start <= step for start in self.starts) - 1
+
+    def at(self, step: int) -> Codec:
+        return self.codecs[self._number(step)].at(step)
+
+    def phase(self, step: int) -> Hashable:
+        number = self._number(step)
+        return number, self.codecs[number].phase(step)
+
+    def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
+        """The leaf's own schedule; the codec itself where all stages agree (dense leaves)."""
+        codecs = tuple(codec.for_leaf(path, like) for codec in self.codecs)
+        same = len({identity_of(codec) for codec in codecs}) == 1
+        return codecs[0] if same else Scheduled(self.starts, codecs)
+
+    # -- state: that of every codec, of which only the active one's moves; () if none has any
+
+    def init(self, like: Any, path: str) -> tuple[Any, ...]:
+        return tuple(codec.init(like, path) for codec in self.codecs) if self.stateful else ()
+
+    def state_at(self, state: Any, step: int) -> Any:
+        number = self._number(step)
+        return self.codecs[number].state_at(state[number], step) if self.stateful else ()
+
+    def state_after(self, state: Any, new: Any, step: int) -> Any:
+        number = self._number(step)
+        if not self.codecs[number].stateful:
+            return state
+        own = self.codecs[number].state_after(state[number], new, step)
+        return *state[:number], own, *state[number + 1 :]
+
+    # -- what may be relied on: what holds in every stage
+
+    @property
+    def stateful(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(codec.stateful for codec in self.codecs)
+
+    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """The least of the stages'."""
+        known = [codec.alpha(shape, num_workers) for codec in self.codecs]
+        return None if None in known else min(a for a in known if a is not None)
+
+    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
+        """The largest of the stages'."""
+        known = [codec.omega(shape, num_workers) for codec in self.codecs]
+        return None if None in known else max(w for w in known if w is not None)
+
+    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """The largest of the stages': a memory must last through all of them."""
+        return max(codec.least_error(shape, num_workers) for codec in self.codecs)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        """Bits of the last stage, which is where a run spends its time; ``at(step).bits`` else."""
+        return self.codecs[-1].bits(shape, dtype)
+
+    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+        return self.codecs[-1].traffic(shape, dtype, num_workers)
+
+
+def delayed(start_step: int, codec: Codec) -> Compressor:
+    """The codec from ``start_step`` on; before it every leaf is averaged dense, without error."""
+    return Compressor(Scheduled((0, start_step), (Identity(), codec)) if start_step else codec)
+
+
+def scheduled(boundaries: Sequence[int], compressors: Sequence[Compressor]) -> Compressor:
+    """Another compressor from given steps on: warm-up, delayed start, a falling ratio or rank.
+
+    The first compressor is used for the exchanges before ``boundaries[0]``, the next from there to
+    ``boundaries[1]``, and so on. All of them are in one compiled program, as branches on the step
+    count; only the branch that is taken is computed and travels. Inside :func:`ef_optax.per_leaf`
+    each leaf may have its own schedule. Every distinct boundary adds one exchange to the program,
+    hence to its compile time: a warm-up wants a handful.
+
+    Error feedback keeps its residual from stage to stage. A compressor with state keeps it too,
+    untouched while another one is active. The declared properties are those that all stages have,
+    alpha is the least of theirs, omega the largest. :meth:`bits <ef_optax.Compressor.bits>` are
+    those of the last stage.
+
+    Args:
+      boundaries: exchange numbers, from 1 up, increasing. The count is that of the exchange's
+        state: skipped steps and steps without an exchange (local steps) do not add to it.
+      compressors: one more than boundaries.
+
+    Returns:
+      The compressor.
+
+    Raises:
+      ValueError: for boundaries that do not increase from 1, or another number of compressors.
+      TypeError: if one of them is not a Compressor.
+
+    Example:
+      A tenth of the values for two steps, then one in a hundred:
+
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.scheduled([2], [ef.top_k(0.1), ef.top_k(0.01)])
+      >>> x = jnp.arange(1.0, 101.0)
+      >>> state, kept = compressor.init(x), []
+      >>> for _ in range(4):
+      ...     sent, state = compressor.update(x, state)
+      ...     kept.append(int((sent != 0).sum()))
+      >>> kept
+      [10, 10, 1, 1]
+
+    References:
+      Lin, Han, Mao, Wang, Dally, "Deep Gradient Compression", ICLR 2018 (warm-up of the sparsity).
+    """
+    starts = (0, *boundaries) if isinstance(boundaries, list | tuple) else ()
+    whole = starts and all(isinstance(b, int) and not isinstance(b, bool) for b in starts)
+    if not whole or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+        raise ValueError(
+            f"scheduled: boundaries={boundaries!r} must be whole numbers that increase from "
+            "1 (the first compressor is used from step 0)."
+        )
+    codecs = tuple(codec_of(c, f"compressors[{i}]") for i, c in enumerate(compressors))
+    if len(codecs) != len(starts):
+        raise ValueError(
+            f"scheduled: compressors has {len(codecs)} entries, but {len(starts) - 1} boundaries "
+            f"make {len(starts)} stages; give one compressor for each."
+        )
+    return Compressor(Scheduled(starts, codecs))

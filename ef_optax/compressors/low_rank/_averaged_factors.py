@@ -1,0 +1,250 @@
+"""What the averaged low-rank methods share: leaves with matrices of one shape as one batch.
+
+All leaves of an exchange come together (``granularity="group"``). Matrices of one shape make one
+batch: one orthonormalisation, one array on the wire, and for small leaves also one product, instead
+of one for each layer; large leaves are multiplied where they lie, because stacking copies them.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._core.outcome import Outcome
+from ef_optax._exchange.stack import STACK_LIMIT
+from ef_optax._numeric import check
+from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
+from ef_optax._numeric.linear import einsum
+from ef_optax._numeric.matrix import Matrices, low_rank_product, matrix_view
+from ef_optax._numeric.random import as_key
+from ef_optax._numeric.shapes import Shape, size_of
+from ef_optax.compressors.combine._messageless import MessagelessCodec
+from ef_optax.compressors.combine.scheduled import delayed
+from ef_optax.compressors.compressor import Compressor
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Leaves whose matrices have one shape; their factors are one array (count, ...) each."""
+
+    members: tuple[int, ...]  # places in the list of leaves
+    leads: tuple[tuple[int, ...], ...]  # of each member, the shape of its batch axes
+    parts: tuple[Array, ...]  # (count, rows, columns): all members stacked, or one for each
+
+    @property
+    def _counts(self) -> list[int]:
+        return [size_of(lead) for lead in self.leads]
+
+    def gather(self, states: Sequence[Array] | dict[int, Array]) -> Array:
+        """The factors of the members, by their places, as one array."""
+        own = [states[i].reshape(-1, *states[i].shape[-2:]) for i in self.members]
+        return own[0] if len(own) == 1 else jnp.concatenate(own)
+
+    def scatter(self, factor: Array) -> list[Array]:
+        """The inverse: a factor for each member, with its own batch axes."""
+        pieces = _split(factor, self._counts)
+        return [f.reshape(*lead, *f.shape[1:]) for f, lead in zip(pieces, self.leads, strict=True)]
+
+    def times(self, right: Array) -> Array:
+        """``M Q``, from Q as (count, r, columns)."""
+        return self._products("mrc,mkc->mrk", right)
+
+    def transposed_times(self, left: Array) -> Array:
+        """``M^T P`` as (count, r, columns): transposing it back would read M against its grain."""
+        return self._products("mrc,mrk->mkc", left)
+
+    def _products(self, spelling: str, factor: Array) -> Array:
+        pieces = _split(factor, [len(part) for part in self.parts])
+        products = [einsum(spelling, part, f) for part, f in zip(self.parts, pieces, strict=True)]
+        return products[0] if len(products) == 1 else jnp.concatenate(products)
+
+    def minus(self, left: Array, right: Array) -> Batch:
+        """The batch of ``M - P Q``."""
+        parts = zip(self.parts, self._parts_of(left, right), strict=True)
+        return dataclasses.replace(self, parts=tuple(a - b for a, b in parts))
+
+    def values(self, left: Array, right: Array) -> list[Array]:
+        """``P Q`` of each member, (its count, rows, columns)."""
+        products = self._parts_of(left, right)
+        if len(products) == len(self.members):
+            return products
+        return _split(products[0], self._counts)
+
+    def _parts_of(self, left: Array, right: Array) -> list[Array]:
+        counts = [len(part) for part in self.parts]
+        pairs = zip(_split(left, counts), _split(right, counts), strict=True)
+        return [low_rank_product(a, b) for a, b in pairs]
+
+
+def _split(x: Array, counts: Sequence[int]) -> list[Array]:
+    if len(counts) == 1:
+        return [x]
+    ends = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    return [x[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragedFactors(MessagelessCodec):
+    """A low-rank approximation of the mean, from factors that are averaged one after the other."""
+
+    rank: int
+    key: Array | int
+    min_compression: float = 1.0
+    iterations: int = 1
+    local_error: bool = False
+    batch_axes: int = 0
+
+    why: ClassVar[str] = (
+        "its factors are averaged one after the other. Use it in error_feedback or "
+        "compressed_mean, or take ef_optax.svd for a message of one worker."
+    )
+    granularity: ClassVar[str] = "group"
+    stateful: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
+    transports: ClassVar[tuple[str, ...]] = ("reduce",)
+
+    @abc.abstractmethod
+    def elements(self, matrices: Matrices, rank: int) -> float:
+        """Elements of factors that travel for one matrix in a step (on average)."""
+
+    @abc.abstractmethod
+    def rounds(self, left: int, right: int) -> tuple[int, ...]:
+        """What travels in each round of a step, from the bits of the two factors."""
+
+    def plan(self, shape: Shape) -> tuple[Matrices, int] | None:
+        """The leaf's matrices and the rank of their factors, or None for a dense leaf."""
+        matrices = matrix_view(shape, self.batch_axes)
+        if matrices is None:
+            return None
+        rank = min(self.rank, matrices.rows, matrices.columns)
+        size = matrices.rows * matrices.columns
+        saves = size > self.min_compression * self.elements(matrices, rank)
+        return (matrices, rank) if saves else None
+
+    def normal(self, path: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """The first value of a factor: standard normal, the same on all workers."""
+        key = jax.random.fold_in(as_key(self.key, "low rank"), zlib.crc32(path.encode()))
+        return jax.random.normal(key, shape, dtype)
+
+    def batches(self, leaves: Sequence[Array]) -> tuple[list[Batch], list[int]]:
+        """The batches of the leaves that are compressed, and the places of the dense ones."""
+        groups: dict[Any, list[int]] = {}
+        dense, leads = [], {}
+        for i, x in enumerate(leaves):
+            plan = self.plan(x.shape)
+            if plan is None:
+                dense.append(i)
+                continue
+            matrices, rank = plan
+            leads[i] = matrices.lead
+            key = matrices.rows, matrices.columns, rank, wide_dtype(x.dtype)
+            groups.setdefault(key, []).append(i)
+        batches = []
+        for (rows, columns, _, dtype), members in groups.items():
+            parts = [leaves[i].astype(dtype).reshape(-1, rows, columns) for i in members]
+            if len(parts) > 1 and rows * columns <= STACK_LIMIT:
+                parts = [jnp.concatenate(parts)]
+            batches.append(Batch(tuple(members), tuple(leads[i] for i in members), tuple(parts)))
+        return batches, dense
+
+    def outcome(
+        self,
+        x: Sequence[Array],
+        state: Sequence[Any],
+        batches: Sequence[Batch],
+        after: Sequence[Sequence[Any]],
+        out: Sequence[tuple[Array, Array]],
+        own: Sequence[tuple[Array, Array]],
+        dense: dict[int, Array],
+    ) -> Outcome:
+        """What all leaves get.
+
+        Args:
+          x: the leaves.
+          state: their states before.
+          batches: the batches of the compressed ones.
+          after: the next states of each batch's members.
+          out: of each batch, the factors that everybody applies.
+          own: of each batch, the factors of this worker's part.
+          dense: of each dense leaf, its mean.
+        """
+
+        def filled(factors: Sequence[tuple[Array, Array]], rest: Callable[[int], Array]) -> Any:
+            """Products for the compressed leaves, ``rest`` for the others."""
+            result = {i: rest(i) for i in dense}
+            for batch, (left, right) in zip(batches, factors, strict=True):
+                for i, value in zip(batch.members, batch.values(left, right), strict=True):
+                    result[i] = value.astype(x[i].dtype).reshape(x[i].shape)
+            return [result[i] for i in range(len(x))]
+
+        def sent() -> list[Array]:
+            return filled(own if self.local_error else out, lambda i: x[i])
+
+        states = list(state)
+        for batch, new in zip(batches, after, strict=True):
+            for i, value in zip(batch.members, new, strict=True):
+                states[i] = value
+        return Outcome(
+            aggregate=filled(out, lambda i: dense[i]),
+            state=states,
+            sent=sent,
+            residual=lambda: [a - b for a, b in zip(x, sent(), strict=True)],
+            support=lambda: [jnp.ones(a.shape, bool) for a in x],
+        )
+
+    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+        del num_workers
+        plan = self.plan(shape)
+        if plan is None:
+            return (size_of(shape) * bits_of(dtype),)
+        matrices, rank = plan
+        wide = bits_of(wide_dtype(dtype)) * rank * matrices.number
+        return self.rounds(matrices.rows * wide, matrices.columns * wide)
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        return sum(self.traffic(shape, dtype, 1))
+
+
+def unless_zero(new: Array, old: Array) -> Array:
+    """``new``, but ``old`` for each matrix whose new factor is zero.
+
+    After a step without any gradient the last directions are better than none.
+    """
+    return jnp.where(jnp.any(new != 0, axis=(-2, -1), keepdims=True), new, old)
+
+
+def averaged_factors(
+    name: str,
+    kind: type[AveragedFactors],
+    rank: int,
+    *,
+    key: Any,
+    start_step: int,
+    min_compression: float,
+    iterations: int,
+    local_error: bool,
+    batch_axes: int,
+) -> Compressor:
+    """The compressor of a method of averaged factors, from its options."""
+    check.count(name, "rank", rank)
+    check.count(name, "start_step", start_step, least=0)
+    check.static(name, "min_compression", min_compression, lambda x: x >= 1, "at least 1")
+    check.count(name, "iterations", iterations)
+    check.flag(name, "local_error", local_error)
+    check.count(name, "batch_axes", batch_axes, least=0)
+    typed = as_key(key, name)
+    codec = kind(
+        rank,
+        key if isinstance(key, int) else typed,  # a number stays comparable by value
+        float(min_compression),
+        iterations,
+        local_error,
+        batch_axes,
+    )
+    return delayed(start_step, codec)

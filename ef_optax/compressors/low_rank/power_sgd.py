@@ -1,0 +1,132 @@
+"""PowerSGD: one step of power iteration for each training step, from where the last one stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ef_optax._core.outcome import Protocol
+from ef_optax._core.requests import Mean
+from ef_optax._core.workers import Workers
+from ef_optax._numeric.dtypes import wide_dtype
+from ef_optax._numeric.matrix import Matrices, orthonormal
+from ef_optax.compressors.compressor import Compressor
+from ef_optax.compressors.low_rank._averaged_factors import (
+    AveragedFactors,
+    averaged_factors,
+    unless_zero,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerSgd(AveragedFactors):
+    """``P Q^T`` with P an orthonormal basis of mean(M_i Q) and Q = mean(M_i^T P)."""
+
+    def elements(self, matrices: Matrices, rank: int) -> float:
+        return self.iterations * rank * (matrices.rows + matrices.columns)
+
+    def rounds(self, left: int, right: int) -> tuple[int, ...]:
+        return (left, right) * self.iterations
+
+    def init(self, like: Any, path: str) -> Any:
+        """Q^T, (r, columns) for each matrix; () for a dense leaf."""
+        plan = self.plan(like.shape)
+        if plan is None:
+            return ()
+        matrices, rank = plan
+        shape = (*matrices.lead, rank, matrices.columns)
+        return self.normal(path, shape, wide_dtype(like.dtype))
+
+    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
+        del workers
+        batches, dense = self.batches(x)
+        before = Q = own = [batch.gather(state) for batch in batches]
+        P, means, waiting = [], [], [x[i] for i in dense]
+        for _ in range(self.iterations):
+            P, received = yield Mean(
+                ([m.times(q) for m, q in zip(batches, Q, strict=True)], waiting)
+            )
+            means, waiting = [*means, *received], []
+            P = [orthonormal(p) for p in P]
+            own = [m.transposed_times(p) for m, p in zip(batches, P, strict=True)]
+            Q = yield Mean(own)
+        after = [
+            batch.scatter(unless_zero(q, old))
+            for batch, q, old in zip(batches, Q, before, strict=True)
+        ]
+        return self.outcome(
+            x,
+            state,
+            batches,
+            after,
+            out=list(zip(P, Q, strict=True)),
+            own=list(zip(P, own, strict=True)),
+            dense=dict(zip(dense, means, strict=True)),
+        )
+
+
+def power_sgd(
+    rank: int,
+    *,
+    key: Any = 0,
+    start_step: int = 0,
+    min_compression: float = 1.0,
+    iterations: int = 1,
+    local_error: bool = False,
+    batch_axes: int = 0,
+) -> Compressor:
+    """PowerSGD: low-rank factors by warm-started power iteration, averaged by two all-reduces.
+
+    For a leaf as matrix M_i (all but the last axis by the last axis), with Q from the step before::
+
+        P = mean M_i Q;  P = orthonormal basis of P;  Q = mean M_i^T P;  out = P Q^T
+
+    Exact after one step once rank(mean M_i) <= r; no contraction constant for a given Q. A leaf of
+    fewer than two axes, or one that would not shrink by ``min_compression``, is averaged dense,
+    without error. Q is the same on all workers, part of the state, and kept over a step of zero
+    gradients; bfloat16 leaves are computed in float32. Leaves whose matrices have one shape are
+    handled as one batch: the results are the same.
+
+    Args:
+      rank: r, at most the smaller side of each matrix.
+      key: of the first Q, a standard normal matrix; the same on all workers.
+      start_step: number of exchanges that are averaged dense before, without error (100 in the
+        authors' package); only the transport of the moment is paid, see :func:`ef_optax.scheduled`.
+      min_compression: compress a leaf only if it has more than this many times the elements
+        that travel for it in a step (2 in the authors' package).
+      iterations: power iterations in each step, two rounds of communication each.
+      local_error: error feedback keeps ``M_i - P (M_i^T P)^T`` of each worker instead of
+        ``M_i - out``. The results and the mean of the memories are the same; the single memories
+        stay small only with True if the workers' gradients differ. Use True with worker weights.
+      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
+        stacked for a scan. For some leaves only: :func:`ef_optax.per_leaf`.
+
+    Returns:
+      The compressor. Bits: 32 r rows + 32 r columns, in two rounds, for each iteration.
+
+    Raises:
+      ValueError: for a bad option, naming it.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> compressor = ef.power_sgd(1)
+      >>> x = jnp.outer(jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 0.0, 1.0, 1.0]))
+      >>> out, _ = compressor.update(x, compressor.init(x))
+      >>> bool(jnp.allclose(out, x, atol=1e-5)), compressor.bits((3, 4))
+      (True, 224)
+
+    References:
+      Vogels, Karimireddy, Jaggi, PowerSGD, 2019, Algorithm 1; ``start_step`` and
+      ``min_compression`` as in epfml/powersgd, powersgd/powersgd.py.
+    """
+    return averaged_factors(
+        "power_sgd",
+        PowerSgd,
+        rank,
+        key=key,
+        start_step=start_step,
+        min_compression=min_compression,
+        iterations=iterations,
+        local_error=local_error,
+        batch_axes=batch_axes,
+    )

@@ -1,0 +1,1 @@
+"""Codecs that send every entry with fewer bits."""

@@ -1,0 +1,30 @@
+"""Codecs that round to evenly spaced levels, at random if they have a key."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from ef_optax._core.codec import Codec
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.random import round_randomly
+
+
+class Rounding(Codec):
+    """Codes of ``width`` bits, rounded at random if there is a key, to nearest if not."""
+
+    key: Array | None
+    width: int
+    block: int | None
+
+    @property
+    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.key is None
+
+    @property
+    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.key is not None
+
+    @staticmethod
+    def round(y: Array, key: Array | None) -> Array:
+        """Whole numbers next to y; to nearest, ties to even, without a key."""
+        return jnp.round(y) if key is None else round_randomly(y, key)

@@ -1,0 +1,48 @@
+"""The plain sign: one bit an entry, and one word that keeps a leaf of zeros zero."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from ef_optax._core.codec import Codec
+from ef_optax._core.requests import Message
+from ef_optax._numeric.dtypes import Array
+from ef_optax.compressors.compressor import Compressor
+from ef_optax.compressors.quantize._sign import SignCodec
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign(SignCodec):
+    """``C(x) = sign(x)``, sign(0) = +1, the zero leaf excepted."""
+
+    homogeneous: ClassVar[bool] = False
+
+    def scale(self, x: Array) -> Array:
+        return jnp.any(x != 0)
+
+    def finite(self, x: Array, message: Message) -> Array:
+        """The scale is 0 or 1 and tells nothing."""
+        return Codec.finite(self, x, message)
+
+
+def sign() -> Compressor:
+    """The bare signs: ``C(x) = sign(x)`` with sign(0) = +1, and 0 for a leaf that is all zero.
+
+    Not homogeneous and not contractive: without a scale the message forgets the magnitude. The step
+    is ``lr`` in every coordinate. Under error feedback use :func:`ef_optax.scaled_sign`.
+
+    Returns:
+      The compressor. Bits: d + 32 (one word says whether the leaf is zero).
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> ef.sign().update(jnp.array([3.0, -1.0, 0.0]), ef.sign().init(None))[0].tolist()
+      [1.0, -1.0, 1.0]
+
+    References:
+      Bernstein, Wang, Azizzadenesheli, Anandkumar, signSGD, 2018.
+    """
+    return Compressor(Sign())

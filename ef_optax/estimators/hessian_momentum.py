@@ -1,0 +1,90 @@
+"""Hessian momentum: a moving average carried along by a Hessian-vector product."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax._core.transformation import as_transformation
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.random import as_key
+from ef_optax._rules import arguments, memory
+from ef_optax.estimators._average import _average, _copy
+from ef_optax.estimators.points import HessianVector
+
+
+class HessianMomentumState(NamedTuple):
+    """State of :func:`hessian_momentum`."""
+
+    estimate: Any  # per worker, like the parameters: v
+    last: Any  # the parameters of the last step
+    fraction: Array  # float32 scalar: where on the segment the Hessian is taken, 1 at its end
+    steps: Array  # int32 scalar
+
+    def points(self, params: Any) -> dict[str, Any]:
+        """The product of the Hessian with the last step."""
+        step = trees.sub(params, self.last)
+        return {"hessian_momentum": HessianVector(trees.axpy(self.fraction, step, self.last), step)}
+
+
+def hessian_momentum(
+    fresh_weight: optax.ScalarOrSchedule, key: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Hessian-corrected momentum: the average is moved by a Hessian-vector product.
+
+    .. math:: v' = (1 - \eta)\,(v + \nabla^2 f_i(y; \xi)(x - x^{\text{last}}))
+              + \eta\,\nabla f_i(x; \xi)
+
+    with y = x (HM), or a uniformly random point of the last step's segment (RHM) if a key is given.
+
+    Args:
+      fresh_weight: eta in (0, 1], or a schedule of it; 1 is the plain minibatch gradient.
+      key: None, or a JAX random key or an int for RHM's point, the same on all workers.
+
+    Returns:
+      The transformation; its state is a :class:`HessianMomentumState`. Call
+      ``update(grads["params"], state, params, grads=grads)``.
+
+    Raises:
+      TypeError: if ``key`` is not a key. ValueError: for a weight outside (0, 1], and at update if
+        parameters or gradients are missing.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> state = hessian_momentum(0.5).init(jnp.zeros(1))
+      >>> query = ef.query_points(state, jnp.ones(1))["hessian_momentum"]
+      >>> query.point.tolist(), query.tangent.tolist()
+      ([1.0], [1.0])
+
+    References:
+      Sadiev et al., "Improved Convergence in Parameter-Agnostic Error Feedback through Momentum",
+      2025; update as in the authors' code.
+    """
+    check.weight("hessian_momentum", "fresh_weight", fresh_weight, schedule=True)
+    key = None if key is None else as_key(key, "hessian_momentum")
+
+    def fraction(steps: Array) -> Array:
+        """Where the next step's product is taken."""
+        if key is None:
+            return jnp.ones((), jnp.float32)
+        return jax.random.uniform(jax.random.fold_in(key, steps), dtype=jnp.float32)
+
+    def init_fn(params: Any) -> HessianMomentumState:
+        steps = jnp.zeros((), jnp.int32)
+        return HessianMomentumState(memory.zeros(params), _copy(params), fraction(steps), steps)
+
+    def update_fn(
+        updates: Any, state: HessianMomentumState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, HessianMomentumState]:
+        params = arguments.require_params("hessian_momentum", params)
+        product = arguments.gradient_at("hessian_momentum", "hessian_momentum", extra_args)
+        moved = trees.add(state.estimate, product)
+        v = _average(fresh_weight, state.steps, moved, trees.wide(updates))
+        steps = state.steps + 1
+        return trees.emit(v, updates), HessianMomentumState(v, params, fraction(steps), steps)
+
+    return as_transformation(init_fn, update_fn)

@@ -1,0 +1,79 @@
+"""PAGE: an exact gradient now and then, differences of minibatch gradients in between."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from ef_optax._core.transformation import as_transformation
+from ef_optax._numeric import trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._rules import arguments, memory
+from ef_optax.estimators._average import _copy
+
+
+class PageState(NamedTuple):
+    """State of :func:`page`."""
+
+    estimate: Any  # per worker, like the parameters: v
+    last: Any  # the parameters of the last step
+    steps: Array  # int32 scalar
+
+    def points(self, params: Any) -> dict[str, Any]:
+        """Where gradients are needed besides the parameters: at the last iterate."""
+        del params
+        return {"page": self.last}
+
+
+def page() -> optax.GradientTransformationExtraArgs:
+    r"""PAGE: a full gradient now and then, gradient differences of minibatches in between.
+
+    .. math:: v' = \nabla f_i(x)\ \text{when exact, else}\
+              v + \nabla f_i(x; \xi) - \nabla f_i(x^{\text{last}}; \xi)
+
+    The caller draws the coin, because it decides which batch to load: pass ``exact=True`` (or a
+    boolean scalar, the same for all workers) to ``update`` when the gradients are those of the full
+    local data. The first step counts as exact. EF21-PAGE is ``chain(page(), ef21(...))``.
+
+    Returns:
+      The transformation; its state is a :class:`PageState`. Call
+      ``update(grads["params"], state, params, grads=grads, exact=...)``.
+
+    Raises:
+      ValueError: at update, if parameters or gradients are missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = page()
+      >>> params, state = jnp.zeros(1), tx.init(jnp.zeros(1))
+      >>> grads = {"params": jnp.array([4.0]), "page": jnp.array([3.0])}
+      >>> _, state = tx.update(grads["params"], state, params, grads=grads)
+      >>> tx.update(grads["params"], state, params, grads=grads)[0].tolist()  # 4 + 4 - 3
+      [5.0]
+
+    References:
+      Li, Bao, Zhang, Richtarik, "PAGE", ICML 2021; with EF21: Fatkhullin et al., "EF21 with Bells &
+      Whistles", 2021.
+    """
+
+    def init_fn(params: Any) -> PageState:
+        return PageState(memory.zeros(params), _copy(params), jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: Any,
+        state: PageState,
+        params: Any = None,
+        *,
+        exact: Array | bool = False,
+        **extra_args: Any,
+    ) -> tuple[Any, PageState]:
+        params = arguments.require_params("page", params)
+        now = trees.wide(updates)
+        before = arguments.gradient_at("page", "page", extra_args)
+        v = trees.add(state.estimate, trees.sub(now, before))
+        v = trees.where((state.steps == 0) | jnp.asarray(exact), now, v)
+        return trees.emit(v, updates), PageState(v, params, state.steps + 1)
+
+    return as_transformation(init_fn, update_fn)

@@ -1,0 +1,1 @@
+"""Rules with several steps between two exchanges."""
