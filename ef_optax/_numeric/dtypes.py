@@ -29,7 +29,7 @@ def bits_of(dtype: Any) -> int:
 def wide_dtype(dtype: Any) -> Any:
     """The dtype if it is float32 or wider, else float32; the same under strict promotion.
 
-    >>> wide_dtype(jnp.bfloat16), wide_dtype(np.float64)
+    >>> wide_dtype(jnp.bfloat16), wide_dtype("float64")
     (dtype('float32'), dtype('float64'))
     """
     dtype = jnp.dtype(dtype)

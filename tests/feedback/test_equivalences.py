@@ -7,7 +7,6 @@ reference of that other algorithm, in float64 to 1e-12 over 40 rounds of three w
 
 from __future__ import annotations
 
-import pathlib
 import re
 
 import jax
@@ -30,6 +29,7 @@ from tests.feedback.problem import (
     run,
 )
 from tests.oracles import compress, difference, ef14, ef21, iterates
+from tests.paths import ROOT
 
 ROUNDS = 40
 TOP1 = per_leaf(compress.top_k(1))
@@ -292,7 +292,7 @@ def test_virtual_iterate_of_double_squeeze():
 
 
 def test_the_page_of_equivalences_is_complete_and_true():
-    root = pathlib.Path(__file__).parents[2]
+    root = ROOT
     text = (root / "docs" / "equivalences.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+?) \| `(.+?)::(\w+)` \|$", text, re.MULTILINE)
     for edge, path, function in rows:

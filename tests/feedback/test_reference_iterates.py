@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ef_optax as ef
-from tests.test_oracles import REFERENCE
+from tests.oracles.test_oracles import REFERENCE
 
 RATE, CURVATURE = 0.1, np.array([1.0, 2.0, 3.0])  # f = (x1^2 + 2 x2^2 + 3 x3^2)/2 from (1, 1, 1)
 STEPPED = np.array([0.1, 0.1, 0.05, 0.05])

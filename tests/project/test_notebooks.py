@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REPOSITORY = "ef-optax/ef-optax"
 COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks"

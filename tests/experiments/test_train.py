@@ -18,8 +18,8 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import report, storage, train
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 # Those of the small studies are in test_studies.py.
 PRESETS = [
     path

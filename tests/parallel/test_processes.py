@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.paths import ROOT
+
 STEPS, TIMEOUT = 10, 300
 SUMMED = ("marina", "power_sgd")
 """Rules some of whose numbers travel by an all-reduce: its order of additions is the backend's, and
@@ -107,7 +109,7 @@ def environment(devices: int) -> dict[str, str]:
     return {
         **os.environ,
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
     }
 

@@ -23,7 +23,7 @@ from ef_optax._exchange.rounds import HEADER_WORDS
 from ef_optax._select import flat_view
 from ef_optax._select import whole as whole_module
 from ef_optax._select.whole import Whole
-from tests.test_selection import adversaries
+from tests.select.test_selection import adversaries
 
 F32, BF16, F16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
 FORMS = ("in place", "joined")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
 import ef_optax as ef
 import ef_optax.theory  # noqa: F401  (the table names its functions)
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TABLE = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
 NOT_YET = "not yet"
 

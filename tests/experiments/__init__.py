@@ -1,0 +1,1 @@
+"""The experiments as a user meets them."""

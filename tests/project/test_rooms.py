@@ -1,0 +1,99 @@
+"""The house: which room may import from which, and what no file may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.paths import ROOT
+
+PACKAGE = ROOT / "ef_optax"
+
+ORDER = (
+    ("_numeric",),
+    ("_bits",),
+    ("_select",),
+    ("_kernels",),
+    ("_core",),
+    ("_exchange",),
+    ("compressors",),
+    ("exchanges",),
+    ("_rules",),
+    ("policies", "estimators"),
+    ("feedback",),
+    ("local",),
+    ("parallel", "measure", "theory", "flat"),
+    ("checkpoint",),
+    ("__init__",),
+)
+"""The rooms from the ground up: a file imports from its own room and from those above it here."""
+
+FLAT = {"__init__.py", "checkpoint.py", "flat.py"}
+"""The files that lie at the root of the package, in no room."""
+
+MOST_LINES, MOST_LINES_OF_CODE = 400, 60
+"""Of a file, and of a function (its docstring and comments do not count)."""
+
+LONG = {"_over_virtual_slices", "three_point_compressor", "data_parallel", "simulate"}
+"""Functions that are longer, and will be cut."""
+
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and room of every import from the package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.ImportFrom) and node.module):
+            continue
+        parts = node.module.split(".")
+        if parts[0] == "ef_optax":
+            for name in [parts[1]] if len(parts) > 1 else [a.name for a in node.names]:
+                yield node.lineno, name
+
+
+def test_imports_go_down() -> None:
+    upwards = [
+        f"{path.relative_to(PACKAGE)}:{line} imports from {other}"
+        for path in FILES
+        for line, other in imports(path)
+        if other != room_of(path) and RANK[other] >= RANK[room_of(path)]
+    ]
+    assert not upwards, upwards
+
+
+def test_every_room_has_its_place_and_nothing_lies_flat() -> None:
+    assert {room_of(path) for path in FILES} == set(RANK)
+    assert {path.name for path in PACKAGE.glob("*.py")} == FLAT
+
+
+def test_files_and_functions_are_short() -> None:
+    long = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        name, functions = path.relative_to(PACKAGE), ast.walk(ast.parse(text))
+        if len(text.splitlines()) > MOST_LINES:
+            long.append(f"{name}: {len(text.splitlines())} lines")
+        long += [
+            f"{name}: {node.name} has {lines_of_code(node, text)} lines of code"
+            for node in functions
+            if isinstance(node, ast.FunctionDef)
+            and node.name not in LONG
+            and lines_of_code(node, text) > MOST_LINES_OF_CODE
+        ]
+    assert not long, long
+
+
+def lines_of_code(node: ast.FunctionDef, text: str) -> int:
+    """Lines of a function without its docstring, its comments and its blank lines."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    if not body:
+        return 0
+    lines = text.splitlines()[body[0].lineno - 1 : node.end_lineno]
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
