@@ -48,7 +48,7 @@ CALLS = {
         two_mean_sign(columns=True)
         threshold_sign(0.0)
         two_bit(0.5)
-        majority_vote()
+        exchanges.majority_vote()
     """,
     "Sparsifiers": """
         top_k(0.01)
@@ -57,7 +57,7 @@ CALLS = {
         random_k(0.01, key=0, scaled=True)
         random_k(0.01, key=0, shared_mask=True)
         random_block(0.01, key=0)
-        perm_k(key=0)
+        exchanges.perm_k(key=0)
         bernoulli(0.1, key=0)
         bernoulli(0.1, key=0, scaled=False)
         threshold(0.1, capacity=0.02)
@@ -68,9 +68,9 @@ CALLS = {
         comp_k(40, 80, key=0)
         mix_k(20, 20, key=0)
         global_top_k(0.01)
-        global_top_k_of_sum(0.01)
-        global_top_k_of_sum(0.01, tree=True)
-        leader_top_k(0.01)
+        exchanges.global_top_k_of_sum(0.01)
+        exchanges.global_top_k_of_sum(0.01, tree=True)
+        exchanges.leader_top_k(0.01)
         count_sketch(5, 100, 0.01)
         dct_top_k(64, 32)
     """,
@@ -96,7 +96,7 @@ CALLS = {
         scale_to_contractive(qsgd(7, key=0))
         probabilistic_mix([natural(key=0), ternary(key=0)], [0.5, 0.5], key=0)
         fcc(top_k(0.01), 3)
-        two_shot(scaled_sign(), axis_name="data")
+        exchanges.two_shot(scaled_sign(), axis_name="data")
     """,
 }
 

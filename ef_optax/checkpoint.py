@@ -25,6 +25,8 @@ from ef_optax.parallel.lift import Lifted
 VERSION = 1
 """Version of the layout; raised when an older reader could misread a newer checkpoint."""
 
+__all__ = ["Checkpoint"]  # save and restore stand at the front door
+
 
 class Checkpoint(NamedTuple):
     """What :func:`restore` returns."""

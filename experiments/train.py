@@ -137,7 +137,7 @@ class State(NamedTuple):
 class Programs(NamedTuple):
     """The compiled programs of one method; learning rate and seed are inputs."""
 
-    tx: ef.Lifted
+    tx: ef.parallel.Lifted
     create: Callable[[int], State]
     run_block: Callable[..., tuple[State, jax.Array]]
     wire: dict[str, int]

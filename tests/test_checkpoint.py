@@ -180,7 +180,7 @@ def test_one_worker_without_a_lift(tmp_path):
 def test_a_tree_without_arrays(tmp_path):
     ef.save(tmp_path / "0", optax.identity(), params={}, opt_state=optax.EmptyState(), step=3)
     back = ef.restore(tmp_path / "0", optax.identity(), params={})
-    assert back == ef.Checkpoint({}, optax.EmptyState(), (), 3, 1)
+    assert back == ef.checkpoint.Checkpoint({}, optax.EmptyState(), (), 3, 1)
 
 
 ########################################################################################

@@ -65,7 +65,7 @@ def pack(codes: ArrayLike, width: int) -> Packed:
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> field = ef.pack(jnp.array([1, 0, 3, 2, 1]), 2)
+      >>> field = ef.extend.pack(jnp.array([1, 0, 3, 2, 1]), 2)
       >>> field.bits, field.words.tolist()
       (10, [433])
     """
@@ -99,11 +99,11 @@ def unpack(field: Packed, width: int, count: int) -> jax.Array:
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> ef.unpack(ef.pack(jnp.array([5, 0, 7]), 3), 3, 3).tolist()
+      >>> ef.extend.unpack(ef.extend.pack(jnp.array([5, 0, 7]), 3), 3, 3).tolist()
       [5, 0, 7]
     """
     if not isinstance(field, Packed):
-        raise TypeError(f"unpack: field={field!r} must be what ef_optax.pack returned.")
+        raise TypeError(f"unpack: field={field!r} must be what ef_optax.extend.pack returned.")
     check.count("unpack", "width", width, least=0, most=WORD_BITS)
     check.count("unpack", "count", count, least=0)
     return packing.unpack(field.words, width, count)
@@ -206,7 +206,8 @@ def _cut(field: Field, full: int, rest: int) -> tuple[jax.Array, jax.Array]:
     dtype, flat = jnp.dtype(field.dtype), field.reshape(-1)
     if dtype == jnp.bool_ or dtype.itemsize not in (1, 2, 4, 8):
         raise TypeError(
-            f"a message holds an array of dtype {dtype}; send whole bytes, and bits by ef.pack."
+            f"a message holds an array of dtype {dtype}; send whole bytes, and bits by "
+            "ef_optax.extend.pack."
         )
     if dtype.itemsize >= 4:
         return jax.lax.bitcast_convert_type(flat, jnp.uint32).reshape(-1), flat

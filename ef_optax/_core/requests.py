@@ -9,7 +9,7 @@ from ef_optax._numeric.dtypes import Array
 
 Message = Any
 """A pytree of fields: arrays of exactly the dtypes that travel (narrow values, scales), and bits
-packed by :func:`ef_optax.pack`."""
+packed by :func:`ef_optax.extend.pack`."""
 
 
 @dataclasses.dataclass(frozen=True)

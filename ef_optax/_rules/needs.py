@@ -1,18 +1,18 @@
 """What each rule relies on, held against what a codec declares: the only place of such checks.
 
-A codec declares its properties (:class:`ef_optax.Codec`), a rule's needs stand in ``REQUIRES``, and
-:func:`exchange_for` brings the two together where a rule makes its exchange. A pair that is not
-listed as refused works; tests enumerate all of them.
+A codec declares its properties (:class:`ef_optax.extend.Codec`), a rule's needs stand in
+``REQUIRES``, and :func:`exchange_for` brings the two together where a rule makes its exchange. A
+pair that is not listed as refused works; tests enumerate all of them.
 
 One need is about shapes, and is looked at where the state is made: ``"contractive"``. A rule that
 keeps what a codec drops follows ``E||e'||^2 = E||C(p) - p||^2``, so a codec whose error is as long
 as its input, or longer, *whatever that input is*, makes the memory grow at every step: scaled
-random-k with omega >= 1 and its like (:meth:`ef_optax.Codec.least_error`). These are refused, as
-the field has it: who scales random-k does so without a memory (BytePS switches the scaling off
-where it switches error feedback on). A codec whose omega >= 1 is about its *worst* input is taken.
-The bounds of QSGD, dithering and the like grow with the square root of the leaf's size and are
-attained by leaves of one large entry; under error feedback they are in common use and their error
-on gradients is far below the bound. What the theory asks for is
+random-k with omega >= 1 and its like (:meth:`ef_optax.extend.Codec.least_error`). These are
+refused, as the field has it: who scales random-k does so without a memory (BytePS switches the
+scaling off where it switches error feedback on). A codec whose omega >= 1 is about its *worst*
+input is taken. The bounds of QSGD, dithering and the like grow with the square root of the leaf's
+size and are attained by leaves of one large entry; under error feedback they are in common use and
+their error on gradients is far below the bound. What the theory asks for is
 ``ef_optax.scale_to_contractive``.
 """
 

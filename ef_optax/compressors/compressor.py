@@ -36,7 +36,7 @@ class Compressor(optax.GradientTransformationExtraArgs):
 
     def __new__(cls, codec: Codec) -> Compressor:
         if not isinstance(codec, Codec):
-            raise TypeError(f"codec={codec!r} is not an ef_optax Codec; see ef_optax.Codec.")
+            raise TypeError(f"codec={codec!r} is not an ef_optax Codec; see ef_optax.extend.Codec.")
         exchange = Exchange(codec)
 
         def init_fn(params: Any) -> ExchangeState:

@@ -88,7 +88,7 @@ def global_top_k_of_sum(
       Two workers send 3 and 2 at the same place, 4 elsewhere: 5 is the largest of the sum.
 
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> tx = ef.compressed_mean(ef.global_top_k_of_sum(k=1), axis_name="data")
+      >>> tx = ef.compressed_mean(ef.exchanges.global_top_k_of_sum(k=1), axis_name="data")
       >>> tx = ef.simulate(tx, num_workers=3, axis_name="data")
       >>> params = jnp.zeros(2)
       >>> grads = jnp.array([[3.0, 0.0], [2.5, 0.0], [0.0, 4.5]])

@@ -66,7 +66,7 @@ def leader_top_k(ratio: float | None = None, *, k: int | None = None) -> Compres
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> tx = ef.compressed_mean(ef.leader_top_k(k=1), axis_name="w")
+      >>> tx = ef.compressed_mean(ef.exchanges.leader_top_k(k=1), axis_name="w")
       >>> tx = ef.simulate(tx, 2, "w")
       >>> grads = jnp.array([[3.0, 1.0], [0.0, 5.0]])  # worker 0 leads first
       >>> tx.update(grads, tx.init(jnp.zeros(2)), jnp.zeros(2))[0].tolist()

@@ -38,7 +38,7 @@ def majority_vote() -> Compressor:
       Three workers, of whom two agree on each coordinate:
 
       >>> import ef_optax as ef, jax.numpy as jnp, optax
-      >>> tx = ef.compressed_mean(ef.majority_vote(), axis_name="data")
+      >>> tx = ef.compressed_mean(ef.exchanges.majority_vote(), axis_name="data")
       >>> tx = ef.simulate(tx, num_workers=3, axis_name="data")
       >>> params = jnp.zeros(2)
       >>> grads = jnp.array([[5.0, -1.0], [-0.1, -1.0], [0.2, 3.0]])

@@ -109,7 +109,7 @@ def perm_k(key: Any = None) -> Compressor:
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> tx = ef.compressed_mean(ef.perm_k(key=0), axis_name="data")
+      >>> tx = ef.compressed_mean(ef.exchanges.perm_k(key=0), axis_name="data")
       >>> tx = ef.simulate(tx, num_workers=2, axis_name="data")
       >>> params = jnp.zeros(3)
       >>> equal = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])

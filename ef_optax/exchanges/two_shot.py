@@ -157,7 +157,7 @@ def two_shot(
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> shot = ef.two_shot(ef.scaled_sign(), ef.identity(), axis_name="w")
+      >>> shot = ef.exchanges.two_shot(ef.scaled_sign(), ef.identity(), axis_name="w")
       >>> tx = ef.simulate(ef.compressed_mean(shot, axis_name="w"), 2, "w")
       >>> grads = jnp.array([[1.0, -3.0, 5.0, 5.0], [3.0, 1.0, 2.0, 4.0]])
       >>> tx.update(grads, tx.init(jnp.zeros(4)), jnp.zeros(4))[0].tolist()

@@ -55,8 +55,8 @@ def dgc(
     changes with the step give :func:`scheduled`, for the published warm-up :func:`dgc_warmup`.
 
     Args:
-      compressor: a sparsifier such as ``ef.top_k(0.001)`` or ``ef.dgc_warmup(0.001, steps)``, or
-        ``ef.per_leaf`` with dense small leaves.
+      compressor: a sparsifier such as ``ef.top_k(0.001)``, or
+        ``ef.policies.dgc_warmup(0.001, steps)``, or ``ef.per_leaf`` with dense small leaves.
       momentum: m in [0, 1); 0 is :func:`error_feedback` in gradient units.
       nesterov: use ``u = m (u + g)``, ``v = v + u + g``.
       masking: clear the momentum of sent entries (momentum factor masking).

@@ -75,7 +75,7 @@ def cser(
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> tx = ef.cser(ef.identity(), ef.top_k(k=1), 1.0, period=2)
+      >>> tx = ef.local.cser(ef.identity(), ef.top_k(k=1), 1.0, period=2)
       >>> params, state = jnp.zeros(2), tx.init(jnp.zeros(2))
       >>> grads = {"cser": jnp.array([3.0, 2.0])}
       >>> updates, state = tx.update(grads["cser"], state, params, grads=grads)

@@ -73,7 +73,7 @@ def qsparse_local_sgd(
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> tx = ef.qsparse_local_sgd(ef.top_k(k=1), 1.0, period=2)
+      >>> tx = ef.local.qsparse_local_sgd(ef.top_k(k=1), 1.0, period=2)
       >>> params, state = jnp.zeros(2), tx.init(jnp.zeros(2))
       >>> for _ in range(2):
       ...     grads = {"qsparse_local_sgd": jnp.array([3.0, 2.0])}

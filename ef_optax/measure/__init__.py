@@ -1,1 +1,25 @@
-"""What travels and what it costs, read or counted."""
+"""What travels and what it costs, read or counted.
+
+:func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` stand at the front door. Here are the
+report's class, and the sizes of entropy codes, for messages whose length depends on the data.
+"""
+
+from ef_optax.measure.entropy import (
+    arithmetic_bits,
+    elias_delta_bits,
+    elias_gamma_bits,
+    run_length_bits,
+    sparse_elias_bits,
+    zero_run_bits,
+)
+from ef_optax.measure.wire import WireReport
+
+__all__ = [
+    "WireReport",
+    "arithmetic_bits",
+    "elias_delta_bits",
+    "elias_gamma_bits",
+    "run_length_bits",
+    "sparse_elias_bits",
+    "zero_run_bits",
+]

@@ -42,7 +42,7 @@ def elias_gamma_bits(values: Any) -> int:
 
     Example:
       >>> import ef_optax as ef
-      >>> [ef.elias_gamma_bits([v]) for v in (1, 2, 4, 17)]
+      >>> [ef.measure.elias_gamma_bits([v]) for v in (1, 2, 4, 17)]
       [1, 3, 5, 9]
 
     References:
@@ -67,7 +67,7 @@ def elias_delta_bits(values: Any) -> int:
 
     Example:
       >>> import ef_optax as ef
-      >>> [ef.elias_delta_bits([v]) for v in (1, 2, 4, 17)]
+      >>> [ef.measure.elias_delta_bits([v]) for v in (1, 2, 4, 17)]
       [1, 4, 5, 9]
 
     References:
@@ -91,7 +91,7 @@ def sparse_elias_bits(codes: Any) -> int:
 
     Example:
       >>> import ef_optax as ef
-      >>> ef.sparse_elias_bits([0, -1, 0, 0, 3])  # gaps 2 and 3, levels 1 and 3
+      >>> ef.measure.sparse_elias_bits([0, -1, 0, 0, 3])  # gaps 2 and 3, levels 1 and 3
       15
 
     References:
@@ -119,7 +119,7 @@ def arithmetic_bits(values: Any) -> float:
 
     Example:
       >>> import ef_optax as ef
-      >>> round(ef.arithmetic_bits([1.0, 2.0, 3.0, 4.0, 5.0]), 4)
+      >>> round(ef.measure.arithmetic_bits([1.0, 2.0, 3.0, 4.0, 5.0]), 4)
       89.8231
 
     References:
@@ -153,7 +153,7 @@ def run_length_bits(mask: Any, width: int) -> int:
 
     Example:
       >>> import ef_optax as ef
-      >>> ef.run_length_bits([0, 0, 1, 1, 0, 0, 0, 0], width=2)  # 2 | 0 | 3 1
+      >>> ef.measure.run_length_bits([0, 0, 1, 1, 0, 0, 0, 0], width=2)  # 2 | 0 | 3 1
       8
 
     References:
@@ -183,7 +183,7 @@ def zero_run_bits(values: Any) -> int:
 
     Example:
       >>> import ef_optax as ef, numpy as np
-      >>> ef.zero_run_bits(np.zeros(75, int)), ef.zero_run_bits([1] + [0] * 9)
+      >>> ef.measure.zero_run_bits(np.zeros(75, int)), ef.measure.zero_run_bits([1] + [0] * 9)
       (16, 16)
 
     References:

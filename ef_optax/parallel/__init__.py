@@ -1,1 +1,21 @@
-"""From one worker's transformation to all workers: inference, the lift, simulation, gradients."""
+"""From one worker's transformation to all workers: inference, the lift, simulation, gradients.
+
+:func:`ef_optax.data_parallel`, :func:`ef_optax.simulate` and
+:func:`ef_optax.worker_value_and_grad` stand at the front door. Here is what hand-written maps,
+checkpoints and a change of the number of workers need besides.
+"""
+
+from ef_optax.parallel.change_workers import change_workers
+from ef_optax.parallel.inference import worker_axes
+from ef_optax.parallel.lift import Lifted, abstract_state, state_specs
+from ef_optax.parallel.quarantine import exchange_states, guard
+
+__all__ = [
+    "Lifted",
+    "abstract_state",
+    "change_workers",
+    "exchange_states",
+    "guard",
+    "state_specs",
+    "worker_axes",
+]

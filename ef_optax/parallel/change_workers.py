@@ -59,7 +59,7 @@ def change_workers(state: Any, fresh: Any) -> Any:
       >>> two, three = ef.simulate(tx, 2, "w"), ef.simulate(tx, 3, "w")
       >>> state = two.init(jnp.zeros(2))
       >>> state = state._replace(residual=jnp.array([[3.0, 0.0], [0.0, 6.0]]))
-      >>> ef.change_workers(state, three.init(jnp.zeros(2))).residual.mean(0).tolist()
+      >>> ef.parallel.change_workers(state, three.init(jnp.zeros(2))).residual.mean(0).tolist()
       [1.5, 3.0]
     """
     if jax.tree.structure(state) != jax.tree.structure(fresh):

@@ -102,7 +102,7 @@ def worker_axes(
       >>> import ef_optax as ef, jax.numpy as jnp, optax
       >>> tx = optax.chain(optax.trace(0.9), ef.error_feedback(ef.top_k(k=1), axis_name="data"),
       ...                  optax.trace(0.5))
-      >>> before, feedback, after = ef.worker_axes(tx, jnp.zeros(4), "data", 8)
+      >>> before, feedback, after = ef.parallel.worker_axes(tx, jnp.zeros(4), "data", 8)
       >>> before.trace, feedback.residual, after.trace
       (True, True, False)
     """

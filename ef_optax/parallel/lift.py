@@ -124,7 +124,7 @@ def state_specs(tx: Any, params: Any) -> Any:
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> tx = ef.simulate(ef.error_feedback(ef.top_k(0.1), axis_name="w"), 4, "w")
-      >>> tuple(ef.state_specs(tx, jnp.zeros(3)).residual)
+      >>> tuple(ef.parallel.state_specs(tx, jnp.zeros(3)).residual)
       ('w',)
     """
     return _lifted(tx).state_specs(params)
@@ -146,7 +146,7 @@ def abstract_state(tx: Any, params: Any) -> Any:
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> tx = ef.simulate(ef.error_feedback(ef.top_k(0.1), axis_name="w"), 4, "w")
-      >>> ef.abstract_state(tx, jnp.zeros(3)).residual.shape
+      >>> ef.parallel.abstract_state(tx, jnp.zeros(3)).residual.shape
       (4, 3)
     """
     return _lifted(tx).abstract_state(params)
@@ -156,6 +156,6 @@ def _lifted(tx: Any) -> Lifted:
     if not isinstance(tx, Lifted):
         raise TypeError(
             f"tx={type(tx).__name__} is not lifted; pass what data_parallel or simulate returned "
-            "(for a hand-written map use ef_optax.worker_axes)."
+            "(for a hand-written map use ef_optax.parallel.worker_axes)."
         )
     return tx

@@ -74,10 +74,10 @@ def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp, optax
-      >>> tx = ef.guard(optax.chain(ef.error_feedback(ef.top_k(k=1)), optax.sgd(0.1)))
+      >>> tx = ef.parallel.guard(optax.chain(ef.error_feedback(ef.top_k(k=1)), optax.sgd(0.1)))
       >>> state = tx.init(jnp.zeros(2))
       >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), state, jnp.zeros(2))
-      >>> updates.tolist(), int(ef.exchange_states(state)[0].skipped)
+      >>> updates.tolist(), int(ef.parallel.exchange_states(state)[0].skipped)
       ([0.0, 0.0], 1)
     """
     inner = optax.with_extra_args_support(tx)

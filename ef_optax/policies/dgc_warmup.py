@@ -35,7 +35,7 @@ def dgc_warmup(
 
     Example:
       >>> import ef_optax as ef
-      >>> warm = ef.dgc_warmup(0.001, steps_per_epoch=100, warmup_epochs=4)
+      >>> warm = ef.policies.dgc_warmup(0.001, steps_per_epoch=100, warmup_epochs=4)
       >>> [round(warm.codec.at(step).ratio, 4) for step in (0, 99, 100, 300, 400)]
       [0.2512, 0.2512, 0.0631, 0.004, 0.001]
 

@@ -100,11 +100,11 @@ def test_fractions_are_not_packed_away() -> None:
 
 
 def test_lists_are_packed_as_arrays_are() -> None:
-    assert ef.pack([1, 2], 2).words.tolist() == pack(jnp.array([1, 2]), 2).words.tolist()
-    assert ef.pack([], 2).words.shape == (0,)
+    assert ef.extend.pack([1, 2], 2).words.tolist() == pack(jnp.array([1, 2]), 2).words.tolist()
+    assert ef.extend.pack([], 2).words.shape == (0,)
 
 
 def test_only_a_packed_field_is_unpacked() -> None:
     for bad in (jnp.zeros(1, jnp.uint32), [433], None):
         with pytest.raises(TypeError, match=r"unpack: field=.* must be what ef_optax\.pack"):
-            ef.unpack(bad, 2, 5)  # type: ignore[arg-type]
+            ef.extend.unpack(bad, 2, 5)  # type: ignore[arg-type]

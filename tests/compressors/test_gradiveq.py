@@ -98,7 +98,7 @@ def test_what_the_samples_span_is_exact() -> None:
 def test_weights_count() -> None:
     """The aggregate is the weighted mean of what was sent, also where the weights are not one."""
     compressor = gradiveq(0.25, samples=2, period=4)
-    exchange = ef.Exchange(compressor.codec, "w")
+    exchange = ef.extend.Exchange(compressor.codec, "w")
     gs = gradients((2, 2, 3, 4), 3, seed=5)
 
     def run(gs: jax.Array, weight: jax.Array):

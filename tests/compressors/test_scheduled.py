@@ -159,19 +159,19 @@ def test_declared_properties_are_those_of_all_stages() -> None:
     randoms = ef.scheduled([3], [random, ef.identity()]).codec
     assert randoms.unbiased and randoms.linear and randoms.omega((8,)) == 1
     assert both.bits((8,)) == top.bits((8,)) and both.at(2).bits((8,)) == random.bits((8,))
-    assert not ef.scheduled([1], [ef.majority_vote(), top]).codec.additive
+    assert not ef.scheduled([1], [ef.exchanges.majority_vote(), top]).codec.additive
     late = ef.scheduled([1], [top, ef.power_sgd(1)]).codec
     assert both.independent and late.stateful and not late.independent
     assert ef.message_bits(ef.scheduled([3], [random, top]), jnp.zeros(8)) == top.bits((8,))
 
 
-@pytest.mark.parametrize("wrap", [ef.fcc, ef.two_shot, ef.compose, ef.induced, ef.rotate])
+@pytest.mark.parametrize("wrap", [ef.fcc, ef.exchanges.two_shot, ef.compose, ef.induced, ef.rotate])
 def test_inside_another_compressor_it_is_refused(wrap) -> None:
     """These encode for one worker alone; the schedule goes around them instead."""
     late = ef.scheduled([1], [ef.scaled_sign(), ef.top_k(0.5)])
-    more = {ef.fcc: [2], ef.two_shot: [], ef.rotate: [0]}.get(wrap, [ef.top_k(0.5)])
+    more = {ef.fcc: [2], ef.exchanges.two_shot: [], ef.rotate: [0]}.get(wrap, [ef.top_k(0.5)])
     with pytest.raises(TypeError, match="single leaves"):
-        wrap(late, *more, **({"axis_name": "w"} if wrap is ef.two_shot else {}))
+        wrap(late, *more, **({"axis_name": "w"} if wrap is ef.exchanges.two_shot else {}))
     with pytest.raises(TypeError, match=r"codec.at\(step\)"):
         late.codec.encode(jnp.ones(3))
 

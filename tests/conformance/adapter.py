@@ -93,7 +93,7 @@ class EfOptax:
 
     def arithmetic_bits(self, values: Any) -> float:
         """Bits of a vector under arithmetic coding with its own histogram."""
-        return ef.arithmetic_bits(values)
+        return ef.measure.arithmetic_bits(values)
 
     def fitted_signs(self, x: Any, scale: str) -> np.ndarray:
         """DRIVE's signs and scale without its rotation."""
@@ -120,7 +120,7 @@ class EfOptax:
 
     def two_phase(self, name: str, steps: Any, **options: Any) -> tuple[list, list]:
         """Updates and worker memories when every worker serves, and compresses, one chunk."""
-        shot = ef.two_shot(getattr(ef, name)(**options), axis_name="w")
+        shot = ef.exchanges.two_shot(getattr(ef, name)(**options), axis_name="w")
         return self._run(ef.error_feedback(shot, axis_name="w"), steps)
 
     def _run(self, rule: Any, steps: Any) -> tuple[list, list]:

@@ -68,7 +68,7 @@ def test_large_leaves_of_a_family_are_joined_and_equal_small_ones_stacked():
 
 
 @pytest.mark.parametrize(
-    "codec", [ef.scaled_sign(), ef.leader_top_k(0.01), ef.top_k(0.9)], ids=repr
+    "codec", [ef.scaled_sign(), ef.exchanges.leader_top_k(0.01), ef.top_k(0.9)], ids=repr
 )
 def test_what_has_no_family_is_left_alone(codec):
     units = units_of([codec.codec] * 2, likes([(70_000,)] * 2), [None] * 2)
@@ -109,7 +109,7 @@ def test_messages_of_adversaries_are_those_of_each_alone(dtype):
                 assert_same_bits(message, alone(x), chosen[i])
                 k = CODEC.count(x.size)
                 expected = np.sort(np.argsort(-magnitudes(x.reshape(-1)), kind="stable")[:k])
-                indices = ef.unpack(message["indices"], 13, k)
+                indices = ef.extend.unpack(message["indices"], 13, k)
                 np.testing.assert_array_equal(indices, expected, chosen[i])
 
 

@@ -68,10 +68,10 @@ def flat(parameters: Any, lead: int = 0) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded(ef.Codec):
+class Recorded(ef.extend.Codec):
     """Another codec that keeps in its state which entries it sent, for the references to read."""
 
-    inner: ef.Codec
+    inner: ef.extend.Codec
     stateful = True
     deterministic = False
 
@@ -121,13 +121,13 @@ def loss(parameters: Any, batch: Any) -> jax.Array:
     return 0.5 * x @ batch["H"][0] @ x - batch["b"][0] @ x
 
 
-def optimizer(rule: optax.GradientTransformation, gamma: float = GAMMA) -> ef.Lifted:
+def optimizer(rule: optax.GradientTransformation, gamma: float = GAMMA) -> ef.parallel.Lifted:
     """The rule followed by gradient descent, on simulated workers."""
     return ef.simulate(optax.chain(rule, optax.sgd(gamma)), WORKERS, AXIS)
 
 
 def run(
-    lifted: ef.Lifted,
+    lifted: ef.parallel.Lifted,
     rounds: int = ROUNDS,
     start: Any = START,
     noisy: bool = False,
@@ -169,7 +169,7 @@ def run(
 
 
 def check(
-    lifted: ef.Lifted,
+    lifted: ef.parallel.Lifted,
     oracle: Any,
     rounds: int = ROUNDS,
     noisy: bool = False,

@@ -26,7 +26,7 @@ RULES: dict[str, Make] = {
     "clip21": lambda: ef.clip21(0.5, axis_name=AXIS),
     "compressed_mean": lambda: ef.compressed_mean(SIGN, axis_name=AXIS),
     "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
-    "dgc warm-up": lambda: ef.dgc(ef.dgc_warmup(0.4, 1, 2), axis_name=AXIS),
+    "dgc warm-up": lambda: ef.dgc(ef.policies.dgc_warmup(0.4, 1, 2), axis_name=AXIS),
     "diana": lambda: ef.diana(UNBIASED, axis_name=AXIS),
     "dist_ef_sgdm": lambda: ef.dist_ef_sgdm(SIGN, 0.1, axis_name=AXIS),
     "double_squeeze": lambda: ef.double_squeeze(TOP, SIGN, axis_name=AXIS),
@@ -64,7 +64,9 @@ RULES: dict[str, Make] = {
     "global_top_k": lambda: ef.error_feedback(ef.global_top_k(0.4), axis_name=AXIS),
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
     "scheduled": lambda: ef.error_feedback(ef.scheduled([1], [SIGN, TOP]), axis_name=AXIS),
-    "two_shot": lambda: ef.error_feedback(ef.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS),
+    "two_shot": lambda: ef.error_feedback(
+        ef.exchanges.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS
+    ),
     "scalecom": lambda: ef.scalecom(k=2, beta=0.5, axis_name=AXIS),
     "three_point clag": lambda: ef.three_point_compressor("clag", TOP, zeta=2.0, axis_name=AXIS),
     "three_point v1": lambda: ef.three_point_compressor("v1", TOP, axis_name=AXIS, init="full"),
@@ -80,12 +82,12 @@ RULES: dict[str, Make] = {
 """Rules that need nothing but the gradients."""
 
 WITH_POINTS: dict[str, Make] = {
-    "cser": lambda: ef.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),
-    "cser without gradients": lambda: ef.cser(SIGN, None, 0.1, 2, axis_name=AXIS),
+    "cser": lambda: ef.local.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),
+    "cser without gradients": lambda: ef.local.cser(SIGN, None, 0.1, 2, axis_name=AXIS),
     "ef21_page": lambda: ef.ef21_page(TOP, axis_name=AXIS),
     "marina": lambda: ef.marina(UNBIASED, 0.2, 0, axis_name=AXIS),
     "pp-marina": lambda: ef.marina(UNBIASED, 0.2, 0, participants=2, axis_name=AXIS),
-    "qsparse_local_sgd": lambda: ef.qsparse_local_sgd(TOP, 0.1, 2, axis_name=AXIS),
+    "qsparse_local_sgd": lambda: ef.local.qsparse_local_sgd(TOP, 0.1, 2, axis_name=AXIS),
     "normalised mvr": lambda: ef.ef21_normalised(TOP, "mvr", axis_name=AXIS),
     "normalised igt": lambda: ef.ef21_normalised(TOP, "igt", axis_name=AXIS),
     "normalised rhm": lambda: ef.ef21_normalised(TOP, "rhm", key=0, axis_name=AXIS),
@@ -107,8 +109,8 @@ Arguments = dict[tuple[str, str], Callable[[ef.Compressor], optax.GradientTransf
 
 COMPRESSED: Arguments = {
     ("compressed_mean", "compressor"): lambda C: ef.compressed_mean(C, axis_name=AXIS),
-    ("cser", "errors"): lambda C: ef.cser(C, SIGN, 0.1, 2, axis_name=AXIS),
-    ("cser", "gradients"): lambda C: ef.cser(SIGN, C, 0.1, 2, axis_name=AXIS),
+    ("cser", "errors"): lambda C: ef.local.cser(C, SIGN, 0.1, 2, axis_name=AXIS),
+    ("cser", "gradients"): lambda C: ef.local.cser(SIGN, C, 0.1, 2, axis_name=AXIS),
     ("dgc", "compressor"): lambda C: ef.dgc(C, axis_name=AXIS),
     ("diana", "compressor"): lambda C: ef.diana(C, 0.5, axis_name=AXIS),
     ("dist_ef_sgdm", "compressor"): lambda C: ef.dist_ef_sgdm(C, 0.1, server=SIGN, axis_name=AXIS),
@@ -142,7 +144,9 @@ COMPRESSED: Arguments = {
         ef.gradient_shift(C, 0.5, axis_name=AXIS), ef.compressed_mean(SIGN, axis_name=AXIS)
     ),
     ("marina", "compressor"): lambda C: ef.marina(C, 0.5, 0, axis_name=AXIS),
-    ("qsparse_local_sgd", "compressor"): lambda C: ef.qsparse_local_sgd(C, 0.1, 2, axis_name=AXIS),
+    ("qsparse_local_sgd", "compressor"): lambda C: ef.local.qsparse_local_sgd(
+        C, 0.1, 2, axis_name=AXIS
+    ),
     ("safe_ef", "compressor"): lambda C: ef.safe_ef(C, axis_name=AXIS),
     ("three_point_compressor", "compressor"): lambda C: ef.three_point_compressor(
         "clag", C, zeta=1.0, axis_name=AXIS

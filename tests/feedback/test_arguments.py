@@ -28,10 +28,10 @@ FACTORS = {
 """A rule and its argument, a number for which a half is fine."""
 
 COUNTS = {
-    "dgc_warmup warmup_epochs": lambda x: ef.dgc_warmup(0.1, 100, x),
+    "dgc_warmup warmup_epochs": lambda x: ef.policies.dgc_warmup(0.1, 100, x),
     "fcc rounds": lambda x: ef.fcc(TOP, x),
     "marina participants": lambda x: ef.marina(ef.identity(), 0.5, key=0, participants=x),
-    "qsparse_local_sgd period": lambda x: ef.qsparse_local_sgd(TOP, 0.1, x),
+    "qsparse_local_sgd period": lambda x: ef.local.qsparse_local_sgd(TOP, 0.1, x),
 }
 
 
@@ -92,7 +92,7 @@ def test_other_nonsense_is_refused_by_name(make, message: str) -> None:
         lambda x: ef.neolithic(TOP, 2, x),
         lambda x: ef.double_squeeze(TOP, x),
         lambda x: ef.dist_ef_sgdm(TOP, 0.1, server=x),
-        lambda x: ef.cser(TOP, x, 0.1, 2),
+        lambda x: ef.local.cser(TOP, x, 0.1, 2),
     ],
     ids=["neolithic", "double_squeeze", "dist_ef_sgdm", "cser"],
 )

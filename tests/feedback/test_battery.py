@@ -114,7 +114,7 @@ def test_bad_steps_on_one_worker_change_nothing(name):
         got, dirty = update({"w": g}, dirty)
         expected, clean = update({"w": g}, clean)
         np.testing.assert_array_equal(got["w"], expected["w"])
-    assert max(int(s.skipped) for s in ef.exchange_states(dirty)) == 4
+    assert max(int(s.skipped) for s in ef.parallel.exchange_states(dirty)) == 4
     for a, b in zip(jax.tree.leaves(dirty), jax.tree.leaves(clean), strict=True):
         if a.dtype not in (jnp.int32, bool):  # not the counters and verdicts
             np.testing.assert_array_equal(a, b)

@@ -79,7 +79,7 @@ def test_diana_needs_omega():
 
 def test_diana_asks_for_the_variance_among_all_workers():
     """perm-k of one worker is exact, of three it has variance 2: a = 1/3."""
-    rule = ef.diana(ef.perm_k(0), axis_name=AXIS)
+    rule = ef.diana(ef.exchanges.perm_k(0), axis_name=AXIS)
     h = flat(run(optimizer(rule), 1).state[0].control, 2)[0]
     g = np.array([f(START) for f in GRADS])
     np.testing.assert_allclose(h[h != 0], g[h != 0], rtol=1e-7)  # 3 g / 3
@@ -203,15 +203,15 @@ def test_ef21_page():
 
 ESTIMATORS = {
     "storm": (
-        lambda: ef.storm(0.3),
+        lambda: ef.estimators.storm(0.3),
         lambda: estimators.storm(NOISY, TOP1, START, GAMMA, 0.3),
     ),
     "hessian momentum": (
-        lambda: ef.hessian_momentum(0.3),
+        lambda: ef.estimators.hessian_momentum(0.3),
         lambda: estimators.hessian_momentum(NOISY, H, TOP1, START, GAMMA, 0.3),
     ),
     "hessian momentum at a random point": (
-        lambda: ef.hessian_momentum(0.3, key=0),
+        lambda: ef.estimators.hessian_momentum(0.3, key=0),
         lambda: estimators.hessian_momentum(NOISY, H, TOP1, START, GAMMA, 0.3),
     ),
 }
@@ -226,7 +226,7 @@ def test_ef21_with_a_gradient_estimator(name):
 
 
 def test_ef21_with_implicit_gradient_transport():
-    rule = optax.chain(ef.igt(0.25), ef.ef21(ef.top_k(k=1), axis_name=AXIS))
+    rule = optax.chain(ef.estimators.igt(0.25), ef.ef21(ef.top_k(k=1), axis_name=AXIS))
     lifted = ef.simulate(optax.chain(rule, optax.sgd(GAMMA)), WORKERS, AXIS)
     close(run(lifted, noisy=True).x, iterates(estimators.igt(NOISY, TOP1, START, GAMMA, 0.25), 20))
 
@@ -317,10 +317,16 @@ def test_ec_sgd_diana_converges_where_error_feedback_stalls():
             ValueError,
             "participants=3 must be at most 2",
         ),
-        (lambda: ef.storm(0.0), ValueError, "fresh_weight=0.0"),
-        (lambda: ef.igt(2.0), ValueError, "fresh_weight=2.0"),
-        (lambda: ef.hessian_momentum(0.5, "key"), TypeError, "random key"),
-        (lambda: ef.page().update(jnp.ones(1), ef.page().init(jnp.ones(1))), ValueError, "params"),
+        (lambda: ef.estimators.storm(0.0), ValueError, "fresh_weight=0.0"),
+        (lambda: ef.estimators.igt(2.0), ValueError, "fresh_weight=2.0"),
+        (lambda: ef.estimators.hessian_momentum(0.5, "key"), TypeError, "random key"),
+        (
+            lambda: ef.estimators.page().update(
+                jnp.ones(1), ef.estimators.page().init(jnp.ones(1))
+            ),
+            ValueError,
+            "params",
+        ),
         (lambda: ef.gradient_shift(ef.identity(), 0.0), ValueError, "rate=0.0"),
     ],
 )

@@ -134,8 +134,8 @@ def test_dgc_dense_leaves_have_plain_momentum_and_clipping_is_local():
 
 def test_dgc_warmup_falls_from_epoch_to_epoch():
     """Leaves of 3 and 4 entries: every one, then 2 of each, then 1; the memories go on."""
-    warm = ef.dgc_warmup(0.25, 3, warmup_epochs=1)
-    ratio = ef.dgc_warmup_ratio(0, 0.25, 1)
+    warm = ef.policies.dgc_warmup(0.25, 3, warmup_epochs=1)
+    ratio = ef.policies.dgc_warmup_ratio(0, 0.25, 1)
     assert ratio == 0.5 and warm.codec.starts == (0, 3)
     got = run(optimizer(ef.dgc(warm, momentum=0.5, axis_name=AXIS)))
     x, u, v = START, np.zeros((3, 7)), np.zeros((3, 7))
@@ -149,7 +149,7 @@ def test_dgc_warmup_falls_from_epoch_to_epoch():
 
 
 def test_dgc_warmup_of_the_publication():
-    kept = [ef.dgc_warmup(0.001, 10, 5).codec.at(t).ratio for t in range(0, 70, 10)]
+    kept = [ef.policies.dgc_warmup(0.001, 10, 5).codec.at(t).ratio for t in range(0, 70, 10)]
     expected = [0.3162, 0.1, 0.03162, 0.01, 0.003162, 0.001, 0.001]
     np.testing.assert_allclose(kept, expected, rtol=1e-3)
 
@@ -174,7 +174,7 @@ def test_two_shot_is_double_squeeze_shard_by_shard(server):
         "sign": (ef.scaled_sign(), by_shard(compress.scaled_sign)),
         "identity": (ef.identity(), compress.identity),
     }[server]
-    shot = ef.two_shot(ef.top_k(k=1), made, axis_name=AXIS)
+    shot = ef.exchanges.two_shot(ef.top_k(k=1), made, axis_name=AXIS)
     rule = ef.error_feedback(shot, axis_name=AXIS)
     oracle = two_sided.double_squeeze(GRADS, by_shard(compress.top_k(1)), C, START, GAMMA)
     got = check(optimizer(rule), oracle, residual="e")
@@ -190,14 +190,14 @@ def test_two_shot_is_double_squeeze_shard_by_shard(server):
 
 def test_two_shot_shards_are_cut_anew_for_other_workers():
     """Five entries: shards of 2, 2, 1 on three workers become 3 and 2 on two; none is lost."""
-    tx = ef.compressed_mean(ef.two_shot(ef.scaled_sign(), axis_name=AXIS), axis_name=AXIS)
+    tx = ef.compressed_mean(ef.exchanges.two_shot(ef.scaled_sign(), axis_name=AXIS), axis_name=AXIS)
     three, two = ef.simulate(tx, 3, AXIS), ef.simulate(tx, 2, AXIS)
     params = jnp.zeros(5)
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
     _, state = jax.jit(three.update)(grads, three.init(params), params)
     E = state.exchange.codec.residual
     assert E.shape == (3, 2) and E[2, 1] == 0 and np.count_nonzero(E) == 5
-    after = ef.change_workers(state, two.init(params)).exchange.codec.residual
+    after = ef.parallel.change_workers(state, two.init(params)).exchange.codec.residual
     assert after.shape == (2, 3)
     np.testing.assert_array_equal(after.reshape(-1)[:5], E.reshape(-1)[:5])
 
@@ -361,7 +361,7 @@ def test_neolithic():
 
 
 def test_qsparse_local_sgd():
-    tx = ef.qsparse_local_sgd(ef.top_k(k=1), GAMMA, 3, axis_name=AXIS)
+    tx = ef.local.qsparse_local_sgd(ef.top_k(k=1), GAMMA, 3, axis_name=AXIS)
     got = run(ef.simulate(tx, WORKERS, AXIS))
     steps = _take(repeated.qsparse_local_sgd(GRADS, TOP1, START, GAMMA, 3), 20)
     close(got.x, [s.x for s in steps])
@@ -370,7 +370,7 @@ def test_qsparse_local_sgd():
 
 
 def test_qsparse_with_a_schedule_of_the_rate():
-    tx = ef.qsparse_local_sgd(ef.top_k(k=1), schedule, 1, axis_name=AXIS)
+    tx = ef.local.qsparse_local_sgd(ef.top_k(k=1), schedule, 1, axis_name=AXIS)
     got = run(ef.simulate(tx, WORKERS, AXIS)).x
     close(got, iterates(ef14.step_units(GRADS, TOP1, START, rate), 20))
 
@@ -380,7 +380,7 @@ def test_qsparse_with_a_schedule_of_the_rate():
 
 def test_cser():
     lifted = ef.simulate(
-        ef.cser(ef.top_k(k=2), ef.top_k(k=1), GAMMA, 3, axis_name=AXIS), WORKERS, AXIS
+        ef.local.cser(ef.top_k(k=2), ef.top_k(k=1), GAMMA, 3, axis_name=AXIS), WORKERS, AXIS
     )
     got = run(lifted)
     e = flat(got.state.ahead, 2)
@@ -390,7 +390,9 @@ def test_cser():
 
 
 def test_cser_without_gradients_is_local_sgd():
-    lifted = ef.simulate(ef.cser(ef.identity(), None, GAMMA, 4, axis_name=AXIS), WORKERS, AXIS)
+    lifted = ef.simulate(
+        ef.local.cser(ef.identity(), None, GAMMA, 4, axis_name=AXIS), WORKERS, AXIS
+    )
     got = run(lifted)
     models = np.array([START] * 3)
     for t in range(20):
@@ -401,7 +403,7 @@ def test_cser_without_gradients_is_local_sgd():
 
 
 def test_cser_without_gradients_skips_a_bad_step():
-    lifted = ef.simulate(ef.cser(ef.identity(), None, 0.1, 4, axis_name=AXIS), 2, AXIS)
+    lifted = ef.simulate(ef.local.cser(ef.identity(), None, 0.1, 4, axis_name=AXIS), 2, AXIS)
     params = jnp.zeros(2)
     fresh = lifted.init(params)
     bad = jnp.array([[1.0, jnp.nan], [1.0, 1.0]])
@@ -420,10 +422,14 @@ def test_cser_without_gradients_skips_a_bad_step():
         (lambda: ef.ecq_sgd(ef.top_k(0.1), 1.0, 1.1), ValueError, "beta=1.1"),
         (lambda: ef.dgc(ef.top_k(0.1), momentum=-0.1), ValueError, "momentum=-0.1"),
         (lambda: ef.dgc(ef.top_k(0.1), clip_norm=0.0), ValueError, "clip_norm=0.0"),
-        (lambda: ef.dgc_warmup_ratio(-1, 0.1, 5), ValueError, "epoch=-1"),
+        (lambda: ef.policies.dgc_warmup_ratio(-1, 0.1, 5), ValueError, "epoch=-1"),
         (lambda: ef.double_squeeze(ef.top_k(0.1), optax.sgd(0.1)), TypeError, "server="),
         (lambda: ef.dist_ef_sgdm(ef.top_k(0.1), 0.1, momentum=1.0), ValueError, "momentum=1.0"),
-        (lambda: ef.two_shot(ef.majority_vote(), axis_name="w"), TypeError, "additive"),
+        (
+            lambda: ef.exchanges.two_shot(ef.exchanges.majority_vote(), axis_name="w"),
+            TypeError,
+            "additive",
+        ),
         (lambda: ef.adacomp(0), ValueError, "bin_size=0"),
         (
             lambda: ef.safe_ef(ef.top_k(0.1)).update(
@@ -432,18 +438,18 @@ def test_cser_without_gradients_skips_a_bad_step():
             ValueError,
             "constraint",
         ),
-        (lambda: ef.qsparse_local_sgd(ef.top_k(0.1), 0.1, 0), ValueError, "period=0"),
+        (lambda: ef.local.qsparse_local_sgd(ef.top_k(0.1), 0.1, 0), ValueError, "period=0"),
         (lambda: ef.neolithic(ef.top_k(0.1), 0), ValueError, "rounds=0"),
         (lambda: ef.neolithic(ef.power_sgd(2), 2), TypeError, "single leaves"),
-        (lambda: ef.dgc_warmup(0.1, 0), ValueError, "steps_per_epoch=0"),
+        (lambda: ef.policies.dgc_warmup(0.1, 0), ValueError, "steps_per_epoch=0"),
         (lambda: ef.scalecom(0.1, beta=0.0), ValueError, "beta=0.0"),
         (lambda: ef.scalecom(), ValueError, "exactly one"),
         (lambda: ef.fcc(ef.top_k(0.1), 0), ValueError, "rounds=0"),
         (lambda: ef.fcc(ef.dense(optax.clip(1.0)), 2), TypeError, "single leaves"),
-        (lambda: ef.cser(ef.identity(), None, 0.1, 0), ValueError, "period=0"),
+        (lambda: ef.local.cser(ef.identity(), None, 0.1, 0), ValueError, "period=0"),
         (
-            lambda: ef.cser(ef.identity(), None, 0.1, 1).update(
-                jnp.ones(1), ef.cser(ef.identity(), None, 0.1, 1).init(jnp.ones(1))
+            lambda: ef.local.cser(ef.identity(), None, 0.1, 1).update(
+                jnp.ones(1), ef.local.cser(ef.identity(), None, 0.1, 1).init(jnp.ones(1))
             ),
             ValueError,
             "query_points",

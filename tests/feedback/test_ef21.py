@@ -89,7 +89,7 @@ def test_ef21_partial_participation(probability):
 
 
 def test_ef21_w_with_a_compressor_that_is_not_homogeneous():
-    class PowerOfTwo(ef.Codec):
+    class PowerOfTwo(ef.extend.Codec):
         homogeneous = False
 
         def encode(self, x, key=None):
@@ -238,9 +238,9 @@ def test_a_bad_step_changes_nothing():
     [
         (lambda: ef.ef21(ef.top_k(0.1), init="dense"), ValueError, "init='dense'"),
         (lambda: ef.ef21(optax.sgd(0.1)), TypeError, "not a Compressor"),
-        (lambda: ef.ef21(ef.majority_vote()), ValueError, "not give the mean"),
+        (lambda: ef.ef21(ef.exchanges.majority_vote()), ValueError, "not give the mean"),
         (
-            lambda: ef.ef21(ef.per_leaf(lambda path, x: ef.majority_vote())).update(
+            lambda: ef.ef21(ef.per_leaf(lambda path, x: ef.exchanges.majority_vote())).update(
                 jnp.ones(2), ef.ef21(ef.top_k(k=1)).init(jnp.ones(2))
             ),
             ValueError,

@@ -89,7 +89,7 @@ EDGES = {
         descent,
     ),
     "CSER(C1 = I, C2 = 0, H = 1) = SGD": (
-        lambda: whole(ef.cser(EXACT, None, GAMMA, 1, axis_name=AXIS)),
+        lambda: whole(ef.local.cser(EXACT, None, GAMMA, 1, axis_name=AXIS)),
         descent,
     ),
     "DGC(ratio 1, masking) = SGD": (
@@ -134,7 +134,7 @@ EDGES = {
         classic,
     ),
     "Qsparse-local-SGD(H = 1) = EF14 U2": (
-        lambda: whole(ef.qsparse_local_sgd(TOP, GAMMA, 1, axis_name=AXIS)),
+        lambda: whole(ef.local.qsparse_local_sgd(TOP, GAMMA, 1, axis_name=AXIS)),
         classic,
     ),
     "EF14 U1 with FCC_2(top-1) = EF14 U1 with top-2": (
@@ -187,7 +187,7 @@ EDGES = {
     ),
     "EF21 = EControl(0)": (lambda: optimizer(ef.econtrol(TOP, 0.0, axis_name=AXIS)), modern),
     "EF21 = MVR(fresh 1) + EF21": (
-        lambda: optimizer(optax.chain(ef.storm(1.0), ef.ef21(TOP, axis_name=AXIS))),
+        lambda: optimizer(optax.chain(ef.estimators.storm(1.0), ef.ef21(TOP, axis_name=AXIS))),
         modern,
     ),
     "EF21-W-PP(all) = EF21-W": (

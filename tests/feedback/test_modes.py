@@ -25,7 +25,7 @@ def mesh_of(kind=AxisType.Auto, shape=(N,), names=(AXIS,)):
 
 def by_hand(tx, params, check):
     """``update`` of one worker in a hand-written ``shard_map``, and which state leaves differ."""
-    flags = ef.worker_axes(tx, params, AXIS, N)
+    flags = ef.parallel.worker_axes(tx, params, AXIS, N)
     specs = jax.tree.map(lambda own: P(AXIS) if own else P(), flags)
 
     def local(grads, state, params):
@@ -144,7 +144,7 @@ def mapped(names, check):
 
 def pmapped(names):
     params, tx = parameters(names), together(names)
-    flags = ef.worker_axes(tx, params, AXIS, N)
+    flags = ef.parallel.worker_axes(tx, params, AXIS, N)
     state = jax.tree.map(
         lambda x, own: x if own else np.stack([x] * N),
         ef.simulate(tx, N, AXIS).init(params),

@@ -23,17 +23,17 @@ EXCHANGES = {
     "dense": lambda: ef.dense(optax.clip(1.0)),
     "fcc": lambda: ef.fcc(SIGN, 2),
     "global_top_k": lambda: ef.global_top_k(0.3),
-    "global_top_k_of_sum-tree": lambda: ef.global_top_k_of_sum(0.3, tree=True),
+    "global_top_k_of_sum-tree": lambda: ef.exchanges.global_top_k_of_sum(0.3, tree=True),
     "gradiveq": lambda: ef.gradiveq(0.5, samples=1, period=2, slice_size=2),
-    "leader_top_k": lambda: ef.leader_top_k(k=2),
+    "leader_top_k": lambda: ef.exchanges.leader_top_k(k=2),
     "per_leaf": lambda: ef.per_leaf(lambda path, x: TOP if path == "w" else ef.identity()),
-    "perm_k": lambda: ef.perm_k(0),
+    "perm_k": lambda: ef.exchanges.perm_k(0),
     "power_sgd": lambda: ef.power_sgd(1),
     "bernoulli-rare": lambda: ef.bernoulli(0.3, 0),
     "random_k-rare": lambda: ef.random_k(key=1, k=1, scaled=True),
     "random_k-shared": lambda: ef.random_k(0.3, 1, shared_mask=True),
     "scheduled": lambda: ef.scheduled([1], [ef.identity(), ef.natural(0)]),
-    "two_shot": lambda: ef.two_shot(SIGN, axis_name=AXIS),
+    "two_shot": lambda: ef.exchanges.two_shot(SIGN, axis_name=AXIS),
 }
 """Codecs with an exchange of their own, beside those of the pool."""
 
@@ -117,10 +117,10 @@ def test_each_need_is_missed_by_some_codec():
 
 
 def test_a_policy_and_a_schedule_are_held_to_the_needs_of_each_part():
-    bad = ef.per_leaf(lambda path, x: ef.majority_vote() if path == "b" else TOP)
+    bad = ef.per_leaf(lambda path, x: ef.exchanges.majority_vote() if path == "b" else TOP)
     with pytest.raises(ValueError, match="at 'b', MajorityVote does not give the mean"):
         ef.ef21(bad).init(PARAMS)
-    for stages in ([TOP, ef.majority_vote()], [TOP, bad]):
+    for stages in ([TOP, ef.exchanges.majority_vote()], [TOP, bad]):
         with pytest.raises(ValueError, match="MajorityVote does not give the mean"):
             ef.ef21(ef.scheduled([5], stages)).init(PARAMS)
 

@@ -72,7 +72,7 @@ def pmapped():
 
 
 def mapped(check: bool):
-    flags = ef.worker_axes(chain(), START, AXIS, N, extra_args=EXAMPLES)
+    flags = ef.parallel.worker_axes(chain(), START, AXIS, N, extra_args=EXAMPLES)
     specs = jax.tree.map(lambda own: P(AXIS) if own else P(), flags)
     lead = lambda tree, put: jax.tree.map(  # noqa: E731
         lambda leaf, own: put(leaf) if own else leaf, tree, flags

@@ -33,7 +33,7 @@ def state_after(n: int, steps: int = 3):
 @pytest.mark.parametrize(("n", "m"), [(4, 2), (2, 4), (4, 3), (3, 5), (5, 1), (1, 3)])
 def test_mean_is_kept_and_the_run_goes_on(n: int, m: int) -> None:
     old, tx = state_after(n), lifted(m)
-    new = ef.change_workers(old, tx.init(jnp.zeros(7)))
+    new = ef.parallel.change_workers(old, tx.init(jnp.zeros(7)))
     for before, after in ((old[1].residual, new[1].residual), (old[0].trace, new[0].trace)):
         assert after.shape == (m, 7)
         np.testing.assert_allclose(after.mean(0), before.mean(0), atol=1e-6)
@@ -55,7 +55,7 @@ def test_state_moves_to_the_devices_of_the_new_mesh(n: int, m: int) -> None:
     (old_tx, old_params), (new_tx, new_params) = on(n), on(m)
     update = jax.jit(old_tx.update)
     _, old = update(jnp.ones((n, 7)), old_tx.init(old_params), old_params)
-    new = ef.change_workers(old, new_tx.init(new_params))
+    new = ef.parallel.change_workers(old, new_tx.init(new_params))
     assert all(len(x.sharding.device_set) == m for x in jax.tree.leaves(new))
     np.testing.assert_array_equal(new[1][0].trace, old[1][0].trace)
     updates, _ = jax.jit(new_tx.update)(jnp.ones((m, 7)), new, new_params)
@@ -64,7 +64,7 @@ def test_state_moves_to_the_devices_of_the_new_mesh(n: int, m: int) -> None:
 
 def test_same_number_is_bit_exact() -> None:
     old = state_after(3)
-    new = ef.change_workers(old, lifted(3).init(jnp.zeros(7)))
+    new = ef.parallel.change_workers(old, lifted(3).init(jnp.zeros(7)))
     jax.tree.map(np.testing.assert_array_equal, old, new)
 
 
@@ -78,6 +78,6 @@ def test_weights_mix_rows_fairly(n: int, m: int) -> None:
 def test_foreign_states_are_refused() -> None:
     other = ef.simulate(ef.error_feedback(ef.top_k(k=2), axis_name="w"), 2, "w")
     with pytest.raises(ValueError, match="different chains"):
-        ef.change_workers(state_after(2), other.init(jnp.zeros(7)))
+        ef.parallel.change_workers(state_after(2), other.init(jnp.zeros(7)))
     with pytest.raises(ValueError, match="leading worker axis"):
-        ef.change_workers(state_after(2), lifted(2).init(jnp.zeros(8)))
+        ef.parallel.change_workers(state_after(2), lifted(2).init(jnp.zeros(8)))

@@ -155,7 +155,7 @@ def field_paths(flags, fields):
 @pytest.mark.parametrize("name", CHAINS)
 def test_exactly_the_leaves_that_differ_are_found(name, mesh4):
     make, fields = CHAINS[name]
-    flags = ef.worker_axes(make(), PARAMS, "data", N)
+    flags = ef.parallel.worker_axes(make(), PARAMS, "data", N)
     assert true_paths(flags) == field_paths(flags, fields)
     for field in fields:
         assert field_paths(flags, {field}), f"no leaf is called {field}"
@@ -185,7 +185,7 @@ def test_the_state_looks_the_same_after_every_step(name):
 
 def test_an_extra_argument_that_the_update_needs_is_given_as_an_example():
     tx = optax.chain(feedback(), optax.contrib.reduce_on_plateau())
-    flags = ef.worker_axes(tx, PARAMS, "data", N, extra_args={"value": 0.0})
+    flags = ef.parallel.worker_axes(tx, PARAMS, "data", N, extra_args={"value": 0.0})
     assert true_paths(flags) == field_paths(flags, {"residual"})
     lifted = ef.simulate(tx, N, "data", extra_args={"value": 0.0})
     grads = jax.tree.map(lambda p: jnp.ones((N, *p.shape)), PARAMS)
@@ -195,7 +195,7 @@ def test_an_extra_argument_that_the_update_needs_is_given_as_an_example():
 
 def test_two_worker_axes():
     tx = ef.error_feedback(ef.top_k(k=2), axis_name=("pod", "data"))
-    flags = ef.worker_axes(tx, PARAMS, ("pod", "data"), (2, 3))
+    flags = ef.parallel.worker_axes(tx, PARAMS, ("pod", "data"), (2, 3))
     assert true_paths(flags) == field_paths(flags, {"residual"})
     state = ef.simulate(tx, (2, 3), ("pod", "data")).abstract_state(PARAMS)
     assert state.residual["w"].shape == (6, 3, 4)

@@ -184,7 +184,7 @@ def pmapped():
 def mapped(check):
     """A hand-written ``shard_map``, with the specs of the state from ``worker_axes``."""
     mesh, tx = mesh_of(), chain()
-    flags = ef.worker_axes(tx, START, "data", WORKERS)
+    flags = ef.parallel.worker_axes(tx, START, "data", WORKERS)
     specs = jax.tree.map(lambda own: P("data") if own else P(), flags)
 
     def local(params, state, batch):

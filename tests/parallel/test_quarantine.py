@@ -44,7 +44,7 @@ def run(tx, steps):
 def without_counters(state):
     """The state without what the skip itself changes: the verdict and the count of skips."""
     reset = lambda x: x._replace(skipped=0, ok=True)  # noqa: E731
-    is_exchange = lambda x: isinstance(x, ef.ExchangeState)  # noqa: E731
+    is_exchange = lambda x: isinstance(x, ef.extend.ExchangeState)  # noqa: E731
     return jax.tree.map(lambda x: reset(x) if is_exchange(x) else x, state, is_leaf=is_exchange)
 
 
@@ -80,9 +80,9 @@ def test_run_equals_the_run_without_the_bad_steps(name: str, where: str, mesh4) 
     clean_params, clean_state = run(tx, good)
     assert_equal(params, clean_params)
     assert_equal(without_counters(state), without_counters(clean_state))
-    (exchange,) = ef.exchange_states(state)
+    (exchange,) = ef.parallel.exchange_states(state)
     assert int(exchange.skipped) == 2 and bool(exchange.ok)
-    assert int(ef.exchange_states(clean_state)[0].skipped) == 0
+    assert int(ef.parallel.exchange_states(clean_state)[0].skipped) == 0
 
 
 def test_a_bad_step_emits_zeros_and_says_so() -> None:
@@ -90,7 +90,7 @@ def test_a_bad_step_emits_zeros_and_says_so() -> None:
     state = tx.init(PARAMS)
     updates, state = tx.update(poisoned(gradients(0), np.nan, 1), state, PARAMS)
     assert all((np.asarray(u) == 0).all() for u in jax.tree.leaves(updates))
-    assert not bool(ef.exchange_states(state)[0].ok)
+    assert not bool(ef.parallel.exchange_states(state)[0].ok)
 
 
 def test_the_flag_costs_no_collective(mesh4) -> None:
@@ -106,12 +106,12 @@ def test_by_hand_it_is_loud_without_the_guard_and_skipped_with_it(compressor) ->
     g = jnp.asarray([1.0, jnp.nan, 2.0])
     loud, _ = tx.update(g, tx.init(jnp.zeros(3)))
     assert np.isnan(loud).all()
-    guarded = ef.guard(tx)
+    guarded = ef.parallel.guard(tx)
     state = guarded.init(jnp.zeros(3))
     updates, after = guarded.update(g, state)
     assert updates.tolist() == [0.0, 0.0, 0.0]
     assert_equal(without_counters(after), without_counters(state))
-    assert int(ef.exchange_states(after)[0].skipped) == 1
+    assert int(ef.parallel.exchange_states(after)[0].skipped) == 1
 
 
 @pytest.mark.parametrize("where", ["simulate", "mesh"])

@@ -79,5 +79,5 @@ def test_two_tiers_follow_the_oracle_and_skip_together(where: str) -> None:
 
 
 def test_each_tier_differs_over_its_own_axes() -> None:
-    flags = ef.worker_axes(chain(0.1), jnp.zeros(D), AXES, (PODS, LOCAL))
+    flags = ef.parallel.worker_axes(chain(0.1), jnp.zeros(D), AXES, (PODS, LOCAL))
     assert (flags[0].residual, flags[1].residual) == (True, True)

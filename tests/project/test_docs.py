@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import ef_optax as ef
 from tests.paths import ROOT
+from tests.public import public_names
 
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "experiments/README.md"])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,7 +68,7 @@ NO_NUMBERS = {"dense", "per_leaf", "scheduled", "dgc_warmup"}
 def compressors() -> set[str]:
     """The public functions that return a Compressor."""
     return {
-        name
-        for name, value in vars(ef).items()
+        name.rpartition(".")[2]
+        for name, value in public_names().items()
         if inspect.isfunction(value) and value.__annotations__.get("return") == "Compressor"
     }

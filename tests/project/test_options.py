@@ -21,6 +21,7 @@ import pytest
 
 import ef_optax as ef
 from ef_optax import theory
+from tests.public import public_names
 
 TOP = ef.top_k(k=1)
 
@@ -52,7 +53,7 @@ GIVEN: dict[str, Any] = {
     "estimator": "sgdm",
     "eta": 0.5,
     "features": [np.eye(2)],
-    "field": ef.pack(jnp.arange(2), 2),
+    "field": ef.extend.pack(jnp.arange(2), 2),
     "fresh_weight": 0.5,
     "gradients": TOP,
     "grads": jnp.ones(2),
@@ -134,6 +135,9 @@ ALSO: dict[str, dict[str, Any]] = {
 NO_FACTORIES = ("restore", "save")
 """Functions that read or write files, with tests of their own."""
 
+KIT = ("pack", "unpack")
+"""Functions of the author's kit that users call as well; the others take what an author gives."""
+
 WRONG: dict[str, list[Any]] = {
     "bool": [1, 0, "yes", None, jnp.ones((), bool)],
     "int": [True, 1.5, "2", -1, jnp.int32(2), (1,), None],
@@ -163,9 +167,13 @@ def kind_of(name: str, written: str, hint: Any) -> tuple[str, bool]:
 
 def public_functions() -> dict[str, Any]:
     """By name; those of ``ef_optax.theory`` with a leading ``theory.``."""
-    found = {name: getattr(ef, name) for name in dir(ef) if name not in NO_FACTORIES}
-    found |= {f"theory.{name}": getattr(theory, name) for name in theory.__all__}
-    return {name: f for name, f in found.items() if inspect.isfunction(f)}
+    found = {}
+    for path, value in public_names().items():
+        home, _, name = path.rpartition(".")
+        private = name in NO_FACTORIES or (home == "extend" and name not in KIT)
+        if inspect.isfunction(value) and not private:
+            found[path if home == "theory" else name] = value
+    return found
 
 
 def options() -> Iterator[tuple[str, str, str, bool]]:

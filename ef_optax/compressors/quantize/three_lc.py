@@ -41,7 +41,8 @@ def three_lc(sparsity: float = 1.0) -> Compressor:
 
     A value is sent, as +-S, iff ``|x| > S/2`` (a tie is not sent). Deterministic and biased:
     alpha = s(2 - s)/(1 + (d - 1) s^2/4) (exact). Meant for error feedback. 3LC's last stage, the
-    zero-run code, has a length that depends on the data; :func:`ef_optax.zero_run_bits` counts it.
+    zero-run code, has a length that depends on the data, which
+    :func:`ef_optax.measure.zero_run_bits` counts.
 
     Args:
       sparsity: s, the sparsity multiplier, 1 <= s < 2; larger sends fewer and larger values.

@@ -1,0 +1,99 @@
+"""The author's kit: what compressors, feedback rules, exchanges and policies are written with.
+
+The rules of this library import from here and from each other's public functions, nothing else.
+``docs/write-your-own.md`` teaches each part on a working example.
+
+- **A compressor** is a :class:`Codec` (``encode``, ``decode``, ``bits``) in a :class:`Compressor`.
+  Where one gather is not enough its ``protocol`` yields requests (:class:`Mean`, :class:`Gather`,
+  ...) and returns an :class:`Outcome`.
+- **A rule** is an Optax transformation with an :class:`Exchange` inside. :func:`exchange_for` makes
+  it and holds the compressor to what the rule needs; ``memory`` has its zeros, ``difference`` the
+  estimates of EF21 and its kin, ``steps`` the first, dense and silent steps.
+- ``check`` refuses bad options by name, ``trees`` is arithmetic on trees, ``collectives`` is what
+  may be asked of the worker axis besides an exchange.
+
+>>> from ef_optax.extend import exchange_for, memory
+>>> from ef_optax import top_k
+>>> exchange = exchange_for("ef21", top_k(k=1))
+>>> tree = memory.zeros({"w": jax.numpy.array([3.0, 2.0])})
+>>> exchange(tree, exchange.init(tree), want=("residual",)).residual["w"].tolist()
+[0.0, 0.0]
+"""
+
+import jax
+
+from ef_optax._bits.fields import Packed, pack, unpack
+from ef_optax._core.codec import Codec
+from ef_optax._core.context import path_string
+from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Message, Permute, Sum
+from ef_optax._core.transformation import as_transformation
+from ef_optax._core.workers import Workers
+from ef_optax._exchange import collectives
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric import check, trees
+from ef_optax._numeric.division import safe_divisor
+from ef_optax._numeric.dtypes import bits_of, wide_dtype
+from ef_optax._numeric.magnitude import magnitude_order
+from ef_optax._numeric.random import as_key
+from ef_optax._numeric.shapes import Shape, like_of, size_of
+from ef_optax._rules import arguments, difference, memory, shares, steps
+from ef_optax._rules.needs import exchange_for
+from ef_optax._select.leaf import top_k_indices
+from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
+from ef_optax.compressors.combine.identity import Identity
+from ef_optax.compressors.compressor import Compressor, codec_of
+
+Array = jax.Array
+
+__all__ = [
+    # A compressor: one operator for one leaf, and its message
+    "Codec",
+    "Compressor",
+    "Message",
+    "Packed",
+    "codec_of",
+    "pack",
+    "unpack",
+    # A protocol of several rounds: what it asks of the workers, what it answers
+    "AllToAll",
+    "Gather",
+    "Gathered",
+    "Max",
+    "Mean",
+    "Outcome",
+    "Permute",
+    "Protocol",
+    "Sum",
+    "Workers",
+    # A rule: the exchange, and what rules share
+    "Exchange",
+    "ExchangeState",
+    "Identity",
+    "arguments",
+    "as_transformation",
+    "collectives",
+    "difference",
+    "exchange_for",
+    "memory",
+    "shares",
+    "steps",
+    # Options, trees, dtypes and shapes
+    "Array",
+    "AxisName",
+    "Shape",
+    "as_key",
+    "bits_of",
+    "check",
+    "check_ratio_or_k",
+    "like_of",
+    "magnitude_order",
+    "path_string",
+    "resolve_k",
+    "safe_divisor",
+    "size_of",
+    "top_k_indices",
+    "trees",
+    "wide_dtype",
+]
