@@ -98,8 +98,9 @@ def safe_ef(
                 "params, constraint=PerWorker(values), constraint_grads=PerWorker(gradients))."
             )
         # The sum with a zero of the gradient makes a replicated value this worker's own by type.
-        own = jnp.sum(jax.tree.leaves(updates)[0] * 0).astype(jnp.float32)
-        own = own + jnp.asarray(constraint, jnp.float32)
+        own = jnp.asarray(constraint, jnp.float32)
+        for x in jax.tree.leaves(updates)[:1]:
+            own = own + jnp.sum(x * 0).astype(jnp.float32)
         value = dense(steps.lone(own), state.constraint)
         safe = value.aggregate[steps.LONE] <= tolerance
         h = trees.where(safe, trees.wide(updates), constraint_grads)

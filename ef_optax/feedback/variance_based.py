@@ -146,7 +146,8 @@ def _check_squares(squares: Any, updates: Any) -> None:
     if squares is None:
         raise ValueError(f"variance_based: squares=None; {remedy}")
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (squares, updates)]
-    if shapes[0] != shapes[1]:
+    # By leaves: the nodes that Optax puts in the place of the parameters are never equal.
+    if [*map(jnp.shape, jax.tree.leaves(squares))] != [*map(jnp.shape, jax.tree.leaves(updates))]:
         raise ValueError(
             f"variance_based: squares has shapes {shapes[0]}, but the updates {shapes[1]}; {remedy}"
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -19,6 +20,29 @@ UNBIASED = ef.random_k(0.6, 5, scaled=True)
 WEIGHTS = (0.125, 0.125, 0.25, 0.5)
 
 Make = Callable[[], optax.GradientTransformation]
+
+
+def given(
+    tx: optax.GradientTransformation, arguments: Callable[[Any], dict[str, Any]]
+) -> optax.GradientTransformationExtraArgs:
+    """A rule with the further arguments that it needs, made from its gradients."""
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return tx.update(updates, state, params, **arguments(updates), **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def met(grads: Any) -> dict[str, Any]:
+    """A constraint that holds, with the gradient of one that does not matter."""
+    return {"constraint": jnp.float32(-1.0), "constraint_grads": grads}
+
+
+def squares(grads: Any) -> dict[str, Any]:
+    """The squares of a batch of one sample."""
+    return {"squares": jax.tree.map(jnp.square, grads)}
+
 
 RULES: dict[str, Make] = {
     "acp_sgd": lambda: ef.error_feedback(ef.acp_sgd(1, start_step=1), axis_name=AXIS),
@@ -63,6 +87,7 @@ RULES: dict[str, Make] = {
     ),
     "global_top_k": lambda: ef.error_feedback(ef.global_top_k(0.4), axis_name=AXIS),
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
+    "safe_ef": lambda: given(ef.safe_ef(TOP, axis_name=AXIS), met),
     "scheduled": lambda: ef.error_feedback(ef.scheduled([1], [SIGN, TOP]), axis_name=AXIS),
     "two_shot": lambda: ef.error_feedback(
         ef.exchanges.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS
@@ -78,8 +103,11 @@ RULES: dict[str, Make] = {
     "three_point v5": lambda: ef.three_point_compressor(
         "v5", TOP, probability=0.5, key=1, axis_name=AXIS
     ),
+    "variance_based": lambda: given(
+        ef.variance_based(0.5, capacity=0.5, decay=0.9, axis_name=AXIS), squares
+    ),
 }
-"""Rules that need nothing but the gradients."""
+"""Rules that need nothing but the gradients, or what is made of them here."""
 
 WITH_POINTS: dict[str, Make] = {
     "cser": lambda: ef.local.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),

@@ -15,27 +15,8 @@ from ef_optax._rules import needs as needs_module
 from ef_optax._rules.needs import CONTRACTIVE, NEEDS, REQUIRES
 from ef_optax.compressors.combine.scheduled import Scheduled
 from tests.compressors.pool import CASES
-from tests.feedback.rules import AXIS, COMPRESSED, SIGN, TOP, N
-
-EXCHANGES = {
-    "acp_sgd": lambda: ef.acp_sgd(1),
-    "count_sketch": lambda: ef.count_sketch(3, 5, k=2),
-    "dense": lambda: ef.dense(optax.clip(1.0)),
-    "fcc": lambda: ef.fcc(SIGN, 2),
-    "global_top_k": lambda: ef.global_top_k(0.3),
-    "global_top_k_of_sum-tree": lambda: ef.exchanges.global_top_k_of_sum(0.3, tree=True),
-    "gradiveq": lambda: ef.gradiveq(0.5, samples=1, period=2, slice_size=2),
-    "leader_top_k": lambda: ef.exchanges.leader_top_k(k=2),
-    "per_leaf": lambda: ef.per_leaf(lambda path, x: TOP if path == "w" else ef.identity()),
-    "perm_k": lambda: ef.exchanges.perm_k(0),
-    "power_sgd": lambda: ef.power_sgd(1),
-    "bernoulli-rare": lambda: ef.bernoulli(0.3, 0),
-    "random_k-rare": lambda: ef.random_k(key=1, k=1, scaled=True),
-    "random_k-shared": lambda: ef.random_k(0.3, 1, shared_mask=True),
-    "scheduled": lambda: ef.scheduled([1], [ef.identity(), ef.natural(0)]),
-    "two_shot": lambda: ef.exchanges.two_shot(SIGN, axis_name=AXIS),
-}
-"""Codecs with an exchange of their own, beside those of the pool."""
+from tests.exchanges.pool import EXCHANGES
+from tests.feedback.rules import AXIS, COMPRESSED, TOP, N
 
 CODECS = {name: case.make for name, case in CASES.items()} | EXCHANGES
 QUICK = {"top_k", "natural", "majority_vote", "global_top_k_of_sum", "perm_k"}

@@ -84,8 +84,8 @@ def _layout(dtype: Any) -> tuple[int, int, Any]:
 def log_quantize(bits: int) -> Compressor:
     """Signs and powers of two: log2 of the magnitude rounded to nearest.
 
-    ``C(x) = sign(x) 2^e`` with e = round(log2 |x|), from the largest e of the leaf downwards 2^bits
-    - 1 powers; smaller values become 0. alpha = (1 - c)/(1 + (d-1) t^2), c = (sqrt 2 - 1)^2,
+    ``C(x) = sign(x) 2^e`` with ``e = round(log2 |x|)``, from the largest e of the leaf downwards
+    2^bits - 1 powers; smaller values become 0. alpha = (1 - c)/(1 + (d-1) t^2), c = (sqrt 2 - 1)^2,
     t = 2^(2 - 2^bits) (bound).
 
     Args:

@@ -84,9 +84,9 @@ class Wangni(IndexedCodec):
 def wangni(ratio: float, key: Any = None, *, iterations: int = 2) -> Compressor:
     """Random sparsification of least variance for its expected number of values.
 
-    ``C(x)_i = x_i/p_i`` with probability p_i, else 0, where p_i = min(1, c |x_i|) and the p_i add
-    up to about ratio d, by the greedy iteration. Unbiased; the variance ``sum x_i^2 (1/p_i - 1)``
-    depends on the data and has no constant that holds for few iterations.
+    ``C(x)_i = x_i/p_i`` with probability p_i, else 0, where ``p_i = min(1, c |x_i|)`` and the p_i
+    add up to about ratio d, by the greedy iteration. Unbiased; the variance
+    ``sum x_i^2 (1/p_i - 1)`` depends on the data and has no constant that holds for few iterations.
 
     The message has room for k + 6 sqrt(k) values, six standard deviations more than expected; in
     the rare case of more, the largest are sent.
