@@ -45,7 +45,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help install demo test test-slow notebooks benchmark lint format types clean
+.PHONY: FORCE help install demo test test-slow notebooks benchmark docs lint format types clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"; echo
@@ -83,6 +83,10 @@ notebooks: $(STAMP) ## execute the notebooks
 
 benchmark: $(STAMP) ## measure codecs and training steps against their floors
 	$(RUN) -m benchmarks $(BENCHMARK_FLAGS)
+
+docs: $(STAMP) ## build the reference site in build/site (warnings are errors)
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+	@echo "The site: build/site/index.html"
 
 lint: $(STAMP) ## check style and formatting
 	$(RUN) -m ruff check .

@@ -84,7 +84,7 @@ CONTENTS = {
     "Notebooks": sorted(f"notebooks/{path.stem}" for path in ROOT.glob("notebooks/*.ipynb")),
     "Tables": ["docs/compressors", "docs/definitions", "docs/equivalences", "docs/features"],
     "Reference": ["docs/reference/index"],
-    "Project": ["CONTRIBUTING", "CHANGELOG", "experiments/README", "benchmarks/README"],
+    "Project": ["CHANGELOG", "experiments/README", "benchmarks/README"],
 }
 """The pages by section, as they stand in the bar at the side."""
 

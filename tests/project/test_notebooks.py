@@ -1,4 +1,10 @@
-"""The notebooks run from top to bottom, and what is committed of them is what such a run shows."""
+"""The notebooks run from top to bottom, and what is committed of them is what such a run shows.
+
+They are executed by nbclient, which is also inside nbmake. Of the plugins for pytest, nbmake looks
+for errors only: it lets a notebook write to stderr and does not compare with what is committed.
+nbval compares outputs to the character, which pictures and times do not survive. What is held here
+lies between: every cell gives the same kinds of output, and nothing goes to stderr.
+"""
 
 from __future__ import annotations
 
