@@ -25,8 +25,10 @@ import jax
 from ef_optax._bits.fields import Packed, pack, unpack
 from ef_optax._core.codec import Codec
 from ef_optax._core.context import path_string
+from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Message, Permute, Sum
+from ef_optax._core.traits import Traits
 from ef_optax._core.transformation import as_transformation
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives
@@ -53,6 +55,7 @@ __all__ = [
     "Compressor",
     "Message",
     "Packed",
+    "Traits",
     "codec_of",
     "pack",
     "unpack",
@@ -62,6 +65,7 @@ __all__ = [
     "Gathered",
     "Max",
     "Mean",
+    "MessagelessCodec",
     "Outcome",
     "Permute",
     "Protocol",

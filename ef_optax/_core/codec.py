@@ -8,22 +8,23 @@ fields and are static Python values; everything that changes from step to step i
 A codec never calls a collective. Its ``protocol`` is a Python generator that runs at trace time and
 *yields requests* (:class:`Gather`, :class:`Mean`, :class:`Sum`, :class:`Max`, :class:`AllToAll`,
 :class:`Permute`); the driver in ``_exchange`` advances the protocols of all leaves together and
-turns each round into one transfer. The default protocol is one ``Gather`` of the encoded message.
+turns each round into one transfer. The default protocol is that of the codec's ``transport``: one
+``Gather`` of the encoded message unless it says otherwise.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 
-from ef_optax._core.outcome import Outcome, Protocol
-from ef_optax._core.requests import Gather, Gathered, Message
-from ef_optax._core.timeline import Timeline
+from ef_optax._core.outcome import Protocol
+from ef_optax._core.requests import Message
+from ef_optax._core.traits import NAMES, Basis, Granularity, Traits
+from ef_optax._core.transport import AllGather, Transport
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.finite import all_finite
@@ -35,40 +36,9 @@ from ef_optax._numeric.shapes import Shape, like_of
 class Codec(abc.ABC):
     """One compression operator for one leaf. Subclasses are frozen dataclasses and final.
 
-    Class attributes (or properties, where they depend on the fields) declare what may be relied
-    on; tests hold each one, and hold a counterexample to each that is declared false:
-
-      unbiased: ``E C(x) = x``.
-      linear: ``C(a x + b y) = a C(x) + b C(y)`` for the same randomness.
-      homogeneous: ``C(a x) = a C(x)`` for every a > 0 (powers of two, up to rounding).
-      deterministic: no randomness; otherwise the codec has a field ``key``.
-      additive: the aggregate is the weighted mean of what the workers sent.
-      independent: what is sent of x depends on this worker's x alone (and on randomness).
-      streams: the residual is one pass over x and the message, so it is cheaper to form x anew for
-        it (the sum of gradient and memory) than to write x down when the message is made.
-      stateful: the codec carries state from step to step (``init``).
-      granularity: ``"leaf"``, ``"group"`` for a codec that receives the list of its leaves, or
-        ``"schedule"`` for one that changes with the step and is not run itself.
-      transports: the ways its messages can travel: ``"gather"``, ``"reduce"`` (all-reduce), or the
-        name of an exchange of its own that only makes sense between several workers.
-      timeline: the steps at which the codec changes, if it does (see :meth:`at`).
-      basis: what ``alpha`` and ``omega`` are worth: ``"exact"`` (some input attains them),
-        ``"bound"`` (proved, perhaps not attained), ``"asymptotic"`` (there is a limit for long
-        vectors, given in the documentation, and no constant), or ``"none"``.
+    A codec is three functions: :meth:`encode`, :meth:`decode`, :meth:`bits`. What else may be
+    relied on it declares by its property :attr:`traits`; everything below has a default.
     """
-
-    unbiased: ClassVar[bool] = False
-    linear: ClassVar[bool] = False
-    homogeneous: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = True
-    additive: ClassVar[bool] = True
-    independent: ClassVar[bool] = True
-    streams: ClassVar[bool] = False
-    stateful: ClassVar[bool] = False
-    granularity: ClassVar[str] = "leaf"
-    transports: ClassVar[tuple[str, ...]] = ("gather",)
-    timeline: ClassVar[Timeline] = Timeline()
-    basis: ClassVar[str] = "none"
 
     # -- the operator
 
@@ -127,22 +97,12 @@ class Codec(abc.ABC):
         del message
         return all_finite(jax.tree.leaves(x), local=True)
 
-    # -- several large leaves
-
-    def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
-        """Equal for large leaves that the codec of :meth:`joint` takes together; None for none."""
-        del like
-        return None
-
-    def joint(self) -> Codec:
-        """The codec of a list of leaves of one family: each gets what it would get alone.
-
-        Its granularity is ``"group"``. Equal small leaves are stacked; this is for leaves that are
-        too large to be copied.
-        """
-        raise NotImplementedError(f"{type(self).__name__} names families but has no joint codec")
-
     # -- what is known about it
+
+    @property
+    def traits(self) -> Traits:
+        """What may be relied on: ``Traits(unbiased=True, ...)``, written by every codec alike."""
+        return Traits()
 
     @abc.abstractmethod
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -150,8 +110,7 @@ class Codec(abc.ABC):
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         """Bits that one worker contributes in each round of its protocol."""
-        del num_workers
-        return (self.bits(shape, dtype),)
+        return self.transport.traffic(self, shape, dtype, num_workers)
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
         """Contraction: ``E||C(x) - x||^2 <= (1 - alpha)||x||^2``; None where no bound is known."""
@@ -174,35 +133,17 @@ class Codec(abc.ABC):
 
     # -- state and protocol
 
-    def init(self, like: Any, path: str) -> Any:
-        """The codec's state for one leaf (for its list of leaves with ``granularity="group"``)."""
-        del like, path
+    def init(self, like: Any, path: str, num_workers: int) -> Any:
+        """The codec's state for one leaf (for each leaf of its list if it takes groups).
+
+        Args:
+          like: shape and dtype of the leaf, or of the slice of it that one device owns.
+          path: the name of the leaf.
+          num_workers: between how many workers it will be exchanged; 1 where the state is made
+            outside of the map over the workers.
+        """
+        del like, path, num_workers
         return ()
-
-    def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
-        """The codec that is used for this leaf; only :func:`ef_optax.per_leaf` chooses."""
-        del path, like
-        return self
-
-    def at(self, step: int) -> Codec:
-        """The codec that is used in exchange number ``step``: the same all through a phase."""
-        del step
-        return self
-
-    def phase(self, step: int) -> Hashable:
-        """What tells the phases of the timeline apart; equal phases share one compiled branch."""
-        del step
-        return 0
-
-    def state_at(self, state: Any, step: int) -> Any:
-        """The part of a leaf's state that belongs to the codec of this step."""
-        del step
-        return state
-
-    def state_after(self, state: Any, new: Any, step: int) -> Any:
-        """The leaf's state with the part of this step's codec replaced."""
-        del state, step
-        return new
 
     def step_key(self, workers: Workers) -> Array | None:
         """This step's key for this leaf and worker; None for a deterministic codec."""
@@ -211,24 +152,88 @@ class Codec(abc.ABC):
         key: Array = getattr(self, "key")  # noqa: B009  (declared by randomised subclasses)
         return workers.fold(key)
 
+    @property
+    def transport(self) -> Transport:
+        """How the message travels unless another transport is chosen around the codec."""
+        return AllGather()
+
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         """One exchange of one leaf: yields requests, receives answers, returns an outcome."""
-        message = self.encode(x, self.step_key(workers))
-        like = like_of(x)
-        gathered: Gathered = yield Gather(message, self.finite(x, message))
-        return Outcome(
-            aggregate=self.decode_mean(gathered.messages, like, gathered.weights, gathered.total),
-            state=state,
-            sent=lambda: self.decode(message, like),
-            residual=lambda x=x: self.residual(x, message),
-            support=lambda: self.support(x, message),
-        )
+        return self.transport.run(self, x, state, workers)
 
+    @property
+    @final
+    def self_contained(self) -> bool:
+        """Whether :meth:`encode` alone makes the message of one worker's one leaf.
 
-def joint_basis(*codecs: Codec) -> str:
-    """What the constants of a codec made of others are worth: a bound, if those of all are known.
+        Such a codec can be part of another one, and any transport may carry it. What is exchanged
+        by a protocol of its own, has state, or takes groups of leaves is not.
+        """
+        own_protocol = type(self).protocol is not Codec.protocol
+        return not (own_protocol or self.stateful or self.granularity != "leaf")
 
-    >>> joint_basis()
-    'bound'
-    """
-    return "bound" if all(codec.basis in ("exact", "bound") for codec in codecs) else "none"
+    # -- the declared traits, one by one
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses traits that are declared anywhere but in ``traits``: nobody would read them."""
+        super().__init_subclass__(**kwargs)
+        if misplaced := sorted(NAMES & vars(cls).keys()):
+            raise TypeError(
+                f"{cls.__name__} defines {', '.join(misplaced)}; declare it in the property "
+                f"traits instead: return Traits({misplaced[0]}=...)."
+            )
+
+    @property
+    @final
+    def unbiased(self) -> bool:  # noqa: D102
+        return self.traits.unbiased
+
+    @property
+    @final
+    def linear(self) -> bool:  # noqa: D102
+        return self.traits.linear
+
+    @property
+    @final
+    def homogeneous(self) -> bool:  # noqa: D102
+        return self.traits.homogeneous
+
+    @property
+    @final
+    def deterministic(self) -> bool:  # noqa: D102
+        return self.traits.deterministic
+
+    @property
+    @final
+    def additive(self) -> bool:  # noqa: D102
+        return self.traits.additive
+
+    @property
+    @final
+    def independent(self) -> bool:  # noqa: D102
+        return self.traits.independent
+
+    @property
+    @final
+    def broadcast(self) -> bool:  # noqa: D102
+        return self.traits.broadcast
+
+    @property
+    @final
+    def streams(self) -> bool:  # noqa: D102
+        return self.traits.streams
+
+    @property
+    @final
+    def stateful(self) -> bool:  # noqa: D102
+        return self.traits.stateful
+
+    @property
+    @final
+    def granularity(self) -> Granularity:  # noqa: D102
+        return self.traits.granularity
+
+    @property
+    @final
+    def basis(self) -> Basis:  # noqa: D102
+        return self.traits.basis

@@ -37,8 +37,14 @@ class Timeline:
         """The first steps of all segments of one run through: 0, then the changes."""
         return 0, *sorted({*self.between(0, self.settled + self.period)})
 
+    def number(self, step: int) -> int:
+        """The number of the segment (of :meth:`starts`) that a step lies in."""
+        if step >= self.settled:
+            step = self.settled + (step - self.settled) % self.period
+        return sum(step >= start for start in self.starts()[1:])
+
     def segment(self, step: jax.Array) -> jax.Array:
-        """The number of the segment (of :meth:`starts`) that a traced step lies in."""
+        """:meth:`number` of a traced step."""
         late = self.settled + (step - self.settled) % self.period
         place = jnp.where(step < self.settled, step, late)
         later = jnp.asarray(self.starts()[1:], jnp.int32)

@@ -57,6 +57,14 @@ def axis_size(axis: AxisName) -> int:
         ) from error
 
 
+def bound_size(axis: AxisName) -> int:
+    """:func:`axis_size`, but 1 outside of the map that binds the axis, where states may be made."""
+    try:
+        return axis_size(axis)
+    except NameError:
+        return 1
+
+
 def axis_index(axis: AxisName) -> jax.Array | int:
     """This worker's index along the axis."""
     return 0 if axis is None else jax.lax.axis_index(axis)

@@ -26,12 +26,13 @@ import numpy as np
 
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
+from ef_optax._core.policy import Stage, for_leaf, stages_of
 from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange import slices
 from ef_optax._exchange.rounds import Rounds
-from ef_optax._exchange.units import Unit, units_of
+from ef_optax._exchange.units import Unit, identity_of, units_of
 from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
 from ef_optax._numeric.finite import all_finite
@@ -171,9 +172,9 @@ class Exchange:
     def _init_codecs(self, tree: Any) -> Any:
         paths, likes, treedef = self.located(tree)
         specs = slices.leaf_specs(paths)
-        states = []
+        states, workers = [], coll.bound_size(self.axis_name)
         for i, (path, like) in enumerate(zip(paths, likes, strict=True)):
-            state = self.codec.for_leaf(path, like).init(like, path)
+            state = for_leaf(self.codec, path, like).init(like, path, workers)
             if specs is not None and context.spec_axes(specs[i]):
                 count = slices.slice_count(specs[i])
                 state = jax.tree.map(lambda x, c=count: jnp.stack([x] * c), state)
@@ -204,32 +205,31 @@ class _Run:
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
-        codecs = [
-            self.exchange.codec.for_leaf(path, like_of(x))
+        plans = [
+            stages_of(for_leaf(self.exchange.codec, path, like_of(x)))
             for path, x in zip(self.paths, leaves, strict=True)
         ]
-        timeline = merged([codec.timeline for codec in codecs])
-        phases: dict[Any, int] = {}  # what differs between the segments -> first step of it
+        timeline = merged([plan.timeline for plan in plans])
+        phases: dict[Any, list[Stage]] = {}  # what differs between the segments -> its stages
         segments = []
         for start in timeline.starts():
-            phase = tuple(codec.phase(start) for codec in codecs)
-            phases.setdefault(phase, start)
+            stages = [plan.at(start) for plan in plans]
+            phase = tuple((identity_of(stage.codec), stage.slot) for stage in stages)
+            phases.setdefault(phase, stages)
             segments.append(list(phases).index(phase))
 
-        def stage(start: int) -> Any:
-            now = [codec.at(start) for codec in codecs]
-            own = [c.state_at(s, start) for c, s in zip(codecs, states, strict=True)]
-            results, after, ok = self._stage(now, leaves, own, finite, weight, want)
-            after = [
-                c.state_after(s, new, start)
-                for c, s, new in zip(codecs, states, after, strict=True)
-            ]
+        def run(stages: list[Stage]) -> Any:
+            own = [stage.own(state) for stage, state in zip(stages, states, strict=True)]
+            codecs = [stage.codec for stage in stages]
+            results, after, ok = self._stage(codecs, leaves, own, finite, weight, want)
+            changes = zip(stages, states, after, strict=True)
+            after = [stage.replaced(state, new) for stage, state, new in changes]
             return results, (after, ok)
 
         if len(phases) == 1:
-            return stage(0)
+            return run(*phases.values())
         index = jnp.asarray(segments, jnp.int32)[timeline.segment(self.step)]
-        branches = [functools.partial(stage, start) for start in phases.values()]
+        branches = [functools.partial(run, stages) for stages in phases.values()]
         return coll.agreed_switch(index, branches, axis=self.exchange.axis_name)
 
     def _stage(

@@ -7,13 +7,14 @@ the compile time. Large leaves are left alone: stacking copies them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape
@@ -23,9 +24,8 @@ STACK_LIMIT = 1 << 16
 
 
 def stackable(codec: Codec, x: Array) -> bool:
-    """Whether leaves like ``x`` may be stacked: the codec has the default protocol and no state."""
-    default = type(codec).protocol is Codec.protocol and not codec.stateful
-    return default and x.size <= STACK_LIMIT
+    """Whether leaves like ``x`` may be stacked: encode is all that is done, and x may be copied."""
+    return codec.self_contained and codec.transport.stacks and x.size <= STACK_LIMIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,10 @@ class Stacked(Codec):
     """``inner`` on each of the equal leaves stacked along a leading axis."""
 
     inner: Codec
-    granularity: ClassVar[str] = "stack"
 
     @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.deterministic
+    def traits(self) -> Traits:
+        return Traits(deterministic=self.inner.deterministic)
 
     def step_key(self, workers: Workers) -> Array | None:
         if self.deterministic:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
+from ef_optax._core.joinable import Joinable
 from ef_optax._exchange.stack import Stacked, stackable
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import like_of
@@ -57,7 +58,7 @@ def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[A
             key: Any = ("group", identity_of(one), context.spec_axes(specs[i]))
         elif stackable(one, x):
             key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
-        elif (family := one.family(like_of(x))) is not None:
+        elif (family := _family_of(one, x)) is not None:
             key = ("joint", identity_of(one), family, x.dtype, specs[i])
         else:
             key = ("leaf", i)
@@ -68,10 +69,18 @@ def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[A
         if kind == "stack" and len(members) > 1:
             units.append(Unit(Stacked(one), tuple(members), "stack"))
         elif kind == "joint" and len(members) > 1:
+            assert isinstance(one, Joinable)
             units.append(Unit(one.joint(), tuple(members), "group"))
         else:
             units.append(Unit(one, tuple(members), "group" if kind == "group" else "leaf"))
     return units
+
+
+def _family_of(codec: Codec, x: Array) -> Hashable | None:
+    """The family of a leaf that may be joined with others, else None."""
+    if not (isinstance(codec, Joinable) and codec.self_contained):
+        return None
+    return codec.family(like_of(x))
 
 
 def identity_of(codec: Codec) -> Any:

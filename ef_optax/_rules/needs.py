@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from ef_optax._core.codec import Codec
+from ef_optax._core.policy import for_leaf
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange.collectives import AxisName
 from ef_optax._exchange.exchange import Exchange, ExchangeState
@@ -67,7 +68,7 @@ NEEDS = {
         "for biased ones such as ef21 or ef_bv",
     ),
     "broadcast": Need(
-        lambda codec: bool({"gather", "reduce"} & set(codec.transports)),
+        lambda codec: codec.broadcast,
         "travels only between several workers, but this message goes from one sender to all",
         "choose a compressor that is not an exchange of its own, such as top_k",
     ),
@@ -156,8 +157,8 @@ class ContractiveExchange(Exchange):
 
     def _check(self, path: str, like: jax.ShapeDtypeStruct) -> None:
         """Refuses a codec that makes the leaf's memory grow whatever the gradients are."""
-        codec = self.codec.for_leaf(path, like)
-        least = codec.least_error(like.shape, _workers(self.axis_name))
+        codec = for_leaf(self.codec, path, like)
+        least = codec.least_error(like.shape, coll.bound_size(self.axis_name))
         if least < 1:
             return
         raise ValueError(
@@ -167,14 +168,6 @@ class ContractiveExchange(Exchange):
             "ef_optax.scale_to_contractive(compressor) or scaled=False, or a rule for unbiased "
             "compressors such as diana or marina."
         )
-
-
-def _workers(axis_name: AxisName) -> int:
-    """Number of workers; one where the state is made outside of the map that binds the axis."""
-    try:
-        return coll.axis_size(axis_name)
-    except NameError:
-        return 1
 
 
 def _held(rule: str, argument: str, codec: Codec, needs: tuple[str, ...]) -> Codec:
@@ -188,7 +181,7 @@ def _held(rule: str, argument: str, codec: Codec, needs: tuple[str, ...]) -> Cod
 
         def policy(path: str, like: jax.ShapeDtypeStruct) -> Compressor:
             chosen: Any = chooser.policy(path, like)
-            leaf = codec_of(chosen, f"policy({path!r})").for_leaf(path, like)
+            leaf = for_leaf(codec_of(chosen, f"policy({path!r})"), path, like)
             return Compressor(_held(rule, f"{argument}, at {path!r},", leaf, needs))
 
         return PerLeaf(policy)

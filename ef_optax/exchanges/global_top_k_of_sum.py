@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
@@ -24,7 +25,9 @@ from ef_optax.exchanges.tree import GlobalTopKTree
 class GlobalTopKOfSum(TopK):
     """Of the sum of the workers' top-k messages the k largest are applied; the rest is kept."""
 
-    independent: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, independent=False)
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         del workers

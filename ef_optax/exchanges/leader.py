@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.outcome import Protocol
 from ef_optax._core.requests import Sum
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.shapes import Shape, bits_for, like_of, size_of
@@ -22,9 +23,9 @@ from ef_optax.compressors.sparse.top_k import TopK
 class LeaderTopK(TopK):
     """The k largest magnitudes of the leader's leaf choose what everybody sends."""
 
-    basis: ClassVar[str] = "none"
-    independent: ClassVar[bool] = False
-    transports: ClassVar[tuple[str, ...]] = ("reduce",)
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, independent=False, basis="none")
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         """Two rounds: the leader's indices to all, then the values to the mean."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
 from ef_optax._core.outcome import Protocol
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.quantize.sign import Sign
@@ -17,7 +18,9 @@ from ef_optax.compressors.quantize.sign import Sign
 class MajorityVote(Sign):
     """Signs as in :class:`Sign`; the aggregate is the sign of their weighted sum, 0 for a tie."""
 
-    additive: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, additive=False)
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         outcome = yield from super().protocol(x, state, workers)

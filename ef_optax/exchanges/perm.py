@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Message
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.random import as_key, random_subset
@@ -26,10 +27,9 @@ class PermK(Codec):
 
     key: Array
 
-    unbiased: ClassVar[bool] = True
-    linear: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = False
-    basis: ClassVar[str] = "exact"
+    @property
+    def traits(self) -> Traits:
+        return Traits(unbiased=True, linear=True, deterministic=False, basis="exact")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         """The message of a single worker, whose share is everything."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Message, Permute, Sum
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape, bits_for, like_of
@@ -22,9 +23,10 @@ from ef_optax.compressors.sparse.top_k import TopK
 class GlobalTopKTree(TopK):
     """Worker 0 ends up with the k largest of repeated pairwise sums, and tells everybody."""
 
-    additive: ClassVar[bool] = False
-    independent: ClassVar[bool] = False
-    transports: ClassVar[tuple[str, ...]] = ("tree",)
+    @property
+    def traits(self) -> Traits:
+        alone = super().traits
+        return dataclasses.replace(alone, additive=False, independent=False, broadcast=False)
 
     def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
         n, like = workers.size, like_of(x)

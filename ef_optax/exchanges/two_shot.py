@@ -7,21 +7,23 @@ all_gather:   worker j sends C_server(mean row + E_j) to everybody, keeps E_j
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ef_optax._core.codec import Codec, joint_basis
+from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Message
+from ef_optax._core.traits import Traits, common
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange.collectives import AxisName
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, wide_dtype
 from ef_optax._numeric.shapes import Shape, size_of
-from ef_optax.compressors.compressor import Compressor, codec_of
+from ef_optax.compressors.combine._single import single_codec
+from ef_optax.compressors.compressor import Compressor
 
 
 class TwoShotState(NamedTuple):
@@ -40,24 +42,20 @@ class TwoShot(Codec):
     server: Codec
     axis_name: AxisName
 
-    additive: ClassVar[bool] = False
-    stateful: ClassVar[bool] = True
-    transports: ClassVar[tuple[str, ...]] = ("two_shot",)
-
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return joint_basis(self.worker)
+    def traits(self) -> Traits:
+        both = common(self.worker.traits, self.server.traits)
+        return Traits(
+            homogeneous=both.homogeneous,
+            deterministic=both.deterministic,
+            additive=False,
+            broadcast=False,
+            stateful=True,
+            basis=common(self.worker.traits).basis,
+        )
 
-    @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.worker.homogeneous and self.server.homogeneous
-
-    @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.worker.deterministic and self.server.deterministic
-
-    def init(self, like: Any, path: str) -> TwoShotState:
-        del path
+    def init(self, like: Any, path: str, num_workers: int) -> TwoShotState:
+        del path, num_workers
         chunk = _chunk(like.shape, coll.axis_size(self.axis_name))
         return TwoShotState(jnp.zeros(chunk, wide_dtype(like.dtype)))
 
@@ -168,11 +166,6 @@ def two_shot(
       the exchange of Tang et al., "1-bit Adam", 2021.
     """
     check.axis(axis_name)
-    codecs = codec_of(compressor), codec_of(compressor if server is None else server, "server")
-    for name, codec in zip(("compressor", "server"), codecs, strict=True):
-        if codec.granularity != "leaf" or codec.stateful or not codec.additive:
-            raise TypeError(
-                f"two_shot: {name}={codec!r} must be a stateless, additive compressor of single "
-                "leaves; choose per leaf *around* it, with ef_optax.per_leaf."
-            )
-    return Compressor(TwoShot(*codecs, axis_name))
+    worker = single_codec(compressor, "two_shot", "compressor")
+    back = worker if server is None else single_codec(server, "two_shot", "server")
+    return Compressor(TwoShot(worker, back, axis_name))

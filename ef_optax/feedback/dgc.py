@@ -15,6 +15,7 @@ import optax
 
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
+from ef_optax._core.policy import for_leaf
 from ef_optax._core.transformation import as_transformation
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange.collectives import AxisName
@@ -126,6 +127,6 @@ def _dense_leaves(codec: Codec, tree: Any) -> Any:
     """Which leaves are sent dense: their momentum is never masked."""
 
     def dense(path: Any, x: Any) -> bool:
-        return isinstance(codec.for_leaf(context.path_string(path), like_of(x)), Identity)
+        return isinstance(for_leaf(codec, context.path_string(path), like_of(x)), Identity)
 
     return jax.tree_util.tree_map_with_path(dense, tree)

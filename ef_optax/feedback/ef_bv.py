@@ -13,6 +13,7 @@ import jax
 import optax
 
 from ef_optax._core import context
+from ef_optax._core.policy import for_leaf
 from ef_optax._core.transformation import as_transformation
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange.collectives import AxisName
@@ -118,7 +119,7 @@ def _control_variates(
         if lam is not None:
             return lam
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        omega = exchange.codec.for_leaf(context.path_string(path), like).omega(
+        omega = for_leaf(exchange.codec, context.path_string(path), like).omega(
             x.shape, coll.axis_size(axis_name)
         )
         if omega is None:

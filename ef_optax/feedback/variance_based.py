@@ -8,7 +8,7 @@ elsewhere:            v = zeta v
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,6 @@ class NonZero(ThresholdCodec):
     """What is not zero, at most ``capacity`` of the leaf; of more, the largest magnitudes."""
 
     capacity: float
-    homogeneous: ClassVar[bool] = True
 
     def count(self, size: int) -> int:
         return resolve_k(self.capacity, None, size)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from ef_optax._core.context import path_string
+from ef_optax._core.policy import for_leaf
 from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.shapes import like_of
 from ef_optax.compressors.compressor import Compressor, codec_of
@@ -31,5 +32,5 @@ def message_bits(compressor: Compressor, params: Any, dtype: Any = None) -> int:
     codec, total = codec_of(compressor), 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         wide = wide_dtype(leaf.dtype) if dtype is None else dtype
-        total += codec.for_leaf(path_string(path), like_of(leaf)).bits(leaf.shape, wide)
+        total += for_leaf(codec, path_string(path), like_of(leaf)).bits(leaf.shape, wide)
     return total

@@ -180,7 +180,7 @@ def test_batch_axes(name: str) -> None:
     for i in range(2):
         own = state._replace(codec=jax.tree.map(lambda s, i=i: s[i], state.codec))
         np.testing.assert_allclose(out[i], single.update(x[i], own)[0], atol=1e-5)
-    bits = [c.codec.at(0).bits(s) for c, s in [(stacked, x.shape), (single, x.shape[1:])]]
+    bits = [c.bits(s) for c, s in [(stacked, x.shape), (single, x.shape[1:])]]
     assert bits[0] == 2 * bits[1]
     assert not np.allclose(out, single.update(x, single.init(x))[0], atol=1e-3)
 

@@ -118,7 +118,7 @@ def test_a_schedule_in_a_schedule() -> None:
     """All count the same steps; the boundaries of a stage that is over play no part."""
     inner = ef.scheduled([1, 3, 9], [ef.top_k(k=k) for k in (9, 8, 7, 6)])
     outer = ef.scheduled([2, 6], [ef.top_k(k=1), inner, ef.top_k(k=2)])
-    assert outer.codec.timeline.starts() == (0, 2, 3, 6)
+    assert outer.codec.stages.timeline.starts() == (0, 2, 3, 6)
     x, kept = jnp.arange(1.0, 11.0), []
     state = outer.init(x)
     for _ in range(8):
@@ -146,7 +146,7 @@ def test_leaves_that_never_change_have_no_schedule() -> None:
     codec = ef.scheduled([3], [stage(2), stage(1)]).codec
     vector, matrix = (jax.ShapeDtypeStruct(s, jnp.float32) for s in [(7,), (3, 3)])
     assert codec.for_leaf("b", vector) == ef.identity().codec
-    assert codec.for_leaf("w", matrix).timeline.starts() == (0, 3)
+    assert codec.for_leaf("w", matrix).stages.timeline.starts() == (0, 3)
 
 
 def test_declared_properties_are_those_of_all_stages() -> None:

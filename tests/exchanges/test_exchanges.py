@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax.compressors.combine._messageless import MessagelessCodec
+from ef_optax._core.messageless import MessagelessCodec
 from ef_optax.compressors.combine.induced import induced
 from ef_optax.compressors.combine.probabilistic_mix import probabilistic_mix
 from ef_optax.compressors.combine.scale_to_contractive import scale_to_contractive

@@ -72,14 +72,12 @@ class Recorded(ef.extend.Codec):
     """Another codec that keeps in its state which entries it sent, for the references to read."""
 
     inner: ef.extend.Codec
-    stateful = True
-    deterministic = False
 
     @property
-    def unbiased(self):
-        return self.inner.unbiased
+    def traits(self):
+        return ef.extend.Traits(unbiased=self.inner.unbiased, deterministic=False, stateful=True)
 
-    def init(self, like, path):
+    def init(self, like, path, num_workers):
         return jnp.zeros(like.shape, bool)
 
     def protocol(self, x, state, workers):

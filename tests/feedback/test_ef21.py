@@ -90,7 +90,9 @@ def test_ef21_partial_participation(probability):
 
 def test_ef21_w_with_a_compressor_that_is_not_homogeneous():
     class PowerOfTwo(ef.extend.Codec):
-        homogeneous = False
+        @property
+        def traits(self):
+            return ef.extend.Traits(homogeneous=False)
 
         def encode(self, x, key=None):
             with jax.numpy_dtype_promotion("standard"):

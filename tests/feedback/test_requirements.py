@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import ef_optax as ef
+from ef_optax._core.policy import for_leaf
 from ef_optax._rules import needs as needs_module
 from ef_optax._rules.needs import CONTRACTIVE, NEEDS, REQUIRES
 from ef_optax.compressors.combine.scheduled import Scheduled
@@ -26,7 +27,7 @@ PARAMS = {"w": np.ones((3, 2), np.float32), "b": np.ones(3, np.float32)}
 def codec_parts(codec):
     """The codecs that may run: of a policy those of its leaves, of a schedule its stages."""
     likes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in PARAMS.items()}
-    leaves = [codec.for_leaf(path, like) for path, like in likes.items()]
+    leaves = [for_leaf(codec, path, like) for path, like in likes.items()]
     stages = [leaf.codecs if isinstance(leaf, Scheduled) else (leaf,) for leaf in leaves]
     return [part for stage in stages for part in stage]
 

@@ -8,9 +8,7 @@ import jax
 
 from ef_optax._core.codec import Codec
 from ef_optax._numeric.dtypes import Array
-from ef_optax.compressors.combine.identity import Identity
 from ef_optax.compressors.compressor import codec_of
-from ef_optax.compressors.sparse.random_k import RandomK
 
 
 def single_codec(compressor: Any, name: str, argument: str) -> Codec:
@@ -20,12 +18,11 @@ def single_codec(compressor: Any, name: str, argument: str) -> Codec:
       TypeError: for codecs with state, of groups of leaves, or with an exchange of their own.
     """
     codec = codec_of(compressor, argument)
-    alone = type(codec).protocol is Codec.protocol or isinstance(codec, Identity)
-    alone = alone or (isinstance(codec, RandomK) and not codec.shared_mask)
-    if codec.granularity != "leaf" or codec.stateful or not alone:
+    if not codec.self_contained:
         raise TypeError(
             f"{name}: {argument}={codec!r} must be a stateless compressor of single leaves whose "
-            "message is encoded by one worker alone."
+            "message is encoded by one worker alone, such as top_k or qsgd. Choose per leaf, by "
+            f"step, or another transport *around* {name}."
         )
     return codec
 

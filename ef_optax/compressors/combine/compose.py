@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax._core.codec import Codec, joint_basis
+from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Message
+from ef_optax._core.traits import Traits, common
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.shapes import Shape, like_of, size_of
+from ef_optax.compressors.combine._single import single_codec
 from ef_optax.compressors.compressor import Compressor, codec_of
 from ef_optax.compressors.sparse._sparse import SparseCodec
-from ef_optax.compressors.sparse.random_block import RandomBlock
-from ef_optax.compressors.sparse.random_k import RandomK
 
 
 def contraction(codec: Codec, shape: Shape) -> float | None:
@@ -36,28 +36,12 @@ class Composed(SparseCodec):
     sparsifier: SparseCodec
 
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return joint_basis(self.quantizer, self.sparsifier)
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.quantizer.unbiased and self.sparsifier.unbiased
-
-    @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.quantizer.homogeneous and self.sparsifier.homogeneous
-
-    @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.quantizer.deterministic and self.sparsifier.deterministic
+    def traits(self) -> Traits:
+        return common(self.quantizer.traits, self.sparsifier.traits)
 
     def count(self, size: int) -> int:
         """Number of values kept of a leaf of ``size``."""
         return self.sparsifier.count(size)
-
-    @property
-    def shared_positions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.sparsifier.shared_positions
 
     def step_key(self, workers: Workers) -> Array | None:
         first = self.quantizer if self.sparsifier.deterministic else self.sparsifier
@@ -70,26 +54,6 @@ class Composed(SparseCodec):
     def _encode(self, x: Array, key: Array | None, inner: Array | None) -> Message:
         message = self.sparsifier.encode(x, key)
         return {**message, "values": self.quantizer.encode(message["values"], inner)}
-
-    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
-        if not self.shared_positions:
-            return (yield from super().protocol(x, state, workers))
-        # Everybody knows the positions, so only the values are gathered; each rounds its own.
-        like, key = like_of(x), self.step_key(workers)
-        assert key is not None
-        own = jax.random.fold_in(jax.random.fold_in(key, 1), workers.index)
-        message = self._encode(x, key, own)
-        got: Gathered = yield Gather(message["values"])
-        positions = {name: part for name, part in message.items() if name != "values"}
-        copies = jax.tree.map(lambda p: jnp.stack([p] * workers.size), positions)
-        messages = {**copies, "values": got.messages}
-        return Outcome(
-            aggregate=self.decode_mean(messages, like, got.weights, got.total),
-            state=state,
-            sent=lambda: self.decode(message, like),
-            residual=lambda: self.residual(x, message),
-            support=lambda: self.support(x, message),
-        )
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         values_like = jax.ShapeDtypeStruct((self.count(size_of(like.shape)),), like.dtype)
@@ -118,6 +82,32 @@ class Composed(SparseCodec):
     def least_error(self, shape: Shape, num_workers: int = 1) -> float:
         """The sparsifier's, to which an unbiased quantiser can only add."""
         return self.sparsifier.least_error(shape, num_workers) if self.quantizer.unbiased else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedComposed(Composed):
+    """All workers draw the same positions, so that only the values travel; each rounds its own."""
+
+    @property
+    def shared_positions(self) -> bool:
+        return True
+
+    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
+        like, key = like_of(x), self.step_key(workers)
+        assert key is not None
+        own = jax.random.fold_in(jax.random.fold_in(key, 1), workers.index)
+        message = self._encode(x, key, own)
+        got: Gathered = yield Gather(message["values"])
+        positions = {name: part for name, part in message.items() if name != "values"}
+        copies = jax.tree.map(lambda p: jnp.stack([p] * workers.size), positions)
+        messages = {**copies, "values": got.messages}
+        return Outcome(
+            aggregate=self.decode_mean(messages, like, got.weights, got.total),
+            state=state,
+            sent=lambda: self.decode(message, like),
+            residual=lambda: self.residual(x, message),
+            support=lambda: self.support(x, message),
+        )
 
 
 def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
@@ -149,20 +139,14 @@ def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
     References:
       Basu, Data, Karakus, Diggavi, Qsparse-local-SGD, 2019, Lemmas 1-3.
     """
-    inner, outer = codec_of(quantizer, "quantizer"), codec_of(sparsifier, "sparsifier")
+    outer = codec_of(sparsifier, "sparsifier")
+    shared = isinstance(outer, SparseCodec) and outer.shared_positions
+    if not shared:
+        outer = single_codec(sparsifier, "compose", "sparsifier")
     if not isinstance(outer, SparseCodec):
         raise TypeError(
-            f"sparsifier={outer!r} does not send indices and values, so nothing can be quantised "
-            "inside its message; the order is compose(quantizer, sparsifier)."
+            f"compose: sparsifier={outer!r} does not send indices and values, so nothing can be "
+            "quantised inside its message; the order is compose(quantizer, sparsifier)."
         )
-    alone = type(outer).protocol in (Codec.protocol, Composed.protocol) or isinstance(
-        outer, RandomK | RandomBlock
-    )
-    if not alone:
-        raise TypeError(
-            f"sparsifier={outer!r} has an exchange of its own, which a quantiser inside its "
-            "message would leave out; compose with a sparsifier of single workers, such as top_k."
-        )
-    if inner.granularity != "leaf" or inner.stateful:
-        raise TypeError(f"quantizer={inner!r} must be a stateless compressor of single leaves.")
-    return Compressor(Composed(inner, outer))
+    inner = single_codec(quantizer, "compose", "quantizer")
+    return Compressor((SharedComposed if shared else Composed)(inner, outer))

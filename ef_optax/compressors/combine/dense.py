@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import optax
 from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Mean, Message
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.shapes import Shape, size_of
@@ -23,9 +24,10 @@ class Dense(Codec):
     """A stateless Optax transformation of all its leaves together, sent dense."""
 
     tx: optax.GradientTransformation
-    granularity: ClassVar[str] = "group"
-    homogeneous: ClassVar[bool] = False
-    transports: ClassVar[tuple[str, ...]] = ("reduce",)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(homogeneous=False, granularity="group")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

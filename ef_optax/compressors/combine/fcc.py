@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ef_optax._core.codec import Codec, joint_basis
+from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits, common
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
@@ -30,16 +31,12 @@ class Repeated(Codec):
     rounds: int
 
     @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.homogeneous
-
-    @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.deterministic
-
-    @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return joint_basis(self.inner)
+    def traits(self) -> Traits:
+        return Traits(
+            homogeneous=self.inner.homogeneous,
+            deterministic=self.inner.deterministic,
+            basis=common(self.inner.traits).basis,
+        )
 
     def step_key(self, workers: Workers) -> Any:
         return self.inner.step_key(workers)

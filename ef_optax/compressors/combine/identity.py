@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
-from ef_optax._core.outcome import Outcome, Protocol
-from ef_optax._core.requests import Mean, Message
-from ef_optax._core.workers import Workers
+from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
+from ef_optax._core.transport import AllReduce, Transport
 from ef_optax._numeric.dtypes import Array, bits_of
-from ef_optax._numeric.shapes import Shape
-from ef_optax._numeric.shapes import size_of as _size_of
+from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.compressor import Compressor
 
 
@@ -22,14 +21,17 @@ from ef_optax.compressors.compressor import Compressor
 class Identity(Codec):
     """``C(x) = x``, exchanged as an all-reduce of the values."""
 
-    unbiased: ClassVar[bool] = True
-    linear: ClassVar[bool] = True
-    transports: ClassVar[tuple[str, ...]] = ("gather", "reduce")
-    basis: ClassVar[str] = "exact"
+    @property
+    def traits(self) -> Traits:
+        return Traits(unbiased=True, linear=True, basis="exact")
+
+    @property
+    def transport(self) -> Transport:
+        return AllReduce()
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
-        return x.reshape(-1)
+        return x
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         return message.astype(like.dtype).reshape(like.shape)
@@ -39,7 +41,7 @@ class Identity(Codec):
         return jnp.zeros_like(x)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        return _size_of(shape) * bits_of(dtype)
+        return size_of(shape) * bits_of(dtype)
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
         del shape, num_workers
@@ -48,17 +50,6 @@ class Identity(Codec):
     def omega(self, shape: Shape, num_workers: int = 1) -> float:
         del shape, num_workers
         return 0.0
-
-    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
-        del workers
-        mean = yield Mean(x)
-        return Outcome(
-            aggregate=mean,
-            state=state,
-            sent=lambda: x,
-            residual=lambda: jnp.zeros_like(x),
-            support=lambda: jnp.ones(x.shape, bool),
-        )
 
 
 def identity() -> Compressor:

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits, common
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape
-from ef_optax.compressors.combine._derived import DerivedCodec
 from ef_optax.compressors.combine._single import _split, single_codec
 from ef_optax.compressors.compressor import Compressor
 
 
 @dataclasses.dataclass(frozen=True)
-class Induced(DerivedCodec):
+class Induced(Codec):
     """``C(x) + U(x - C(x))``: the unbiased codec sends what the biased one leaves."""
 
     biased: Codec
     corrector: Codec
 
-    unbiased: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
-
     @property
-    def components(self) -> tuple[Codec, ...]:
-        return self.biased, self.corrector
+    def traits(self) -> Traits:
+        return dataclasses.replace(common(self.biased.traits, self.corrector.traits), unbiased=True)
 
     def step_key(self, workers: Workers) -> Array | None:
         random = self.corrector if self.biased.deterministic else self.biased

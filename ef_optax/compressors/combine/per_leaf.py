@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
+from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._core.policy import LeafPolicy, for_leaf
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.shapes import Shape
-from ef_optax.compressors.combine._messageless import MessagelessCodec
 from ef_optax.compressors.compressor import Compressor, codec_of
 
 Policy = Callable[[str, jax.ShapeDtypeStruct], Compressor]
 
 
 @dataclasses.dataclass(frozen=True)
-class PerLeaf(MessagelessCodec):
+class PerLeaf(MessagelessCodec, LeafPolicy):
     """A policy that chooses the compressor of each leaf by its path, shape and dtype."""
 
     policy: Policy
@@ -26,11 +28,14 @@ class PerLeaf(MessagelessCodec):
         "its codec depends on the leaf. Ask codec.for_leaf(path, like), or "
         "ef_optax.message_bits(compressor, params)."
     )
-    stateful: ClassVar[bool] = True
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(stateful=True)
 
     def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
         chosen = codec_of(self.policy(path, like), f"policy({path!r})")
-        return chosen.for_leaf(path, like)
+        return for_leaf(chosen, path, like)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         raise self.refusal("bits")

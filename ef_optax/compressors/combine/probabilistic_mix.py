@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +12,26 @@ import jax.numpy as jnp
 from ef_optax._bits import fields, packing
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits, common
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, bits_for, like_of
-from ef_optax.compressors.combine._derived import DerivedCodec
 from ef_optax.compressors.combine._single import _split, single_codec
 from ef_optax.compressors.compressor import Compressor
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture(DerivedCodec):
+class Mixture(Codec):
     """Codec j with probability p_j; the message is as long as the longest of theirs."""
 
     codecs: tuple[Codec, ...]
     probabilities: tuple[float, ...]
     key: Array
 
-    deterministic: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
-
     @property
-    def components(self) -> tuple[Codec, ...]:
-        return self.codecs
+    def traits(self) -> Traits:
+        shared = common(*(codec.traits for codec in self.codecs))
+        return dataclasses.replace(shared, deterministic=False)
 
     def _template(self, codec: Codec, like: jax.ShapeDtypeStruct) -> Any:
         """Shapes and dtypes of one codec's message."""

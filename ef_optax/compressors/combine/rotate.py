@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ef_optax._core.codec import Codec, joint_basis
+from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits, common
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, wide_dtype
 from ef_optax._numeric.random import as_key
@@ -27,23 +28,12 @@ class Rotated(Codec):
     key: Array
     kind: str = "hadamard"
 
-    deterministic: ClassVar[bool] = False
-
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "none" if self.kind == "kashin" else joint_basis(self.inner)
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.unbiased
-
-    @property
-    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.linear and self.kind != "kashin"
-
-    @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.homogeneous
+    def traits(self) -> Traits:
+        shared = common(self.inner.traits)
+        if self.kind != "kashin":
+            return dataclasses.replace(shared, deterministic=False)
+        return dataclasses.replace(shared, deterministic=False, linear=False, basis="none")
 
     def length(self, size: int) -> int:
         """Size of the vector that the inner codec compresses."""

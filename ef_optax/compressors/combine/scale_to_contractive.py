@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits, common
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape
-from ef_optax.compressors.combine._derived import DerivedCodec
 from ef_optax.compressors.combine._single import single_codec
 from ef_optax.compressors.compressor import Compressor
 
 
 @dataclasses.dataclass(frozen=True)
-class Shrunk(DerivedCodec):
+class Shrunk(Codec):
     """``U(x) / (1 + omega)``, omega of the leaf's shape."""
 
     inner: Codec
 
-    unbiased: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
-
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.basis
-
-    @property
-    def components(self) -> tuple[Codec, ...]:
-        return (self.inner,)
+    def traits(self) -> Traits:
+        return dataclasses.replace(
+            common(self.inner.traits), unbiased=False, basis=self.inner.basis
+        )
 
     def step_key(self, workers: Workers) -> Array | None:
         return self.inner.step_key(workers)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
+from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._core.policy import LeafPolicy, Stage, Stages, StepPolicy, for_leaf, stages_of
 from ef_optax._core.timeline import Timeline
+from ef_optax._core.traits import Traits, common
 from ef_optax._exchange.units import identity_of
 from ef_optax._numeric.shapes import Shape
-from ef_optax.compressors.combine._derived import DerivedCodec
-from ef_optax.compressors.combine._messageless import MessagelessCodec
 from ef_optax.compressors.combine.identity import Identity
 from ef_optax.compressors.compressor import Compressor, codec_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Scheduled(MessagelessCodec, DerivedCodec):
+class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
     """Codec j from exchange number starts[j] on, until the next one takes over."""
 
     starts: tuple[int, ...]  # the first is 0
@@ -30,63 +31,48 @@ class Scheduled(MessagelessCodec, DerivedCodec):
         "its codec depends on the step. Ask codec.at(step), or schedule the compressors that are "
         "made of others."
     )
-    granularity: ClassVar[str] = "schedule"
-
-    @property
-    def components(self) -> tuple[Codec, ...]:
-        return self.codecs
 
     # -- which one it is
 
+    def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
+        """The leaf's own schedule; the codec itself where all stages agree (dense leaves)."""
+        codecs = tuple(for_leaf(codec, path, like) for codec in self.codecs)
+        same = len({identity_of(codec) for codec in codecs}) == 1
+        return codecs[0] if same else Scheduled(self.starts, codecs)
+
     @property
-    def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]
-        last = self.codecs[-1].timeline
+    def stages(self) -> Stages:
+        own = [stages_of(codec) for codec in self.codecs]
+        last = own[-1].timeline
         settled = max(self.starts[-1], last.settled)
         ends = (*self.starts[1:], settled + last.period + 1)
         inner = [
             step
-            for codec, start, end in zip(self.codecs, self.starts, ends, strict=True)
-            for step in codec.timeline.between(start, end)
+            for stages, start, end in zip(own, self.starts, ends, strict=True)
+            for step in stages.timeline.between(start, end)
         ]
-        return Timeline(tuple(sorted({*self.starts[1:], *inner})), settled, last.period)
+        changes = tuple(sorted({*self.starts[1:], *inner}))
+        timeline = Timeline(changes, settled, last.period)
 
-    def _number(self, step: int) -> int:
-        return sum(start <= step for start in self.starts) - 1
+        def stage(step: int) -> Stage:
+            number = sum(start <= step for start in self.starts) - 1
+            one = own[number].at(step)
+            return Stage(one.codec, (number, *one.slot)) if self.stateful else one
 
-    def at(self, step: int) -> Codec:
-        return self.codecs[self._number(step)].at(step)
+        return Stages(timeline, tuple(stage(step) for step in timeline.starts()))
 
-    def phase(self, step: int) -> Hashable:
-        number = self._number(step)
-        return number, self.codecs[number].phase(step)
-
-    def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
-        """The leaf's own schedule; the codec itself where all stages agree (dense leaves)."""
-        codecs = tuple(codec.for_leaf(path, like) for codec in self.codecs)
-        same = len({identity_of(codec) for codec in codecs}) == 1
-        return codecs[0] if same else Scheduled(self.starts, codecs)
-
-    # -- state: that of every codec, of which only the active one's moves; () if none has any
-
-    def init(self, like: Any, path: str) -> tuple[Any, ...]:
-        return tuple(codec.init(like, path) for codec in self.codecs) if self.stateful else ()
-
-    def state_at(self, state: Any, step: int) -> Any:
-        number = self._number(step)
-        return self.codecs[number].state_at(state[number], step) if self.stateful else ()
-
-    def state_after(self, state: Any, new: Any, step: int) -> Any:
-        number = self._number(step)
-        if not self.codecs[number].stateful:
-            return state
-        own = self.codecs[number].state_after(state[number], new, step)
-        return *state[:number], own, *state[number + 1 :]
+    def init(self, like: Any, path: str, num_workers: int) -> tuple[Any, ...]:
+        """The state of every codec, of which only the active one's moves; () if none has any."""
+        if not self.stateful:
+            return ()
+        return tuple(codec.init(like, path, num_workers) for codec in self.codecs)
 
     # -- what may be relied on: what holds in every stage
 
     @property
-    def stateful(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return any(codec.stateful for codec in self.codecs)
+    def traits(self) -> Traits:
+        shared = common(*(codec.traits for codec in self.codecs))
+        return dataclasses.replace(shared, stateful=any(codec.stateful for codec in self.codecs))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
         """The least of the stages'."""

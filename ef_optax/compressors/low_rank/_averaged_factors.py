@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.outcome import Outcome
+from ef_optax._core.traits import Traits
 from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
@@ -24,7 +26,6 @@ from ef_optax._numeric.linear import einsum
 from ef_optax._numeric.matrix import Matrices, low_rank_product, matrix_view
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, size_of
-from ef_optax.compressors.combine._messageless import MessagelessCodec
 from ef_optax.compressors.combine.scheduled import delayed
 from ef_optax.compressors.compressor import Compressor
 
@@ -104,10 +105,10 @@ class AveragedFactors(MessagelessCodec):
         "its factors are averaged one after the other. Use it in error_feedback or "
         "compressed_mean, or take ef_optax.svd for a message of one worker."
     )
-    granularity: ClassVar[str] = "group"
-    stateful: ClassVar[bool] = True
-    independent: ClassVar[bool] = False
-    transports: ClassVar[tuple[str, ...]] = ("reduce",)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(independent=False, stateful=True, granularity="group")
 
     @abc.abstractmethod
     def elements(self, matrices: Matrices, rank: int) -> float:

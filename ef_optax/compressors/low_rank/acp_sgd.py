@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Protocol
+from ef_optax._core.policy import Stage, Stages, StepPolicy
 from ef_optax._core.requests import Mean
 from ef_optax._core.timeline import Timeline
 from ef_optax._core.workers import Workers
@@ -36,7 +36,7 @@ class FactorsState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class AcpSgd(AveragedFactors):
+class AcpSgd(AveragedFactors, StepPolicy):
     """One factor a half-iteration; ``side`` says which comes first in this step."""
 
     side: int = 0  # 0: P is computed first
@@ -49,17 +49,15 @@ class AcpSgd(AveragedFactors):
         return tuple((left, right)[(self.side + half) % 2] for half in range(self.iterations))
 
     @property
-    def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def stages(self) -> Stages:
         """The first side changes from step to step, unless there is an even number of halves."""
-        return Timeline((1, 2), 0, 2) if self.iterations % 2 else Timeline()
+        left, right = (Stage(dataclasses.replace(self, side=side)) for side in (0, 1))
+        if self.iterations % 2 == 0:
+            return Stages(Timeline(), (left,))
+        return Stages(Timeline((1, 2), 0, 2), (left, right))
 
-    def at(self, step: int) -> Codec:
-        return dataclasses.replace(self, side=self.phase(step))
-
-    def phase(self, step: int) -> int:
-        return step * self.iterations % 2
-
-    def init(self, like: Any, path: str) -> Any:
+    def init(self, like: Any, path: str, num_workers: int) -> Any:
+        del num_workers
         plan = self.plan(like.shape)
         if plan is None:
             return ()

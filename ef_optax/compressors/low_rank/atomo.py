@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array
@@ -23,9 +24,9 @@ class Atomo(FactorCodec):
 
     key: Array
 
-    basis: ClassVar[str] = "bound"
-    unbiased: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return Traits(unbiased=True, deterministic=False, basis="bound")
 
     def room(self) -> int:
         """Room for four standard deviations more than the expected r terms."""

@@ -13,10 +13,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ef_optax._core.codec import Codec
+from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.policy import Stage, Stages, StepPolicy
 from ef_optax._core.requests import Mean
 from ef_optax._core.timeline import Timeline
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.blocks import from_blocks, to_blocks
@@ -24,7 +26,6 @@ from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.linear import einsum
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors._ratio import resolve_k
-from ef_optax.compressors.combine._messageless import MessagelessCodec
 from ef_optax.compressors.compressor import Compressor
 
 DENSE, SAMPLING, COMPRESSED = range(3)
@@ -49,7 +50,7 @@ class Slices(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GradiVeQ(MessagelessCodec):
+class GradiVeQ(MessagelessCodec, StepPolicy):
     """Slices of K values as d coordinates about their mean; ``stage`` says what this step does."""
 
     ratio: float
@@ -60,30 +61,29 @@ class GradiVeQ(MessagelessCodec):
     start_step: int
     stage: int = COMPRESSED
 
-    homogeneous: ClassVar[bool] = False
-    stateful: ClassVar[bool] = True
     why: ClassVar[str] = (
         "its directions come from the gradients before. Use it in error_feedback or "
         "compressed_mean."
     )
-    independent: ClassVar[bool] = False  # the directions come from everybody's gradients
-    transports: ClassVar[tuple[str, ...]] = ("reduce",)
+
+    @property
+    def traits(self) -> Traits:
+        # Not independent: the directions come from everybody's gradients.
+        return Traits(homogeneous=False, independent=False, stateful=True)
 
     # -- which step does what
 
     @property
-    def timeline(self) -> Timeline:  # pyright: ignore[reportIncompatibleVariableOverride]
-        changes = (0, self.samples, self.period)
-        steps = tuple(self.start_step + c for c in changes if self.start_step + c > 0)
-        return Timeline(steps, self.start_step, self.period)
-
-    def phase(self, step: int) -> int:
-        if step < self.start_step:
-            return DENSE
-        return SAMPLING if (step - self.start_step) % self.period < self.samples else COMPRESSED
-
-    def at(self, step: int) -> Codec:
-        return dataclasses.replace(self, stage=self.phase(step))
+    def stages(self) -> Stages:
+        dense, sampling, compressed = (
+            Stage(dataclasses.replace(self, stage=stage)) for stage in (DENSE, SAMPLING, COMPRESSED)
+        )
+        start = self.start_step
+        changes = (start + self.samples, start + self.period)
+        if not start:
+            return Stages(Timeline(changes, start, self.period), (sampling, compressed))
+        timeline = Timeline((start, *changes), start, self.period)
+        return Stages(timeline, (dense, sampling, compressed))
 
     # -- the slices of a leaf
 
@@ -101,8 +101,8 @@ class GradiVeQ(MessagelessCodec):
         slices = Slices(count, length, dimension, -(-count // reuse), reuse)
         return slices if count * dimension + 1 < size_of(shape) else None
 
-    def init(self, like: Any, path: str) -> Any:
-        del path
+    def init(self, like: Any, path: str, num_workers: int) -> Any:
+        del path, num_workers
         plan = self.plan(like.shape)
         if plan is None:
             return ()

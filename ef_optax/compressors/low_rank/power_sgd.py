@@ -28,8 +28,9 @@ class PowerSgd(AveragedFactors):
     def rounds(self, left: int, right: int) -> tuple[int, ...]:
         return (left, right) * self.iterations
 
-    def init(self, like: Any, path: str) -> Any:
+    def init(self, like: Any, path: str, num_workers: int) -> Any:
         """Q^T, (r, columns) for each matrix; () for a dense leaf."""
+        del num_workers
         plan = self.plan(like.shape)
         if plan is None:
             return ()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape
@@ -18,7 +18,9 @@ from ef_optax.compressors.low_rank._factors import FactorCodec
 class Svd(FactorCodec):
     """The best approximation of rank r."""
 
-    basis: ClassVar[str] = "exact"
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="exact")
 
     def room(self) -> int:
         return self.rank

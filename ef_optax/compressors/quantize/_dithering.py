@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.blocks import block_count, block_length, blockwise
 from ef_optax._numeric.division import divide, safe_divisor
@@ -46,8 +47,9 @@ class DitheringCodec(Codec):
     norm: str
     bucket: int | None
 
-    unbiased: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return Traits(unbiased=True, deterministic=False)
 
     @abc.abstractmethod
     def relative(self, x: Array, norm: Array) -> Array:
@@ -115,8 +117,9 @@ class Dithering(DitheringCodec):
     bucket: int | None = None
 
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "exact" if self.norm == "linf" and self.levels == 1 else "bound"
+    def traits(self) -> Traits:
+        exact = self.norm == "linf" and self.levels == 1
+        return dataclasses.replace(super().traits, basis="exact" if exact else "bound")
 
     def relative(self, x: Array, norm: Array) -> Array:
         return x * self.levels / norm

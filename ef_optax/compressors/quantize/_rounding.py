@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import round_randomly
 
@@ -17,12 +18,8 @@ class Rounding(Codec):
     block: int | None
 
     @property
-    def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.key is None
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.key is not None
+    def traits(self) -> Traits:
+        return Traits(unbiased=self.key is not None, deterministic=self.key is None)
 
     @staticmethod
     def round(y: Array, key: Array | None) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array, bits_of, scale_dtype
 from ef_optax._numeric.shapes import Shape, size_of
 
@@ -21,7 +22,9 @@ class SignCodec(Codec):
     A leaf that is exactly zero has scale 0 and stays exactly zero.
     """
 
-    streams: ClassVar[bool] = True
+    @property
+    def traits(self) -> Traits:
+        return Traits(streams=True)
 
     @abc.abstractmethod
     def scale(self, x: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ef_optax._bits import fields
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.blocks import block_count, block_length, blockwise
 from ef_optax._numeric.division import divide, safe_divisor
@@ -31,8 +32,9 @@ class BlockQuantize(Rounding):
     key: Array | None = None
 
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "exact" if self.key is None or self._steps == 1 else "bound"
+    def traits(self) -> Traits:
+        exact = self.key is None or self._steps == 1
+        return dataclasses.replace(super().traits, basis="exact" if exact else "bound")
 
     @property
     def _steps(self) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.rounding import rounded
 from ef_optax._numeric.shapes import Shape, size_of
@@ -23,9 +24,9 @@ class Cast(Codec):
     dtype: str
 
     @property
-    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Only with float32's exponent: elsewhere overflow and denormals depend on the scale."""
-        return self.dtype in ("bfloat16", "float32")
+    def traits(self) -> Traits:
+        # Only with float32's exponent: elsewhere overflow and denormals depend on the scale.
+        return Traits(homogeneous=self.dtype in ("bfloat16", "float32"))
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.blocks import block_count, block_length, blockwise
 from ef_optax._numeric.division import divide, safe_divisor
@@ -29,9 +30,9 @@ class Dorefa(Codec):
     bits_per_value: int
     bucket: int | None = None
 
-    unbiased: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = False
-    basis: ClassVar[str] = "exact"
+    @property
+    def traits(self) -> Traits:
+        return Traits(unbiased=True, deterministic=False, basis="exact")
 
     @property
     def _steps(self) -> int:

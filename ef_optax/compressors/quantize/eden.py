@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
@@ -75,11 +76,12 @@ class Eden(Codec):
     key: Array
     scale: str = "unbiased"
 
-    deterministic: ClassVar[bool] = False
-
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "bound" if self.scale == "mse" and self.width == 1 else "asymptotic"
+    def traits(self) -> Traits:
+        return Traits(
+            deterministic=False,
+            basis="bound" if self.scale == "mse" and self.width == 1 else "asymptotic",
+        )
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array, bits_of, scale_dtype
@@ -28,7 +29,10 @@ class Fp8(Codec):
 
     format: str
     rows: bool = True
-    basis: ClassVar[str] = "bound"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="bound")
 
     def _largest(self) -> float:
         return float(jnp.finfo(FORMATS[self.format]).max)

@@ -7,7 +7,7 @@ finds no room stays in the residual, the smallest magnitudes first, and is count
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape, size_of
@@ -32,7 +33,9 @@ class Inceptionn(Codec):
     exponent: int  # the error bound is 2^-exponent
     capacity: float
 
-    homogeneous: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return Traits(homogeneous=False)
 
     def room(self, size: int) -> int:
         """Bytes of payload in the message of a leaf of ``size``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, scale_dtype
 from ef_optax._numeric.magnitude import magnitude_order
@@ -26,7 +27,10 @@ class LogQuantize(Codec):
     """Sign and nearest power of two (on the logarithm), 2^width - 1 powers below the largest."""
 
     width: int
-    basis: ClassVar[str] = "bound"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="bound")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

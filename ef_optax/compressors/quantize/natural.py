@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.random import as_key, random_words
 from ef_optax._numeric.shapes import Shape, size_of
@@ -23,9 +24,9 @@ class Natural(Codec):
 
     key: Array
 
-    unbiased: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = False
-    basis: ClassVar[str] = "exact"
+    @property
+    def traits(self) -> Traits:
+        return Traits(unbiased=True, deterministic=False, basis="exact")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import as_key, uniform_noise
 from ef_optax._numeric.shapes import Shape, size_of
@@ -25,7 +26,10 @@ class NaturalDithering(DitheringCodec):
     levels: int
     norm: str = "l2"
     bucket: int | None = None
-    basis: ClassVar[str] = "bound"
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, basis="bound")
 
     def relative(self, x: Array, norm: Array) -> Array:
         return (x / norm).astype(jnp.float32)

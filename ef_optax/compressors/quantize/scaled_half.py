@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array, bits_of, scale_dtype
 from ef_optax._numeric.norms import block_norms, block_sums, power_of_two
@@ -23,7 +24,9 @@ from ef_optax.compressors.compressor import Compressor
 class ScaledHalf(Codec):
     """Rows shifted to mean 0, scaled to standard deviation 1, and rounded to float16."""
 
-    basis: ClassVar[str] = "bound"
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="bound")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

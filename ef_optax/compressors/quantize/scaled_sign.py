@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
 from ef_optax import _kernels
 from ef_optax._bits import fields
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array, scale_dtype
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.compressor import Compressor
@@ -20,7 +20,9 @@ from ef_optax.compressors.quantize._sign import SignCodec
 class ScaledSign(SignCodec):
     """``C(x) = (||x||_1 / d) sign(x)``, sign(0) = +1."""
 
-    basis: ClassVar[str] = "exact"
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, basis="exact")
 
     def scale(self, x: Array) -> Array:
         return jnp.sum(jnp.abs(x), dtype=scale_dtype(x.dtype)) / max(1, x.size)

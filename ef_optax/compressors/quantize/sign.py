@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.quantize._sign import SignCodec
@@ -18,7 +18,9 @@ from ef_optax.compressors.quantize._sign import SignCodec
 class Sign(SignCodec):
     """``C(x) = sign(x)``, sign(0) = +1, the zero leaf excepted."""
 
-    homogeneous: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, homogeneous=False)
 
     def scale(self, x: Array) -> Array:
         return jnp.any(x != 0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Max
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
@@ -29,15 +30,13 @@ class Ternary(TernaryCodec):
     clip_sigmas: float | None = None
     packing: str = "bits"
 
-    deterministic: ClassVar[bool] = False
-
     @property
-    def basis(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "exact" if self.clip_sigmas is None else "none"
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.clip_sigmas is None
+    def traits(self) -> Traits:
+        return Traits(
+            unbiased=self.clip_sigmas is None,
+            deterministic=False,
+            basis="exact" if self.clip_sigmas is None else "none",
+        )
 
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
         clipped = self._clipped(x)
@@ -69,7 +68,9 @@ class Ternary(TernaryCodec):
 class SharedTernary(Ternary):
     """The same with the largest magnitude of all workers."""
 
-    independent: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, independent=False)
 
     def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
         like = like_of(x)

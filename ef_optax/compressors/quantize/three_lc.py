@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array
@@ -22,7 +22,10 @@ class ThreeLC(TernaryCodec):
 
     sparsity: float
     packing: str = "quartic"
-    basis: ClassVar[str] = "exact"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="exact")
 
     def parts(self, x: Array, key: Array | None) -> tuple[Array, Array]:
         del key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape, size_of
@@ -23,7 +24,10 @@ class ThresholdSign(Codec):
     """+1 where x > threshold, else -1."""
 
     threshold: float
-    homogeneous: ClassVar[bool] = False
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(homogeneous=False)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

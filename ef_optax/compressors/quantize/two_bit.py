@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape, size_of
@@ -22,7 +23,10 @@ class TwoBit(Codec):
     """``t`` where x >= t, ``-t`` where x <= -t, else 0."""
 
     threshold: float
-    homogeneous: ClassVar[bool] = False
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(homogeneous=False)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

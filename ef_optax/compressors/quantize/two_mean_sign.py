@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from ef_optax._bits import fields
 from ef_optax._bits.bitmask import count_ones
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.matrix import matrix_view
@@ -27,7 +28,10 @@ class TwoMeanSign(Codec):
 
     columns: bool = False
     batch_axes: int = 0
-    basis: ClassVar[str] = "exact"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="exact")
 
     def _matrices(self, shape: Shape) -> tuple[int, int, int]:
         """Count, rows and columns; one column for the whole leaf unless columns are asked for."""

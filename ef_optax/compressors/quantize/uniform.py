@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._bits import fields
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.blocks import block_count, block_length, blockwise
 from ef_optax._numeric.division import divide, safe_divisor
@@ -28,7 +29,10 @@ class UniformBuckets(Rounding):
     width: int
     block: int | None = None
     key: Array | None = None
-    basis: ClassVar[str] = "exact"
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, basis="exact")
 
     @property
     def _steps(self) -> int:

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import jax
 
-from ef_optax._core.codec import Codec
+from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Message
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import offsets
 from ef_optax._numeric.dtypes import Array
@@ -28,11 +29,16 @@ Parts = tuple[Array, Array]  # indices and values of the leaves of one size, a r
 
 
 @dataclasses.dataclass(frozen=True)
-class JointSparse(Codec):
+class JointSparse(MessagelessCodec):
     """``inner`` on each of a list of leaves of one family."""
 
     inner: _sparse.SparseCodec
-    granularity: ClassVar[str] = "group"
+
+    why: ClassVar[str] = "it takes the leaves of a family together. Ask the codec of one of them."
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(granularity="group")
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
         rows = offsets.as_data(range(len(x)), workers.step)
@@ -70,12 +76,6 @@ class JointSparse(Codec):
             residual=lambda: each(_sparse.subtract_at, own_parts, messages),
             support=lambda: each(_sparse.places, own_parts, messages),
         )
-
-    def encode(self, x: Any, key: Array | None = None) -> Message:
-        raise AssertionError("leaves of a family are encoded by their protocol")
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        raise AssertionError("leaves of a family are decoded by their protocol")
 
     def bits(self, shape: Shape, dtype: Any = None) -> int:
         raise AssertionError("a family is never asked for bits; its leaves' codec is")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,10 @@ class SparseCodec(Codec):
     Where all workers draw the same positions (``shared_positions``) only the values travel.
     """
 
-    shared_positions: ClassVar[bool] = False
+    @property
+    def shared_positions(self) -> bool:
+        """Whether all workers draw the same positions."""
+        return False
 
     @abc.abstractmethod
     def count(self, size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.random import as_key
@@ -26,13 +27,9 @@ class Bernoulli(Codec):
     p: float
     scaled: bool = True
 
-    linear: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = False
-    basis: ClassVar[str] = "exact"
-
     @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.scaled
+    def traits(self) -> Traits:
+        return Traits(unbiased=self.scaled, linear=True, deterministic=False, basis="exact")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax import _kernels
 from ef_optax._bits import fields
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.shapes import Shape, bits_for, size_of
@@ -27,7 +28,10 @@ class BlockTopK(SparseCodec):
     ratio: float | None
     k: int | None
     block: int
-    basis: ClassVar[str] = "exact"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="exact")
 
     def _plan(self, size: int) -> tuple[int, int, int, int, int]:
         """Block length, full blocks, k of each, length of the last short block, its k."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import as_key, random_subset
@@ -27,8 +28,9 @@ class CompK(IndexedCodec):
     k: int
     top: int
 
-    deterministic: ClassVar[bool] = False
-    basis: ClassVar[str] = "bound"
+    @property
+    def traits(self) -> Traits:
+        return Traits(deterministic=False, basis="bound")
 
     def _plan(self, size: int) -> tuple[int, int]:
         """K and k' of a leaf of this size."""

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Mean
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
@@ -16,7 +18,6 @@ from ef_optax._numeric.random import as_key, random_words
 from ef_optax._numeric.shapes import Shape, like_of, size_of
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
-from ef_optax.compressors.combine._messageless import MessagelessCodec
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.sparse._sparse import scatter
 
@@ -59,9 +60,10 @@ class CountSketch(MessagelessCodec):
         "which values are sent depends on the sum over all workers. Use it in error_feedback or "
         "compressed_mean."
     )
-    deterministic: ClassVar[bool] = False
-    independent: ClassVar[bool] = False
-    transports: ClassVar[tuple[str, ...]] = ("reduce",)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(deterministic=False, independent=False)
 
     def count(self, size: int) -> int:
         """Number of values asked for in the second round."""

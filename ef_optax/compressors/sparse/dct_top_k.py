@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from ef_optax._bits import fields
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.linear import einsum
@@ -43,7 +44,10 @@ class DctTopK(Codec):
     chunk: int
     k: int
     batch_axes: int = 0
-    basis: ClassVar[str] = "exact"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="exact")
 
     def plan(self, shape: Shape) -> tuple[int, int, int, int, int]:
         """Rows and columns of all matrices and of a chunk, and the coefficients kept of each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Message
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.finite import all_finite
@@ -26,8 +27,10 @@ class GlobalTopK(Codec):
     """Top-k of all leaves as one vector, in the order of the tree."""
 
     inner: TopK
-    granularity: ClassVar[str] = "group"
-    basis: ClassVar[str] = "exact"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(granularity="group", basis="exact")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         return self.inner.encode(x, key)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._bits import fields
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.random import as_key, random_subset
@@ -27,8 +28,9 @@ class MixK(SparseCodec):
     k: int
     random: int
 
-    deterministic: ClassVar[bool] = False
-    basis: ClassVar[str] = "exact"
+    @property
+    def traits(self) -> Traits:
+        return Traits(deterministic=False, basis="exact")
 
     def _plan(self, size: int) -> tuple[int, int]:
         """How many are kept by size and how many at random."""

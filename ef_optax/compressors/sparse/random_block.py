@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,12 @@ from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors._ratio import check_ratio_or_k
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.sparse.random_k import RandomPlaces
+from ef_optax.compressors.sparse._random_places import SharedPlaces
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomBlock(RandomPlaces):
+class RandomBlock(SharedPlaces):
     """k values from a random start, wrapping round; the same start on all workers."""
-
-    shared_positions: ClassVar[bool] = True
-    transports: ClassVar[tuple[str, ...]] = ("reduce",)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None

@@ -3,85 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ef_optax._core.outcome import Protocol
 from ef_optax._core.requests import Message
-from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.random import as_key, random_subset
 from ef_optax._numeric.shapes import Shape, size_of
-from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
+from ef_optax.compressors._ratio import check_ratio_or_k
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.sparse._sparse import SparseCodec
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomPlaces(SparseCodec):
-    """k values at places that do not depend on the leaf, each value as likely as the others."""
-
-    key: Array
-    ratio: float | None = None
-    k: int | None = None
-    scaled: bool = False
-
-    deterministic: ClassVar[bool] = False
-    linear: ClassVar[bool] = True
-    basis: ClassVar[str] = "exact"
-
-    @property
-    def unbiased(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.scaled
-
-    def count(self, size: int) -> int:
-        """Number of values kept of a leaf of ``size``."""
-        return resolve_k(self.ratio, self.k, size)
-
-    def values(self, x: Array, indices: Array) -> Array:
-        """The values at these indices, times d/k if scaled."""
-        factor = x.size / self.count(x.size) if self.scaled and x.size else 1.0
-        return x.reshape(-1)[indices] * jnp.asarray(factor, x.dtype)
-
-    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        del num_workers
-        size = size_of(shape)
-        return None if self.scaled else self.count(size) / size if size else 1.0
-
-    def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        del num_workers
-        size = size_of(shape)
-        return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
-
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """As much as the variance, if scaled: no leaf is better than another."""
-        return self.omega(shape, num_workers) or 0.0
-
-    def step_key(self, workers: Workers) -> Array:
-        return workers.fold(self.key, shared=self.shared_positions)
-
-    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
-        if not self.shared_positions:
-            return (yield from super().protocol(x, state, workers))
-        return (yield from self.averaged(x, self.encode(x, self.step_key(workers)), state))
+from ef_optax.compressors.sparse._random_places import RandomPlaces, SharedPlaces
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomK(RandomPlaces):
     """A uniformly random k-subset of each leaf; the message carries the seed, not the indices."""
-
-    shared_mask: bool = False
-
-    @property
-    def shared_positions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.shared_mask
-
-    @property
-    def transports(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return ("reduce",) if self.shared_mask else ("gather",)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
@@ -94,8 +33,15 @@ class RandomK(RandomPlaces):
         return random_subset(message["seed"][0], size, self.count(size)), message["values"]
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        seed = 0 if self.shared_mask else 32
-        return seed + self.count(size_of(shape)) * bits_of(dtype)
+        return 32 + self.count(size_of(shape)) * bits_of(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedRandomK(SharedPlaces, RandomK):
+    """The same subset on all workers, who need not be told the seed."""
+
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        return self.count(size_of(shape)) * bits_of(dtype)
 
 
 def random_k(
@@ -141,4 +87,5 @@ def random_k(
     check_ratio_or_k("random_k", ratio, k)
     check.flag("random_k", "scaled", scaled)
     check.flag("random_k", "shared_mask", shared_mask)
-    return Compressor(RandomK(as_key(key, "random_k"), ratio, k, scaled, shared_mask))
+    kind = SharedRandomK if shared_mask else RandomK
+    return Compressor(kind(as_key(key, "random_k"), ratio, k, scaled))

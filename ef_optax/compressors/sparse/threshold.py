@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.magnitude import magnitude_order
@@ -21,7 +21,10 @@ class Threshold(ThresholdCodec):
 
     value: float
     capacity: float
-    homogeneous: ClassVar[bool] = False
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(homogeneous=False)
 
     def count(self, size: int) -> int:
         return resolve_k(self.capacity, None, size)

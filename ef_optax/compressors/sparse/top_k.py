@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,9 @@ import numpy as np
 
 from ef_optax._bits import fields, packing
 from ef_optax._core.codec import Codec
+from ef_optax._core.joinable import Joinable
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape, bits_for, size_of
 from ef_optax._select import leaf as leaf_select
@@ -23,12 +24,15 @@ from ef_optax.compressors.sparse._sparse import IndexedCodec, by_size
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK(IndexedCodec):
+class TopK(IndexedCodec, Joinable):
     """The k largest magnitudes of each leaf; ties go to the lowest index."""
 
     ratio: float | None = None
     k: int | None = None
-    basis: ClassVar[str] = "exact"
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(basis="exact")
 
     def count(self, size: int) -> int:
         """Number of values kept of a leaf of ``size``."""
@@ -42,8 +46,6 @@ class TopK(IndexedCodec):
 
     def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
         """Large leaves with samples and indices of the same width."""
-        if type(self).protocol is not Codec.protocol:
-            return None
         size = size_of(like.shape)
         plan = leaf_select.plan(size, self.count(size))
         return None if plan is None else (plan.sample, bits_for(size))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.requests import Message
+from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array
@@ -57,8 +58,9 @@ class Wangni(IndexedCodec):
     ratio: float
     iterations: int = 2
 
-    unbiased: ClassVar[bool] = True
-    deterministic: ClassVar[bool] = False
+    @property
+    def traits(self) -> Traits:
+        return Traits(unbiased=True, deterministic=False)
 
     def count(self, size: int) -> int:
         """Room for six standard deviations more than the expected number."""

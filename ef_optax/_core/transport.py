@@ -1,0 +1,82 @@
+"""How messages travel: a transport runs the exchange of any codec whose message it can carry.
+
+Every codec travels by its own ``transport`` unless another one is chosen around it
+(``ef_optax.exchanges``). The two that need nothing but a message are here; the others have a file
+each in ``exchanges/``.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.requests import Gather, Gathered, Mean
+from ef_optax._core.workers import Workers
+from ef_optax._numeric.dtypes import Array, bits_of
+from ef_optax._numeric.shapes import Shape, like_of, size_of
+
+if TYPE_CHECKING:
+    from ef_optax._core.codec import Codec
+
+
+@dataclasses.dataclass(frozen=True)
+class Transport(abc.ABC):
+    """A way in which messages travel. Subclasses are frozen dataclasses; they write ``run``."""
+
+    @property
+    def stacks(self) -> bool:
+        """Whether equal leaves may be stacked and travel as one, to the same result."""
+        return False
+
+    @abc.abstractmethod
+    def run(self, codec: Codec, x: Any, state: Any, workers: Workers) -> Protocol:
+        """One exchange of one leaf: yields requests, receives answers, returns an outcome."""
+
+    def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+        """Bits that one worker contributes in each round: one message in one round."""
+        del num_workers
+        return (codec.bits(shape, dtype),)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllGather(Transport):
+    """Every worker receives the messages of all and averages what they decode to."""
+
+    @property
+    def stacks(self) -> bool:
+        return True
+
+    def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
+        message, like = codec.encode(x, codec.step_key(workers)), like_of(x)
+        got: Gathered = yield Gather(message, codec.finite(x, message))
+        return Outcome(
+            aggregate=codec.decode_mean(got.messages, like, got.weights, got.total),
+            state=state,
+            sent=lambda: codec.decode(message, like),
+            residual=lambda x=x: codec.residual(x, message),
+            support=lambda: codec.support(x, message),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AllReduce(Transport):
+    """Every worker decodes its own message; the dense arrays are averaged on the way."""
+
+    def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
+        message = codec.encode(x, codec.step_key(workers))
+        sent = codec.decode(message, like_of(x))
+        mean = yield Mean(sent)
+        return Outcome(
+            aggregate=mean,
+            state=state,
+            sent=lambda: sent,
+            residual=lambda x=x: codec.residual(x, message),
+            support=lambda: codec.support(x, message),
+        )
+
+    def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+        """All values of the leaf, whatever the message is."""
+        del codec, num_workers
+        return (size_of(shape) * bits_of(dtype),)
