@@ -34,7 +34,7 @@ class Identity(Codec):
         return x
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        return message.astype(like.dtype).reshape(like.shape)
+        return message.astype(like.dtype)
 
     def residual(self, x: Array, message: Message) -> Array:
         del message
