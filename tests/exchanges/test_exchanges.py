@@ -250,6 +250,7 @@ def messageless():
         "AcpSgd": ef.acp_sgd(1),
         "CountSketch": ef.count_sketch(3, 4, k=1),
         "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),
+        "JointSparse": ef.Compressor(ef.top_k(k=1).codec.joint()),
         "PerLeaf": ef.per_leaf(lambda path, like: ef.top_k(k=1)),
         "PowerSgd": ef.power_sgd(1),
         "Scheduled": ef.scheduled([1], [ef.top_k(k=1), ef.sign()]),

@@ -428,7 +428,7 @@ def test_cser_without_gradients_skips_a_bad_step():
         (
             lambda: ef.exchanges.two_shot(ef.exchanges.majority_vote(), axis_name="w"),
             TypeError,
-            "additive",
+            "encoded by one worker alone",
         ),
         (lambda: ef.adacomp(0), ValueError, "bin_size=0"),
         (

@@ -34,7 +34,7 @@ class JointSparse(MessagelessCodec):
 
     inner: _sparse.SparseCodec
 
-    why: ClassVar[str] = "it takes the leaves of a family together. Ask the codec of one of them."
+    why: ClassVar[str] = "it takes the leaves of a family together. Ask codec.inner."
 
     @property
     def traits(self) -> Traits:
