@@ -1,4 +1,4 @@
-"""Writes the table of all compressors: ``python -m docs.tables`` (a test says when it is stale)."""
+"""Writes the table of all compressors: ``python -m docs.tables`` (a test fails when it is stale)."""
 
 from __future__ import annotations
 
@@ -102,17 +102,17 @@ CALLS = {
 
 HEAD = f"""# The compressors in numbers
 
-Made by `python -m docs.tables`; a test fails when it is stale. What each computes, and where its
-constants come from, is on the page of [definitions](definitions.md).
+`python -m docs.tables` writes this page; a test fails when it is stale. The page of
+[definitions](definitions.md) says what each compressor computes and where its constants come from.
 
 All numbers are for one leaf of 64 x 64 float32 values ({DENSE:,} bits) and {WORKERS} workers.
 
-- **bits**: of one worker's message; in brackets those of each round, where that is something else.
-- **factor**: dense bits over what the worker contributes in all its rounds.
+- **bits**: of one worker's message; in brackets the bits of each round, if they differ.
+- **factor**: dense bits over the bits that the worker contributes in all its rounds.
 - **alpha**: E||C(x) - x||^2 <= (1 - alpha)||x||^2; **omega**: E C(x) = x and
-  E||C(x) - x||^2 <= omega||x||^2; empty where there is none at this size.
+  E||C(x) - x||^2 <= omega||x||^2; empty if there is none at this size.
 - **basis** (`codec.basis`): *exact*, some input attains them; *bound*, proved; *asymptotic*, there
-  is a limit for long vectors (in the docstring) and no constant; *none*, none exists or is known.
+  is a limit for long vectors (in the docstring) but no constant; *none*, none exists or is known.
 - **properties**: u unbiased, l linear, h homogeneous, d deterministic, a additive (the aggregate is
   the mean of what was sent).
 """
