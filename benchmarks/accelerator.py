@@ -3,14 +3,14 @@
 First the compiled kernels are checked against NumPy on vectors made to break them. Then steps are
 timed at several sizes, each against the floor ``e <- g + e``: a step adds the residual to the
 gradient, makes the packed message and writes the new residual over the old one. Parts of a step
-are timed alone as well. A figure is the median over interleaved rounds of many dispatches each,
-waited for once. Every part runs in a process of its own, so that the failure of one leaves the
-others, and results are written after each part.
+are also timed alone. A figure is the median over interleaved rounds; a round dispatches many
+steps and waits once. Every part runs in a separate process, so the failure of one does not
+affect the others, and results are written after each part.
 
     python -m benchmarks.accelerator [--out DIR] [--sizes 25000000 4194304 268435456]
 
-writes ``DIR/accelerator.json`` and prints tables. On a CPU it runs small and in interpret mode,
-only to show that it runs: those times say nothing.
+writes ``DIR/accelerator.json`` and prints tables. On a CPU it runs small sizes in interpret mode,
+only to show that it works: those times mean nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def on_cpu() -> bool:
 
 @contextlib.contextmanager
 def form(kernels: bool) -> Iterator[None]:
-    """Programs traced inside take the kernels (interpreted on a CPU), or the XLA form."""
+    """Programs traced inside use the kernels (interpreted on a CPU), or the XLA form."""
     from ef_optax._kernels import dispatch
 
     def interpreted(step: str, function: str) -> dict[str, Step]:
@@ -128,7 +128,7 @@ def swapped(step: Step) -> Step:
 
 
 def reader(function: Step) -> Step:
-    """A part that only reads: the vector comes back as it is, in its own buffer."""
+    """A part that only reads: it returns the vector unchanged, in its own buffer."""
     return lambda x: (x, function(x))
 
 
@@ -152,7 +152,7 @@ def contenders(size: int) -> list[tuple[str, Step, bool, int]]:
     qsgd = ef.qsgd(7, key=0, bucket=512).codec
     k = int(np.ceil(RATIO * size))
     whole = STEP_BYTES
-    return [  # the most wanted first: what comes last is left out if time runs out
+    return [  # the most important first: the last are left out if time runs out
         (FLOOR, lambda g, e: (g + e, ()), False, whole),
         ("scaled_sign step, XLA", codec_step(sign), False, whole),
         ("scaled_sign step, kernel", codec_step(sign), True, whole),
@@ -174,7 +174,7 @@ def contenders(size: int) -> list[tuple[str, Step, bool, int]]:
 
 
 def other_warps() -> list[tuple[str, Step, bool, int]]:
-    """The kernels alone with other numbers of threads than the library takes."""
+    """The kernels alone with other numbers of threads than the library uses."""
     from ef_optax._kernels import block_top_k_triton, signs_triton
 
     found = []
@@ -297,7 +297,7 @@ def run_part(flags: argparse.Namespace) -> None:
 
 
 def spawn(part: str, flags: argparse.Namespace, *more: str) -> dict[str, Any] | None:
-    """One part, in a process of its own; None if it did not come to its end."""
+    """One part, in a separate process; None if it did not finish."""
     path = flags.out / f"part-{part}.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.accelerator", "--part", part]
@@ -339,7 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
     record["checks"] = spawn("check", flags)
     checks = record["checks"] or {"kernel": "did not come to its end"}
     bad = [name for name, wrong in checks.items() if wrong and name.startswith("kernel")]
-    # A kernel that is wrong may take the whole process with it: then only the others are timed.
+    # A wrong kernel may crash its process: then only the others are timed.
     more = ["--no_kernels"] if bad or flags.no_kernels else []
     record["results"] = {}
     for size in sizes:

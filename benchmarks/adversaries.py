@@ -1,4 +1,4 @@
-"""Vectors on which a threshold, a tie rule or a comparison goes wrong, and what is right."""
+"""Vectors on which a threshold, a tie rule or a comparison goes wrong, and the right results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def adversaries(size: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
         "nan": nan,
     }
     arrays = {name: jnp.asarray(x.astype(np.float32)).astype(dtype) for name, x in cases.items()}
-    # Not through a conversion, which may flush them.
+    # A conversion may flush them.
     bits, integer = (23, np.uint32) if dtype == jnp.float32 else (7, np.uint16)
     denormal = rng.integers(0, 1 << bits, size).astype(integer)
     arrays["denormal"] = lax.bitcast_convert_type(jnp.asarray(denormal), dtype)

@@ -1,18 +1,18 @@
 """What an error-feedback step costs on one worker, against a floor and two peers.
 
-A step adds the residual to the gradient and makes the packed message and the new residual, which
-is written over the old one: (i). With the dense aggregate of one worker, written into a donated
-buffer: (ii). The floor is ``e <- g + e``, donated: the step with no compression at all. "obvious"
+Step (i) adds the residual to the gradient, makes the packed message and writes the new residual
+over the old one. Step (ii) also writes the dense aggregate of one worker into a donated
+buffer. The floor is ``e <- g + e``, donated: the step with no compression at all. "obvious"
 is (i) by the backend's own operations (`lax.top_k`, `packbits`), with indices of 32 bits; "torch"
 is (i) in PyTorch; "no draw" is (i) of a random codec with 1/2 in place of every random number.
-Medians of interleaved runs in one process, quartiles beside them; arguments are made anew before
-each run, outside the clock.
+Figures are medians of interleaved runs in one process, with quartiles; each run gets newly made
+arguments, outside the clock.
 
     python -m benchmarks.codec [--sizes 1048576 4194304 25000000] [--rounds 9] [--only top_k]
                                [--out DIR] [--merge]
 
-prints the table and writes ``codec.json`` and ``codec.png``; with ``--merge`` into the rows that an
-earlier run left there. Without PyTorch its rows are missing.
+prints the table and writes ``codec.json`` and ``codec.png``; ``--merge`` keeps the other rows of an
+earlier run. Without PyTorch its rows are missing.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ FLOOR = "floor"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One compressor, what others do instead, and how many times the floor it may cost.
+    """One compressor, its peers, and how many times the floor it may cost.
 
     Attributes:
       name: of the compressor.
       codec: what is timed.
       obvious: the step in plain JAX, for a size.
       torch: the step in PyTorch, for a size.
-      targets: times the floor, for (i) and (ii); None where there is none.
-      again: whether the sum of gradient and residual is formed a second time for the residual,
-        which saves writing it where it is only streamed through.
+      targets: times the floor, for (i) and (ii); None if there is none.
+      again: whether the sum of gradient and residual is computed a second time for the residual,
+        which avoids storing it if the codec only streams through it.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Case:
         return traced
 
     def _key(self, g: jax.Array) -> jax.Array | None:
-        """A key that is not known when the program is compiled, so that nothing is drawn then."""
+        """A key unknown at compile time, so the draws are not folded into constants."""
         if self.codec.deterministic:
             return None
         return jax.random.key(lax.bitcast_convert_type(g[0], jnp.uint32))
@@ -145,7 +145,7 @@ def contenders_of(size: int, chosen: list[Case]) -> tuple[list[timing.Contender]
     """All contenders at one size, compiled, and what compiling them showed."""
     rng = np.random.default_rng(0)
     host_g = rng.standard_normal(size, dtype=np.float32)
-    # A residual as it is after some steps: mostly what was too small to be sent.
+    # A residual as after some steps: mostly entries too small to be sent.
     host_e = np.clip(rng.standard_normal(size, dtype=np.float32) * 2, -2.5, 2.5)
     g, e = jnp.asarray(host_g), jnp.asarray(host_e)
     compiled: dict[str, Any] = {}
@@ -204,7 +204,7 @@ def table(size: int, rows: dict[str, Any]) -> str:
     """The rows of one size as text.
 
     B/value is what the program reads and writes (XLA's count), peak the memory that it needs beyond
-    its arguments, message and temporary buffers, both in bytes for each value.
+    its arguments (message and temporary buffers), both in bytes per value.
     """
     lines = [
         f"\n{size:,} float32 values",
@@ -225,7 +225,7 @@ def table(size: int, rows: dict[str, Any]) -> str:
 
 
 def verdicts(results: dict[str, dict[str, Any]], chosen: list[Case]) -> str:
-    """Targets against what was measured at the largest size, and growth with the size."""
+    """Targets against the measurements at the largest size, and growth with the size."""
     sizes = sorted(results, key=int)
     rows = results[sizes[-1]]
     lines = [f"\nat {int(sizes[-1]):,} values, by medians:"]
@@ -255,8 +255,8 @@ def verdicts(results: dict[str, dict[str, Any]], chosen: list[Case]) -> str:
 def chart(rows: dict[str, Any], size: int, chosen: list[Case], path: pathlib.Path) -> None:
     """Bars of times the floor, on a logarithmic axis, with the targets.
 
-    Of the fastest rounds: what else runs on the machine slows the short floor most, so that ratios
-    of medians flatter every step.
+    The bars show the fastest rounds: other work on the machine slows the short floor most, so
+    ratios of medians flatter every step.
     """
     import matplotlib
 
@@ -323,7 +323,7 @@ def main() -> None:
 
 
 def merged(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The rows of both, the newer where both have one; each keeps the floor of its own run."""
+    """The rows of both, the newer if both have one; each keeps the floor of its own run."""
     return {size: {**before.get(size, {}), **now.get(size, {})} for size in {**before, **now}}
 
 

@@ -1,16 +1,16 @@
-"""How long an error-feedback step takes to compile for a model of many leaves, beside Adam's.
+"""How long an error-feedback step takes to compile for a model of many leaves, against Adam.
 
 Three trees: a transformer (200 leaves, 11 shapes), ResNet-50 (161 leaves, 28 shapes) and 200 leaves
-that are all of different shape. The step of one worker is ``error_feedback(codec).update``, leaf by
-leaf or (*flat*) inside ``ef.flatten``, which makes one vector of all leaves. Adam's is
-``optax.adam(...).update``, on the same tree with the state donated; for several workers it is
+of different shapes. The step of one worker is ``error_feedback(codec).update``, leaf by
+leaf or (*flat*) inside ``ef.flatten``, which makes one vector of all leaves. Adam's step is
+``optax.adam(...).update``, on the same tree with the state donated. For several workers the step is
 ``data_parallel`` over virtual devices, against Adam after a mean over the devices. Nothing is run.
-A program is traced, lowered and compiled by one process after a warm-up, without any cache.
+One process traces, lowers and compiles a program after a warm-up, without any cache.
 
     python -m benchmarks.compile_time [--trees ...] [--steps ...] [--workers 1 4] [--out DIR]
 
-prints a table and writes ``compile_time.json``. Kernels are the fusions in the program, and how
-many different ones there are: the backend compiles equal ones once.
+prints a table and writes ``compile_time.json``. It counts kernels (the fusions in the program) and
+different kernels: the backend compiles equal ones once.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def resnet50() -> Shapes:
 
 
 def distinct(count: int = 200, least: int = 30, most: int = 300_000) -> Shapes:
-    """Vectors that are all of different length, evenly spaced on a logarithmic scale."""
+    """Vectors of different lengths, evenly spaced on a logarithmic scale."""
     lengths = [int(least * (most / least) ** (i / (count - 1))) + i for i in range(count)]
     return {f"{i}": (length,) for i, length in enumerate(lengths)}
 
@@ -112,7 +112,7 @@ TREES: dict[str, Callable[[], Shapes]] = {
 
 
 def step_of(name: str, shapes: Shapes, workers: int) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """The step and the abstract arguments it is compiled for: gradients and state."""
+    """The step, and the abstract gradients and state for which it is compiled."""
     like = jax.ShapeDtypeStruct
     params = {k: like(s, jnp.float32) for k, s in shapes.items()}
     grads = (
@@ -142,7 +142,7 @@ def step_of(name: str, shapes: Shapes, workers: int) -> tuple[Callable[..., Any]
 
 
 def params_of(like: Any) -> Any:
-    """Parameters for a rule that does not look at them."""
+    """Parameters for a rule that does not read them."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
 
@@ -165,7 +165,7 @@ def measure(name: str, shapes: Shapes, workers: int) -> dict[str, Any]:
 
 
 def kernels_of(text: str) -> collections.Counter[str]:
-    """The fused computations that a compiled program calls, with names taken out, and how often."""
+    """The fused computations that a compiled program calls, without names, and how often."""
     bodies: dict[str, str] = {}
     for block in re.split(r"\n(?=[%E])", text):
         head = re.match(r"%?([\w.\-]+) ", block)

@@ -1,8 +1,8 @@
 """What PowerSGD costs beyond its matrix products, on one leaf.
 
 The step adds the residual to the gradient, multiplies by Q, makes the columns orthonormal,
-multiplies back, and writes the aggregate P Q^T and the new residual. Beside it the three products
-alone: M Q, M^T P and P Q^T, each from matrices that are already there. Medians of interleaved runs.
+multiplies back, and writes the aggregate P Q^T and the new residual. It is compared with the three
+products alone, M Q, M^T P and P Q^T, from existing matrices. Medians of interleaved runs.
 
     python -m benchmarks.low_rank [--side 4096] [--rank 4] [--rounds 15] [--out DIR]
 """
@@ -36,7 +36,7 @@ def contenders(side: int, rank: int) -> list[timing.Contender]:
         del out  # only overwritten
         protocol = codec.protocol(g + e, Q, Workers(1, 0, jnp.zeros((), jnp.int32)))
         try:
-            answer = next(protocol).value  # of one worker: the mean is its own
+            answer = next(protocol).value  # with one worker the mean is its own value
             while True:
                 answer = protocol.send(answer).value
         except StopIteration as stop:

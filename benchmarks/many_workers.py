@@ -1,4 +1,4 @@
-"""Thousands of workers in one process: ``simulate`` beside a loop written by hand.
+"""Thousands of workers in one process: ``simulate`` against a loop written by hand.
 
 ``python -m benchmarks.many_workers``: EF21 with top-1 on logistic regression of the size of a9a
 (32,561 rows, 123 features, 14 of them 1 in each row) and a non-convex regulariser, exact gradients,
@@ -31,7 +31,7 @@ AXIS = "workers"
 
 
 def rows_of(workers: int, path: pathlib.Path | None) -> np.ndarray:
-    """b_j a_j of every worker, (n, m, 123): equally many rows each, the remainder left out."""
+    """b_j a_j of every worker, (n, m, 123): the same number of rows each, without the remainder."""
     if path is None:
         rng = np.random.default_rng(0)
         # Popular and rare features, as in census data.
@@ -50,7 +50,7 @@ def rows_of(workers: int, path: pathlib.Path | None) -> np.ndarray:
 
 
 def gradient(x: jax.Array, rows: jax.Array) -> jax.Array:
-    """Of one worker's objective: rows (m, d)."""
+    """Gradient of one worker's objective: rows (m, d)."""
     data = -(jax.nn.sigmoid(-(rows @ x)) @ rows) / len(rows)
     return data + REGULARISER * 2 * x / (1 + x**2) ** 2
 
@@ -99,7 +99,7 @@ def by_hand(rounds: int) -> Callable[[jax.Array], jax.Array]:
 
 
 def without_rule(rounds: int) -> Callable[[jax.Array], jax.Array]:
-    """Gradient descent: what the gradients alone cost."""
+    """Gradient descent: the cost of the gradients alone."""
 
     def program(rows: jax.Array) -> jax.Array:
         def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -137,7 +137,7 @@ def run(
         name: {"median": taken.median, "quartiles": taken.quartiles, "best": taken.best}
         for name, taken in timings.items()
     }
-    # The programs of one repeat run side by side, so their ratio is steadier than their times.
+    # The programs of one repeat run in turn, so their ratio is steadier than their times.
     pairs = zip(timings["simulate"].seconds, timings["by hand"].seconds, strict=False)
     result["ratio"] = float(np.median([own / hand for own, hand in pairs]))
     return result

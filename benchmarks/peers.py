@@ -1,4 +1,4 @@
-"""The same steps as others write them: in JAX without thought for speed, and in PyTorch."""
+"""The same steps written in the obvious way: in JAX without tuning, and in PyTorch."""
 
 from __future__ import annotations
 

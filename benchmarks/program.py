@@ -1,4 +1,4 @@
-"""A step as a contender: compiled with donation, with what its compiled program shows."""
+"""A step as a contender: compiled with donation, with facts about its compiled program."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def contender(
     each run, outside the clock.
 
     Returns:
-      The contender, and what compiling it showed; bytes are divided by the size of the first
-      argument. ``peak`` is the memory beyond the arguments: results that are not written over an
-      argument, and temporary buffers.
+      The contender, and facts about its compiled program; bytes are divided by the size of the
+      first argument. ``peak`` is the memory beyond the arguments: temporary buffers, and results
+      that are not written over an argument.
     """
     size = arguments[0].size
     donated = tuple(range(kept, len(arguments)))

@@ -1,8 +1,8 @@
-"""The share of error feedback in a training step of ResNet-18, by computation, on one worker.
+"""The share of error feedback in the computation of a ResNet-18 training step, on one worker.
 
-Timed are the forward and backward pass at a batch size, and the update of error feedback alone on
-gradients of the same 11 million parameters, residuals written in place. Nothing crosses a wire.
-The share is feedback / (feedback + passes). Medians of interleaved runs in one process.
+The benchmark times the forward and backward pass at a batch size, and the update of error feedback
+alone on gradients of the same 11 million parameters, with residuals in place. Nothing crosses a
+wire. The share is feedback / (feedback + passes). Medians of interleaved runs in one process.
 
     python -m benchmarks.share [--batch_size 32] [--rounds 5] [--out DIR]
 """

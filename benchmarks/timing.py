@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender once a round, so that a slow minute slows them all."""
+"""Interleaved timing: every contender runs once a round, so a slow minute slows them all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Timing:
 
     @property
     def best(self) -> float:
-        """Fastest round: what the step costs when nothing else runs on the machine."""
+        """Fastest round: the cost of the step when nothing else runs on the machine."""
         return min(self.seconds)
 
     @property
@@ -54,14 +54,14 @@ class Timing:
 def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str, Timing]:
     """Times all contenders, one run each a round.
 
-    Another run of the same contender goes before each that is timed, so that none finds the cores
-    asleep or the caches and threads as another contender left them. Results are held until the
-    clock is read: to give 100 MB back to the system takes longer than to fill them.
+    Before each timed run the same contender runs once untimed, so that none finds the cores
+    asleep, or caches and threads as another contender left them. Results are held until the
+    clock is read: returning 100 MB to the system takes longer than filling them.
 
     Args:
       contenders: what to time; each runs once before, untimed.
-      rounds: most rounds.
-      budget: seconds after which a contender sits out, once it has three rounds.
+      rounds: the largest number of rounds.
+      budget: seconds after which a contender with at least three rounds stops.
 
     Returns:
       The timing of each contender by name.
@@ -79,7 +79,7 @@ def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str
             start = time.perf_counter()
             result = contender.run(arguments)
             taken.append(time.perf_counter() - start)
-            del result, arguments  # not before the clock is read: giving memory back takes time
+            del result, arguments  # after the clock is read: returning memory takes time
     return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
 
 
@@ -94,7 +94,7 @@ def lines(timings: dict[str, Timing]) -> str:
 
 
 def one_device() -> None:
-    """Undoes the virtual devices that tests use: one worker is timed, with all cores.
+    """Undoes the virtual devices of the tests: one worker is timed, with all cores.
 
     PyTorch's threads go to sleep when they have nothing to do, instead of spinning on the cores
     that the next contender needs. Call it before anything is computed.
@@ -107,7 +107,7 @@ def one_device() -> None:
 
 
 def hardware() -> str:
-    """The processor's name, the number of cores and how busy they are."""
+    """The processor's name, the number of cores and their load."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

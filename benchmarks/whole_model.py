@@ -1,8 +1,8 @@
-"""One budget for a whole model: what it costs to choose among all leaves, and in how much memory.
+"""One budget for a whole model: the time and memory of choosing among all leaves.
 
-Timed is the update of error feedback with top-1% on one worker: emitted updates and new residuals,
-which are written over the old ones. Trees: ResNet-18 (11 million values in 62 leaves) and a
-transformer (25 million in 200 leaves). Beside ``global_top_k`` stand the same choice inside
+The benchmark times the update of error feedback with top-1% on one worker: emitted updates, and new
+residuals written over the old ones. Trees: ResNet-18 (11 million values in 62 leaves) and a
+transformer (25 million in 200 leaves). ``global_top_k`` is compared with the same choice inside
 ``optax.flatten``, top-k of each leaf by itself, and the floor ``e <- g + e``.
 
     python -m benchmarks.whole_model [--trees ...] [--rounds 9] [--out DIR]
@@ -53,7 +53,7 @@ def floor(g: Any, e: Any) -> tuple[Any, Any]:
 
 
 def rule(tx: optax.GradientTransformation, like: Any) -> tuple[Step, Any]:
-    """The update, its state first so that it is written over the old one, and its first state."""
+    """The update and its first state; the state is the first argument, to be overwritten."""
     return lambda g, state: tx.update(g, state)[::-1], tx.init(zeros(like))
 
 
@@ -73,7 +73,7 @@ def steps(like: Any) -> dict[str, tuple[Step, Any]]:
 
 
 def contenders(like: Any) -> tuple[list[timing.Contender], dict[str, dict[str, float]]]:
-    """The steps as contenders, and what compiling them showed."""
+    """The steps as contenders, and facts about their compiled programs."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     drawn = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]

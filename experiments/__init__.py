@@ -1,1 +1,1 @@
-"""Training runs that compare compressed training with plain SGD; `train.py` is the story."""
+"""Training runs that compare compressed training with plain SGD; start with `train.py`."""

@@ -10,12 +10,12 @@ python -m experiments.batch_size_table --flagfile=experiments/presets/ef_signsgd
 
 The question of Karimireddy, Rebjock, Stich and Jaggi, "Error Feedback Fixes SignSGD and other
 Gradient Compression Schemes" (2019): the smaller the batch the noisier the gradient, and the more a
-sign without memory loses. Flags are those of `experiments.train`: --batch_size and --lr are where
-the rates were tuned, and at the other --batch_sizes the rates are scaled in proportion. Without a
-preset it is digits, one worker, 40 epochs.
+sign without memory loses. Flags are those of `experiments.train`: the rates --lr were tuned at
+--batch_size, and at the other --batch_sizes they are scaled in proportion. Without a
+preset it trains on digits with one worker for 40 epochs.
 
-OUT_DIR/batchB holds what the main job writes for batch size B; beside these folders table.md,
-curves.png and metrics.jsonl put them together. --resume goes on after an interruption.
+OUT_DIR/batchB holds what the main job writes for batch size B; table.md, curves.png and
+metrics.jsonl beside these folders join them. --resume goes on after an interruption.
 
 Result on digits (2 CPU cores, one minute): at batch 128 / 32 / 8 the scaled sign without memory is
 0.6 / 0.6 / 2.0 points below SGD with momentum, with error feedback 0.3 / 0.3 / 0.3.
@@ -55,7 +55,7 @@ def run() -> None:
     words = [w for w in sys.argv[1:] if not w.lstrip("-").startswith("batch_sizes")]
     for size in sizes:
         scaled = [f"{method}={rate * size / tuned_at:.6g}" for method, rate in rates.items()]
-        # By way of the command line, which the main job notes beside its results.
+        # Through the command line, which the main job records beside its results.
         sys.argv[1:] = [*words, f"--batch_size={size}", f"--lr={','.join(scaled)}"]
         sys.argv += [f"--out_dir={out_dir / f'batch{size}'}"]
         FLAGS.unparse_flags()
@@ -148,12 +148,12 @@ def picture(methods: list[str], rows: dict[int, report.Rows]) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """Runs, and turns what the user can mend into one line and a non-zero exit."""
+    """Runs, and turns errors that the user can fix into one line and a non-zero exit."""
     train.main(argv, run)
 
 
 def with_preset(argv: list[str]) -> list[str]:
-    """The arguments, after those of the digits preset if they name none."""
+    """The arguments, preceded by those of the digits preset if they name no preset."""
     named = any(word.lstrip("-").startswith("flagfile") for word in argv[1:])
     return argv if named else [argv[0], f"--flagfile={DEFAULT}", *argv[1:]]
 

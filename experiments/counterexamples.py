@@ -11,11 +11,11 @@ and other Gradient Compression Schemes" (2019), one worker each:
 2. two dimensions, a kink: all signs are +-(1, -1), so signSGD never leaves the line x1 + x2 = 2;
 3. least squares with two data points, one of them a step: again all signs are +-(1, -1).
 
-They are made to break signs, and top-1 passes them. What breaks top-1 is disagreement:
+They are made to break signs, and top-1 passes them. Disagreement between workers breaks top-1:
 
-4. three workers with f_i = <a_i, x>^2 + |x|^2/4: the largest entry of each gradient points wrongly,
-   so the mean of what is sent leads uphill and the iterates grow exponentially (in the manner
-   of Beznosikov, Horvath, Richtarik, Safaryan, "On Biased Compression for Distributed Learning").
+4. three workers with f_i = <a_i, x>^2 + |x|^2/4: the largest entry of each gradient points the
+   wrong way, so the mean of what is sent leads uphill and the iterates grow exponentially (after
+   Beznosikov, Horvath, Richtarik, Safaryan, "On Biased Compression for Distributed Learning").
 
 Result (2 CPU cores, half a minute): without memory the signs end at the maximum, at f = 2 eps and
 at |x| = 1.5, and top-1 at |x| = 1e8; with error feedback all four problems are solved.
@@ -45,7 +45,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer("seed", 0, "Of the noise of examples 1 and 3.", flag_values=FLAGS)
 
 AXIS = "workers"
-# Solid with error feedback, broken without: the picture also reads in black and white.
+# Solid lines with error feedback, dashed without: the picture also reads in black and white.
 METHODS = {
     "sgd": ("SGD", study.BLACK, (0, (6, 2))),
     "sign": ("sign", study.VERMILION, (0, (3, 1.5))),
@@ -60,7 +60,7 @@ EPS = (0.25, 0.3, 0.6)  # example 2
 def optimizer(
     method: str, rate: optax.ScalarOrSchedule, axis_name: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The methods; the memory stands after the rate, as in the paper's Algorithm 1."""
+    """The methods; the memory comes after the rate, as in the paper's Algorithm 1."""
     step = optax.scale_by_learning_rate(rate)
     chains = {
         "sgd": (ef.compressed_mean(ef.identity(), axis_name=axis_name), step),
@@ -74,12 +74,12 @@ def optimizer(
 
 
 def sign(x: jax.Array) -> jax.Array:
-    """The subgradient of |x| that is +1 at zero; with 0 signSGD would slip out through the kink."""
+    """The subgradient of |x| that is +1 at zero; with 0 signSGD would escape through the kink."""
     return jnp.where(x >= 0, 1.0, -1.0)
 
 
 def iterate(x: jax.Array, _: Any) -> jax.Array:
-    """What most runs are asked for."""
+    """The measurements that most runs need."""
     return x
 
 
@@ -253,7 +253,7 @@ def run() -> None:
     ):
         for method in METHODS:
             if norms is spread and method == "sign":
-                continue  # hops around the minimum, once it is there, by the length of a step
+                continue  # once at the minimum, it hops around it by the length of a step
             draw(axis, method, np.arange(len(norms[method])), norms[method])
         axis.set(title=title, xlabel=xlabel, ylabel="distance to the minimum")
         axis.set(yscale="log", ylim=limits)
@@ -275,7 +275,7 @@ def levels(axis: Any, low: float, high: float) -> None:
 
 
 def one_step(axis: Any, t: int, x: np.ndarray, residual: np.ndarray) -> None:
-    """One step of error feedback: the sign of what is owed and the gradient step together is taken.
+    """One step of error feedback: it takes the sign of the residual plus the gradient step.
 
     Residuals are differences of updates: the virtual iterate x + e moves by the gradient steps.
     """

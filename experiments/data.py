@@ -10,7 +10,7 @@
 The first two have no official split, so a fixed permutation makes one. Every reader checks what it
 reads (magic number, sizes, label range) and raises `DataError` with the file's name, because a
 truncated download that trains anyway is worse than one that stops. The python version of CIFAR is
-a pickle; it is opened by an unpickler that can build byte arrays and nothing else.
+a pickle; the unpickler that opens it can build only byte arrays.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Dataset(NamedTuple):
     augment: bool = False  # random crops and mirror images, as is the custom for CIFAR
 
     def hold_out(self, fraction: float, seed: int = 0) -> Dataset:
-        """The training set alone, its last `fraction` (shuffled) standing in for the test set.
+        """The training set alone, with its last `fraction` (shuffled) in place of the test set.
 
-        Learning rates are chosen on this split, so the test set is never looked at before the
+        Learning rates are chosen on this split, so nothing looks at the test set before the
         final run.
         """
         count = len(self.train_labels)
@@ -96,7 +96,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
 
 def crop_and_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each image padded by 4, cropped back at a random place, mirrored with probability 1/2."""
+    """Each image padded by 4, cropped back at a random offset, mirrored with probability 1/2."""
     count, height, width = images.shape[:3]
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     top, left = rng.integers(0, 9, (2, count, 1, 1))
@@ -153,7 +153,7 @@ def _split(images: np.ndarray, labels: np.ndarray, test: int) -> Dataset:
 
 def _idx(name: str, root: Path) -> Dataset:
     folders = [root / name, root / name.replace("_", "-"), root]
-    if name == "mnist":  # never take a Fashion-MNIST that lies beside it
+    if name == "mnist":  # never take a Fashion-MNIST from the same folder
         folders = [root / "mnist", root / "MNIST" / "raw", root]
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split, (image_file, label_file) in _IDX_FILES.items():
@@ -181,7 +181,7 @@ def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
     """An IDX file of unsigned bytes: 2 zero bytes, type 8, rank, big-endian sizes, the bytes.
 
     Args:
-      path: file, plain or gzip (told apart by content, not by name).
+      path: file, plain or gzip (recognised by content, not by name).
       dimensions: the rank the file must have (3 for images, 1 for labels).
     """
     data = _read(Path(path))
@@ -296,7 +296,7 @@ def read_cifar_python(
     """A pickled dictionary with `data` (count, 3072) and `labels` or `fine_labels`."""
     try:
         content = _SafeUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle can fail in any way; all of them mean the same
+    except Exception as error:  # a damaged pickle can fail in any way
         raise DataError(f"{name}: not a readable CIFAR batch ({error})") from None
     key = b"labels" if label_bytes == 1 else b"fine_labels"
     table = content if isinstance(content, dict) else {}
@@ -329,7 +329,7 @@ class _ByteArray:
 
 
 class _ByteType:
-    """Stands in for `numpy.dtype`; the only type that is accepted is unsigned byte."""
+    """Stands in for `numpy.dtype`; accepts only unsigned bytes."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if name not in ("u1", b"u1", "|u1", b"|u1"):

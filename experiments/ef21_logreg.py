@@ -11,15 +11,15 @@ consecutive rows of the file, so they disagree; top-1; exact gradients; start dr
 
     f_i(x) = mean_j log(1 + exp(-b_j <a_j, x>)) + 0.1 sum_k x_k^2/(1 + x_k^2).
 
-Steps are those of EF21's theory (quadratic mean) times powers of two, for GD 1/L. EF14 stops at a
-distance that grows with its step, because what the workers disagree about never leaves its memory;
-EF21 learns it and goes on. `--dataset` is breast_cancer, which comes with scikit-learn (here scaled
-to [-1, 1]), or a file in LibSVM's format in `--data_dir`, taken as it is.
+Steps are those of EF21's theory (quadratic mean) times powers of two, for GD 1/L. EF14 stalls at a
+distance that grows with its step, because the differences between workers never leave its memory;
+EF21 learns them and goes on. `--dataset` is breast_cancer, which comes with scikit-learn (here
+scaled to [-1, 1]), or a file in LibSVM's format in `--data_dir`, taken as it is.
 
 Result (2 CPU cores, a minute at most): on mushrooms EF21 reaches a squared gradient norm of 1e-5
 after 3,130, 1,573, 750 and 424 rounds with 64 to 512 times the theory step, GD after 699 with a
-hundred times as many bits in each; EF14 stays above 9e-4, and four times higher with every doubling
-of the step, then three times.
+hundred times as many bits in each; EF14 stays above 9e-4, and every doubling of the step raises
+that level four times at first, later three times.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ METHODS = {
 
 
 def optimizer(method: str, rate: Any) -> optax.GradientTransformation:
-    """The methods; EF14's memory stands after the rate, the others before it."""
+    """The methods; EF14's memory comes after the rate, that of the others before it."""
     step, top_1 = optax.scale_by_learning_rate(rate), ef.top_k(k=1)
     chains = {
         "gd": (ef.compressed_mean(ef.identity(), axis_name=AXIS), step),
@@ -91,7 +91,7 @@ def curves(method: str, steps: Any, start: Any, rows: Any, rounds: int) -> jax.A
     def one(rate: jax.Array) -> jax.Array:
         tx = ef.simulate(optimizer(method, rate), len(rows.counts), AXIS)
 
-        # The norm is that of the gradients in hand: they are nearly all of the work.
+        # The norm uses the gradients of the step: computing them is nearly all of the work.
         def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
             x, state = carry
             local = logistic.gradients(x, rows, nonconvex=REGULARISER)

@@ -7,12 +7,12 @@ python -m experiments.ef21_momentum
 The counter-example of Fatkhullin, Tyurin and Richtarik, "Momentum Provably Improves Error
 Feedback!" (2023), Theorem 1: one worker, f(x) = |x|^2/2 in the plane, top-1, and on the gradient
 the noise sqrt(3/10) z, where z is (2, 0), (0, 1) or (-2, -1) with equal probability: mean 0, total
-variance 1. The two entries of the noise are not independent, and top-1 sends one of them according
-to the other. So EF21-SGD settles beside the minimum, however short the step; EF21-SGDM, which
-compresses a moving average of the gradients, comes the nearer the shorter the step.
+variance 1. The two entries of the noise are not independent, and each decides whether top-1 sends
+the other. So EF21-SGD settles beside the minimum for any step; EF21-SGDM, which
+compresses a moving average of the gradients, comes nearer with a shorter step.
 
-The fresh gradient's weight is min(1, 7 gamma), as in that paper's theory (a constant we have not
-been able to compare with it); means of 64 runs from (0, -1), over the last quarter of each.
+The fresh gradient's weight is min(1, 7 gamma), as in that paper's theory (we could not compare the
+constant with it). Results are means of 64 runs from (0, -1), over the last quarter of each.
 
 Result (2 CPU cores, half a minute): EF21-SGD has 1.3, 1.6 and 2.2 times the squared gradient norm
 of EF21-SGDM as the step shrinks, and a mean x_1 of -0.041, -0.058 and -0.061; with momentum both
@@ -38,7 +38,7 @@ flags.DEFINE_integer("runs", 64, "Runs per step size.", lower_bound=1, flag_valu
 flags.DEFINE_integer("seed", 0, "Of the noise.", flag_values=FLAGS)
 
 AXIS = "workers"
-STEPS = {0.1: 2000, 0.03: 4000, 0.01: 8000}  # step size: how many steps
+STEPS = {0.1: 2000, 0.03: 4000, 0.01: 8000}  # step size: number of steps
 NOISE = np.sqrt(0.3) * np.array([[2.0, 0.0], [0.0, 1.0], [-2.0, -1.0]])
 METHODS = {
     "sgd": ("SGD", study.BLACK, (0, (6, 2))),

@@ -13,23 +13,23 @@ Arithmetic Mean of Smoothness Constants" (2024), on least squares with prescribe
 
 every method with the largest step its theory allows. The original theory of EF21 has the quadratic
 mean of the L_i in its step. Cloning the workers with large L_i (and sending more) or weighting
-all workers (EF21-W) brings it down to the arithmetic mean; and then so does a better proof for
-EF21 as it is. For a compressor that commutes with scaling, such as top-1, EF21-W *is* EF21, so the
-whole gain is the longer step: nothing if all L_i are equal, much if a few are large. How it grows
-with L_var = L_QM^2 - L_AM^2 is asked of two families with L_AM = 10 and a prescribed L_var.
+all workers (EF21-W) replaces it by the arithmetic mean; and so does a better proof for
+EF21 itself. For a compressor that commutes with scaling, such as top-1, EF21-W *is* EF21, so the
+whole gain is the longer step: nothing if all L_i are equal, much if a few are large. Two families
+with L_AM = 10 and a prescribed L_var show how the gain grows with L_var = L_QM^2 - L_AM^2.
 
 Two more forms: with *partial participation* every worker takes part with probability 1/2, and the
-step is that of EF21-PP, once with L_QM and once with L_AM in its place (an unverified constant); in
-the *stochastic* form a gradient is of one row of the ten, and the steps are those of exact
-gradients, because those of the paper could not be compared with it.
+step is that of EF21-PP, once with L_QM and once with L_AM instead (an unverified constant); in
+the *stochastic* form each gradient uses one row of the ten, and the steps are those of exact
+gradients, because we could not compare the paper's own steps with it.
 
-With --datasets it is logistic regression, with the same regulariser, on LibSVM files as they are:
---workers consecutive parts, at most one for each row.
+With --datasets the problem is logistic regression, with the same regulariser, on LibSVM files as
+they are, in --workers consecutive parts, at most one for each row.
 
 Result (2 CPU cores, half a minute): steps 1.04, 2.10 and 8.71 times as long as with the quadratic
 mean need 1.04, 2.14 and 8.82 times fewer rounds, and up to 9.3 times fewer as L_var grows; EF21 and
-EF21-W agree to rounding; cloning needs up to 1.3 times their rounds, with more messages in each. On
-LibSVM files nothing changes but on australian, whose features are unscaled: L_var is 1e16 and the
+EF21-W agree to rounding; cloning needs up to 1.3 times their rounds, with more messages in each. Of
+the LibSVM files only australian gains, because its features are unscaled: L_var is 1e16 and the
 step 14 times as long.
 """
 
@@ -68,7 +68,7 @@ FAMILIES: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
     "exp(2 z), z normal": lambda n, rng: np.exp(2 * rng.standard_normal(n)),
     "one worker 1000, others 1": lambda n, _: np.array([1000.0] + [1.0] * (n - 1)),
 }
-UNEQUAL = tuple(FAMILIES)[2:]  # where the other forms are tried
+UNEQUAL = tuple(FAMILIES)[2:]  # the families for the other forms
 FORMS = {"partial": "workers present half the time", "stochastic": "gradients of one row"}
 
 

@@ -1,4 +1,4 @@
-"""How EF21-W's gain grows with the variance of the smoothness constants, their mean being kept."""
+"""How EF21-W's gain grows with the variance of the smoothness constants at a fixed mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.ef21_w_methods import AXIS, PLAIN, TOLERANCE, plans
 from experiments.ef21_w_problem import DIMENSION, LeastSquares, constants_of, gradients, problem
 
 MEAN = 10.0  # of the L_i whose variance is prescribed
-# The marks lie on each other too: one is a ring.
+# The marks coincide too, so one is a ring.
 RING = {"marker": "o", "ms": 11, "mfc": "none", "mew": 1.8, "color": study.PURPLE}
 SPREADS = {"one steep worker": RING, "log-normal": {"marker": "s", "ms": 5, "color": study.ORANGE}}
 
@@ -42,7 +42,7 @@ def spread(kind: str, variance: float, workers: int, rng: np.random.Generator) -
 
 @functools.partial(jax.jit, static_argnames=("rounds",))
 def rounds_needed(data: LeastSquares, rate: Any, rounds: int) -> jax.Array:
-    """Rounds of EF21 until the tolerance, at most this many."""
+    """Rounds of EF21 until the tolerance, up to a limit."""
     chain = optax.chain(PLAIN, optax.scale_by_learning_rate(rate))
     tx = ef.simulate(chain, len(data.b), AXIS)
 

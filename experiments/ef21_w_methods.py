@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the squared gradient norm at the start
 PRESENT = 0.5  # how likely a worker takes part
 TOP_1 = ef.top_k(k=1)
 PLAIN = ef.ef21(TOP_1, axis_name=AXIS)  # one object: compiled once for all families
-# The last two lie on each other: one line wide, the other broken.
+# The last two coincide: one line is wide, the other dashed.
 METHODS = {
     "ef21 (QM)": ("EF21, quadratic mean", study.VERMILION, (0, (3, 1.5)), 1.8),
     "cloning": ("EF21, workers cloned", study.GREEN, (0, (5, 1.5, 1, 1.5)), 1.8),
@@ -70,7 +70,7 @@ def curve(
 
 
 def mean_only(constants: theory.Smoothness) -> theory.Smoothness:
-    """The same L, and L_i whose quadratic mean is L_AM: for a step with L_AM in L_QM's place."""
+    """The same L, and L_i whose quadratic mean is L_AM: for a step with L_AM instead of L_QM."""
     return dataclasses.replace(constants, L_i=(constants.L_AM,) * constants.num_workers)
 
 
@@ -147,7 +147,7 @@ def compare(
     seed: int,
     sample: Sample | None = None,
 ) -> Outcome:
-    """Runs every method of a form on a problem, from zero, perhaps with sampled gradients."""
+    """Runs every method of a form on a problem, from zero, with exact or sampled gradients."""
     dimension = data[0].shape[-1]
     steps, curves = {}, {}
     for method, (step, plan) in plans(form, constants, dimension, seed).items():

@@ -36,13 +36,13 @@ def constants_of(data: LeastSquares) -> theory.Smoothness:
 
 
 def gradients(x: jax.Array, data: LeastSquares) -> jax.Array:
-    """Of every f_i, (n, 10)."""
+    """Gradient of every f_i, (n, 10)."""
     of_data = 2 / data.a.shape[1] * jnp.einsum("nrd,nr->nd", data.a, data.a @ x - data.b)
     return of_data + REGULARISER * 2 * x / (1 + x**2) ** 2
 
 
 def of_one_row(x: jax.Array, data: LeastSquares, key: jax.Array) -> jax.Array:
-    """Of every f_i with one of its rows, drawn anew by every worker, in the place of all."""
+    """Gradient of every f_i from one of its rows, which each worker draws at every step."""
     own = jnp.arange(len(data.b))
     drawn = jax.random.randint(key, own.shape, 0, ROWS)
     return gradients(x, LeastSquares(data.a[own, drawn][:, None], data.b[own, drawn][:, None]))

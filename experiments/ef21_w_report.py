@@ -52,7 +52,7 @@ def notes(workers: int, rounds: int) -> str:
 
 
 def draw(axis: Any, name: str, outcome: Outcome) -> None:
-    """The curves of one problem, as far as the slowest needs."""
+    """The curves of one problem, up to the end of the slowest."""
     for method, y in outcome.curves.items():
         label, colour, dashes, width = METHODS[method]
         axis.plot(y, color=colour, linestyle=dashes, lw=width, label=label)

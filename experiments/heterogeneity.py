@@ -7,7 +7,7 @@ python -m experiments.heterogeneity --data_dir=DIR --dataset=mushrooms
 
 Logistic regression with (l2/2)||x||^2, exact gradients. The dial is the share of every worker's
 rows that comes from data sorted by label: at 0 the rows are dealt at random, at 1 most workers hold
-one label only. Every method takes the step of its theory times a power of two, the one that needs
+one label only. Every method takes its theory step times the power of two that needs
 the fewest rounds, because some theories are more cautious than others:
 
 - GD sends all; *top-1, no memory* and EF14 have no theory for a constant step here, so theirs
@@ -15,16 +15,16 @@ the fewest rounds, because some theories are more cautious than others:
 - EF21, EControl (strength 1/d, which is of the order of alpha; dense first message), CLAG and v2 of
   the three-point compressors (EF21 that skips messages with little news; random-1 of the drift
   before top-1);
-- DIANA and MARINA with unbiased random-1 (MARINA now and then sends all, with probability 1/d),
-  EF-BV with one of the d/2 largest entries at random.
+- DIANA and MARINA use unbiased random-1 (MARINA sends everything with probability 1/d),
+  EF-BV one of the d/2 largest entries at random.
 
-What travels upwards is counted in bits of one worker's messages, with numbers of 64 bits: by the
-codec where every round sends the same (*message*), and as the papers count it (*information*)
-where rounds differ: the dense rounds of MARINA, the first of EControl, the skipped ones of CLAG.
+Traffic to the server is counted in bits of one worker's messages, with numbers of 64 bits: by the
+codec for an ordinary round (*message*), and as the papers count it (*information*)
+if rounds differ: the dense rounds of MARINA, the first of EControl, the skipped ones of CLAG.
 
-Result (2 CPU cores, two minutes): EF21 needs 4.8 to 7.7 kilobits of a worker, from the dial at 0 to
-1; the other methods that learn what the workers disagree about 16 to 83, GD 236; EF14 with a
-constant step and top-1 without memory stop before the tolerance, at the higher levels the more the
+Result (2 CPU cores, two minutes): from dial 0 to dial 1 EF21 needs 4.8 to 7.7 kilobits per worker,
+the other methods that learn how the workers differ 16 to 83, GD 236; EF14 with a
+constant step and top-1 without memory stall before the tolerance, at a higher level the more the
 workers disagree.
 """
 
@@ -102,10 +102,10 @@ class Best(NamedTuple):
 
 
 def tune(norms: np.ndarray, sent: np.ndarray) -> Best:
-    """The multiple with the fewest rounds, or if there is none, with the lowest end."""
+    """The multiple with the fewest rounds, or the one with the lowest end if none arrives."""
     norms = np.where(norms < 1e100, norms, np.inf) / norms[:1, :1, :1]
     length = norms.shape[-1]
-    # Below the tolerance for good, and for a tenth of the run: an oscillation may pass it earlier.
+    # Below the tolerance for the last tenth of the run or more: an oscillation may dip earlier.
     rounds = length - (norms[..., ::-1] > TOLERANCE).argmax(-1)
     middle = np.argsort(rounds, axis=1, kind="stable")[:, rounds.shape[1] // 2]
     of_middle = rounds[np.arange(len(rounds)), middle]
@@ -124,7 +124,7 @@ def tune(norms: np.ndarray, sent: np.ndarray) -> Best:
 
 
 def envelope(x: np.ndarray, y: np.ndarray, pieces: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """The largest y in each of so many stretches of x, equally long on a logarithmic axis."""
+    """The largest y in each stretch of x; stretches are equally long on a logarithmic axis."""
     ends = np.unique(np.geomspace(1, len(x), pieces).round().astype(int))
     starts = np.concatenate([[0], ends[:-1]])
     return x[starts], np.maximum.reduceat(y, starts)
@@ -133,7 +133,7 @@ def envelope(x: np.ndarray, y: np.ndarray, pieces: int = 120) -> tuple[np.ndarra
 def deal(
     features: np.ndarray, labels: np.ndarray, workers: int, dial: float, seed: int
 ) -> list[tuple[np.ndarray, ...]]:
-    """Equally many rows for every worker, this share of them sorted by label; the rest left out."""
+    """Equal numbers of rows per worker, a share of them sorted by label; the rest is dropped."""
     each = len(labels) // workers
     if each < 1:
         raise libsvm.FormatError(f"{workers} workers need as many rows; there are {len(labels)}.")
@@ -255,7 +255,7 @@ def text_of(found: dict[float, Found], dimension: int, rows_each: int) -> str:
 
 
 def picture_of(found: dict[float, Found]) -> Any:
-    """The curves by rounds above, by what was sent below; a column for each dial."""
+    """Curves by rounds above, by bits sent below; a column for each dial."""
     figure, axes = study.panels(2, len(found), (5 * len(found), 9), sharey=True)
     for column, (dial, at_dial) in enumerate(found.items()):
         for name, best in at_dial.best.items():

@@ -1,4 +1,4 @@
-"""The methods of the heterogeneity study: how each is drawn, what it does, and what it sends."""
+"""The methods of the heterogeneity study: line style, rule, step, and what each sends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rule = optax.GradientTransformation
 
 
 class Method(NamedTuple):
-    """How it is drawn, what it does, and the step of its theory."""
+    """Line style, rule, and the step of its theory."""
 
     label: str
     colour: str

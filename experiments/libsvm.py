@@ -1,6 +1,6 @@
 """Binary classification data in LibSVM's text format, split among workers.
 
-A line is `label index:value index:value ...`, with indices from 1; what is not named is zero.
+A line is `label index:value index:value ...`, with indices from 1; unnamed entries are zero.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class FormatError(OSError):
-    """The file is not what it should be; the message says where."""
+    """The file is malformed; the message says where."""
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +25,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def parse(lines: Iterable[str], name: str = "data") -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`read`, of lines."""
+    """Like :func:`read`, from lines."""
     labels, cells = [], []
     for number, line in enumerate(lines, start=1):
         words = line.split("#")[0].split()
@@ -50,7 +50,7 @@ def parse(lines: Iterable[str], name: str = "data") -> tuple[np.ndarray, np.ndar
 
 
 def split(features: np.ndarray, labels: np.ndarray, workers: int) -> list[tuple[np.ndarray, ...]]:
-    """Every worker's rows, floor(N/n) consecutive ones; the last also gets what remains."""
+    """Every worker's rows: floor(N/n) consecutive ones, and the remainder for the last worker."""
     if workers > len(labels):
         raise FormatError(f"{workers} workers need at least as many rows; there are {len(labels)}.")
     ends = [i * (len(labels) // workers) for i in range(1, workers)]

@@ -1,4 +1,4 @@
-"""Logistic regression whose rows are split among workers: what several studies compute on.
+"""Logistic regression whose rows are split among workers: the problem of several studies.
 
 f_i(x) = mean_j log(1 + exp(-b_j <a_j, x>)) + nonconvex sum_k x_k^2/(1 + x_k^2) + (l2/2)||x||^2
 """
@@ -34,7 +34,7 @@ def load(dataset: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, d) and labels +-1 of the bundled set, scaled to [-1, 1], or of a file as it is.
 
     Raises:
-      libsvm.FormatError: no folder was named, or the file is damaged. OSError: there is none.
+      libsvm.FormatError: no folder was named, or the file is damaged. OSError: no such file.
     """
     if dataset == BUNDLED:
         from sklearn import datasets
@@ -55,7 +55,7 @@ class Rows(NamedTuple):
     """The rows of all workers."""
 
     signed: np.ndarray  # (n, m, d): b_j a_j; rows of zeros make the workers equally long
-    counts: np.ndarray  # (n,): how many rows each worker really has
+    counts: np.ndarray  # (n,): number of rows that each worker really has
 
 
 def rows_of(parts: Sequence[tuple[np.ndarray, ...]]) -> Rows:
@@ -67,7 +67,7 @@ def rows_of(parts: Sequence[tuple[np.ndarray, ...]]) -> Rows:
 
 
 def gradients(x: jax.Array, rows: Any, *, nonconvex: float = 0.0, l2: float = 0.0) -> jax.Array:
-    """Of every f_i at x, (n, d)."""
+    """Gradient of every f_i at x, (n, d)."""
     slopes = -jax.nn.sigmoid(-(rows.signed @ x)) / rows.counts[:, None]
     data = jnp.einsum("nmd,nm->nd", rows.signed, slopes)
     return data + nonconvex * 2 * x / (1 + x**2) ** 2 + l2 * x

@@ -2,7 +2,7 @@
 
 All take images (batch, height, width, channels), already normalised, and return logits. Only
 ResNet-18 has a state besides its parameters (BatchNorm's running averages): `train=True` uses the
-statistics of the batch at hand, which on several workers are each worker's own.
+statistics of the current batch, which each worker computes from its own share.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CNN(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around which the input is added back (He et al. 2016)."""
+    """Two 3x3 convolutions and a skip connection around them (He et al. 2016)."""
 
     features: int
     stride: int

@@ -1,4 +1,4 @@
-"""EF21 where every feature is known to a few workers only: theory then allows far longer steps.
+"""EF21 if only a few workers have each feature: theory then allows far longer steps.
 
 ```
 python -m experiments.rare_features
@@ -8,7 +8,7 @@ python -m experiments.rare_features --datasets=mushrooms,a9a --data_dir=DIR
 
 The question of Richtarik, Gasanov and Burlachenko, "Error Feedback Shines when Features are Rare"
 (2023), with the data of its public code: least squares, f_i(x) = ||A_i x - b_i||^2/m, in which
-every feature is on c of the n workers, drawn at random, and so A_i has columns of zeros; singular
+every feature occurs on c of the n workers, drawn at random, so A_i has columns of zeros; singular
 values between 0.9 and 4.0, and one larger for worker 0; b_i = A_i (1/2, ..., 1/2) + noise.
 
 If a worker's estimate starts at zero on the features that it does not have, it stays there. So the
@@ -18,12 +18,12 @@ errors of different workers overlap little, and the step may be
 
 with mean_i ||grad f_i(x) - grad f_i(y)||^2 <= L_+^2 ||x - y||^2. If only the L_i are known, L_+ is
 at most min{L_QM, sqrt(c/n) max L_i}; for least squares it can be computed. The algorithm is EF21
-with top-1 in all cases, only the step differs. With --datasets it is logistic regression without a
-regulariser on LibSVM files, split into --workers parts in the order of the file.
+with top-1 in all cases; only the step differs. With --datasets the problem is logistic regression
+without a regulariser on LibSVM files, split into --workers parts in the order of the file.
 
 Result (2 CPU cores, half a minute): with c/n = 0.05 the step is 17 times as long, and after 20,000
-rounds f - f* is 2e-8 of that at the start instead of 0.1. With c/n = 0.9 it is 5% longer, with the
-exact L_+ 94%.
+rounds f - f* relative to the start is 2e-8 instead of 0.1. With c/n = 0.9 the step is 5% longer,
+with the exact L_+ 94%.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ AXIS = "workers"
 ROWS = 12  # of each worker
 POINTS = 1000  # of a curve
 STEEP, FLAT = 20.0, 1.0  # squared singular values lie between these, before the factor 0.9
-# Where the last two lie on each other, one line is wide and the other broken.
+# If the last two coincide, one line is wide and the other dashed.
 METHODS = {
     "QM": ("EF21's step, quadratic mean", study.VERMILION, (0, (3, 1.5)), 1.8),
     "rare": ("rare features, $L_+$ bounded by the $L_i$", study.BLUE, "-", 3.2),
@@ -70,9 +70,9 @@ EF21 = ef.ef21(ef.top_k(k=1), axis_name=AXIS)
 
 
 class Problem(NamedTuple):
-    """What to minimise, and what theory has to know about it."""
+    """The objective, and the constants that theory needs."""
 
-    gradients: Callable[[jax.Array, Any], jax.Array]  # of all f_i at x, (n, d)
+    gradients: Callable[[jax.Array, Any], jax.Array]  # of every f_i at x, (n, d)
     measure: Callable[[jax.Array, Any], jax.Array]  # falls to zero at the minimum
     data: Any
     constants: theory.Smoothness
@@ -96,7 +96,7 @@ class LeastSquares(NamedTuple):
 def owners(share: float, workers: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
     """Which worker has which feature, (n, d): every feature is on ceil(share n) workers.
 
-    Draws again until every worker has a feature, as a worker without one would have no objective.
+    Draws again until every worker has a feature, because a worker without one has no objective.
     """
     count = int(np.ceil(np.round(share * workers, 9)))
     for _ in range(10_000):
@@ -129,7 +129,7 @@ def synthetic(share: float, workers: int, dimension: int, seed: int) -> Problem:
 
 
 def residual_gradients(x: jax.Array, data: LeastSquares) -> jax.Array:
-    """Of every f_i, (n, d)."""
+    """Gradient of every f_i, (n, d)."""
     return 2 / ROWS * jnp.einsum("nmd,nm->nd", data.a, data.a @ x - data.b)
 
 
@@ -210,14 +210,14 @@ def curves(
 
 
 def gains(workers: int, dimension: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """c/n, and how many times as long as the QM step the others are there."""
+    """c/n, and the length of the other steps relative to the QM step."""
     counts = np.unique(np.geomspace(1, workers, 20).round().astype(int))
     shares, found = [], []
     for count in counts:
         try:
             steps = steps_of(synthetic(count / workers, workers, dimension, seed))
         except flags.Error:
-            continue  # too few features for so few owners each
+            continue  # too few features for all workers to own one
         shares.append(count / workers)
         found.append([steps[method] / steps["QM"] for method in METHODS])
     columns = np.array(found).reshape(-1, len(METHODS)).T

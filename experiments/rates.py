@@ -1,4 +1,4 @@
-"""How fast error feedback converges, beside what the theory promises.
+"""How fast error feedback converges, compared with what theory promises.
 
 ```
 python -m experiments.rates
@@ -6,20 +6,20 @@ python -m experiments.rates
 
 The objective is smooth and not convex, all its constants are known, and the noise is skewed:
 f(x) = sum_j h(x_j) with h(t) = 0.4 (sqrt(1 + t^2) - 1) + 0.3 t^2/(1 + t^2), in 64 dimensions, L = 1
-and f* = 0, x_0 = (1, ..., 1), and to every entry of the gradient 0.9 is added with probability 1/4
-and -0.3 otherwise. Three questions to Karimireddy, Rebjock, Stich and Jaggi, "Error Feedback Fixes
-SignSGD and other Gradient Compression Schemes" (2019):
+and f* = 0, x_0 = (1, ..., 1); the noise adds to every entry of the gradient 0.9 with probability
+1/4 and -0.3 otherwise. Three claims of Karimireddy, Rebjock, Stich and Jaggi, "Error Feedback Fixes
+SignSGD and other Gradient Compression Schemes" (2019), are tested:
 
 - Theorem II: with steps 1/sqrt(T+1) the squared gradient norm falls like 1/sqrt(T), as for SGD, and
-  the price of compression only like 1/(delta^2 T). What is drawn is the average over the iterates
+  compression adds only a term like 1/(delta^2 T). The picture shows the average over the iterates
   up to T, which is never below the smallest one that the theorem bounds. Without memory it stalls.
 - Lemma 3: E||e_t||^2 <= 4 (1 - delta) gamma^2 s2 / delta^2 at every step.
-- Remark 5: an unbiased U with E||U(x)||^2 <= k||x||^2 multiplies the slow term by k when it is used
-  as it is; sent as U/k with error feedback, k moves to the fast term.
+- Remark 5: an unbiased U with E||U(x)||^2 <= k||x||^2, used without memory, multiplies the slow
+  term by k; sent as U/k with error feedback, k moves to the fast term.
 
 Result (2 CPU cores, a minute): with top-1, 4 and 16 of 64 entries error feedback ends within 12% of
 SGD, far below its bounds; the fitted exponents are -0.49 (SGD), -0.49 to -0.67 (error feedback) and
-+0.02 (top-4 without memory). U/16 with error feedback ends at a fifth of U.
++0.02 (top-4 without memory). U/16 with error feedback ends at a fifth of U's level.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ METHODS = {
 }
 THEOREM_2 = ("sgd", "ef_top_16", "ef_top_4", "ef_top_1", "top_4")
 REMARK_5 = ("sgd", "random_4", "ef_random_4")
-BELOW = (0.5, -0.14)  # where the legends stand, in parts of the axes
+BELOW = (0.5, -0.14)  # position of the legends, in fractions of the axes
 
 
 def optimizer(method: str, rate: jax.Array, key: jax.Array) -> optax.GradientTransformation:
-    """The methods; the memory stands after the rate, as in the paper's Algorithm 2."""
+    """The methods; the memory comes after the rate, as in the paper's Algorithm 2."""
     step = optax.scale_by_learning_rate(rate)
     plain, memory = ef.compressed_mean, ef.error_feedback
     if method == "sgd":
@@ -95,12 +95,12 @@ def optimizer(method: str, rate: jax.Array, key: jax.Array) -> optax.GradientTra
 
 
 def gradient(x: jax.Array) -> jax.Array:
-    """Of f; far from 0 its square stays above 0.16 an entry, so running away is no way out."""
+    """Gradient of f; far from 0 its square stays above 0.16 per entry, so divergence shows."""
     return 0.4 * x / jnp.sqrt(1 + x**2) + 0.6 * x / (1 + x**2) ** 2
 
 
 def noisy_gradient(x: jax.Array, key: jax.Array) -> jax.Array:
-    """The gradient and skewed noise of mean zero and variance 3 NOISE^2 an entry."""
+    """The gradient plus skewed noise of mean zero and variance 3 NOISE^2 per entry."""
     rare = jax.random.bernoulli(key, 0.25, x.shape)
     return gradient(x) + jnp.where(rare, 3 * NOISE, -NOISE)
 
@@ -155,7 +155,7 @@ def run() -> None:
         if method.delta is not None:
             allowed = theory.ef14_residual_bound(method.delta, 1.0, SECOND_MOMENT)
         promised = [bound(method, steps) for steps in horizons]
-        valid = name != "top_4"  # nothing is promised where no memory repairs a bias
+        valid = name != "top_4"  # no bound holds for a biased compressor without memory
         for steps, value, limit in zip(horizons, averages[name], promised, strict=True):
             rows.append({"method": name, "steps": steps, "gradient": value})
             rows[-1] |= {"bound": limit} if valid else {}

@@ -24,8 +24,8 @@ LABELS = {
     "top_k": "top-k, no memory",
     "ef_top_k": "top-k + error feedback",
 }
-# Okabe and Ito's colours, which stay apart for every common kind of colour blindness. With error
-# feedback a line is solid, without it broken, so the picture also reads in black and white.
+# Okabe and Ito's colours, which stay distinct for every common kind of colour blindness. Lines are
+# solid with error feedback and dashed without, so the picture also reads in black and white.
 STYLES = {
     "sgdm": ("#000000", (0, (6, 2))),
     "signsgd": ("#D55E00", (0, (3, 1.5))),
@@ -185,7 +185,7 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
     axes[1, 0].yaxis.set_major_formatter(plain)
     axes[1, 0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes[1, 0].yaxis.set_minor_formatter(ticker.NullFormatter())
-    # The end of training is what is compared; the first epochs may leave the frame.
+    # The picture compares the end of training; the first epochs may leave the frame.
     low = min(mean[-1] for mean in finals)
     high = max(mean.max() for mean in finals)
     axes[0, 0].set_ylim(max(0.0, low - 2.0 * max(high - low, 1.0)), high + 0.4 * (high - low) + 0.5)

@@ -10,9 +10,9 @@ OUT_DIR/config.json           the flags that decide the numbers, and the version
 ```
 
 An epoch's line reaches the disk before its checkpoint, and a checkpoint appears under its name
-only when it is complete. So after a kill the newest checkpoint of a run has all its lines; lines
-after it are dropped and written again by the epochs that are repeated. Everything random is derived
-from (seed, epoch), hence the repeated epochs give the same numbers to the last bit.
+only when it is complete. So after a kill the newest checkpoint of a run has all its lines; later
+lines are dropped, and the repeated epochs write them again. Everything random is derived
+from (seed, epoch), so the repeated epochs give the same numbers to the last bit.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def append_row(out_dir: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(out_dir: Path) -> list[dict[str, Any]]:
-    """All complete lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    """All complete lines of metrics.jsonl, without a last line that a kill cut short."""
     path = out_dir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith("\n"):
@@ -143,7 +143,7 @@ def read_rows(out_dir: Path) -> list[dict[str, Any]]:
 
 
 def forget_unsaved(out_dir: Path, done: dict[tuple[str, int], int]) -> None:
-    """Drops what a kill left half done; `done` gives the last saved epoch of (method, seed)."""
+    """Drops what a kill left unfinished; `done` gives the last saved epoch of (method, seed)."""
     rows = read_rows(out_dir)
     kept = [row for row in rows if row["epoch"] <= done.get((row["method"], row["seed"]), 0)]
     write_text(out_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))

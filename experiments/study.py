@@ -1,4 +1,4 @@
-"""What the small studies share: flags, the output folder, a descent by scan, table and picture.
+"""The common code of the small studies: flags, output folder, descent by scan, table, picture.
 
 A study is one script that computes in a minute on a CPU, in float64, and writes
 
@@ -29,7 +29,7 @@ from absl import flags
 import ef_optax as ef
 from experiments import storage
 
-# Okabe and Ito's colours, which stay apart for every common kind of colour blindness.
+# Okabe and Ito's colours, which stay distinct for every common kind of colour blindness.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 
@@ -53,7 +53,7 @@ class Study:
         flags.DEFINE_bool("overwrite", False, "Replace what --out_dir holds.", **given)
 
     def main(self, run: Callable[[], None], argv: Sequence[str]) -> None:
-        """Parses the flags and runs; what the user can mend becomes one line and a bad exit."""
+        """Parses the flags and runs; errors the user can fix become one line and a non-zero exit."""
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print(self.description + "\nFlags:\n" + self.flags.get_help())
             return
@@ -64,7 +64,7 @@ class Study:
             surplus = self.flags(list(argv))[1:]
             if surplus:
                 sys.exit(f"error: unexpected argument {surplus[0]!r}; every option starts with --")
-            # Hundreds of scalars a step: an accelerator would wait for its own launches.
+            # A step handles hundreds of scalars: an accelerator would mostly launch kernels.
             with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
                 run()
         except (flags.Error, storage.OutputError, OSError) as error:
@@ -122,7 +122,7 @@ def descend(
         return (project(optax.apply_updates(x, updates)), state), None
 
     def stretch(carry: Any, keys: jax.Array) -> tuple[Any, Any]:
-        # A single step is not worth a loop of its own.
+        # A single step does not need a loop.
         carry, _ = step(carry, keys[0]) if every == 1 else jax.lax.scan(step, carry, keys)
         return carry, watch(*carry)
 
@@ -133,7 +133,7 @@ def descend(
 
 
 def first_below(seen: np.ndarray, tolerance: float) -> int | None:
-    """The first place at which `seen` is at most `tolerance`, if there is one."""
+    """The first index at which `seen` is at most `tolerance`, if there is one."""
     reached = np.flatnonzero(seen <= tolerance)
     return int(reached[0]) if len(reached) else None
 

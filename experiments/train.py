@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 
-# Virtual CPU devices that share few cores wait for each other inside a collective; with too small a
-# thread pool the last one never gets a thread. Read when JAX starts, hence before the import.
+# Virtual CPU devices that share few cores wait for each other inside a collective; if the thread
+# pool is too small, the last one never gets a thread. JAX reads this when it is imported.
 os.environ.setdefault("PJRT_NPROC", "16")
 
 import functools
@@ -88,15 +88,15 @@ FLAGS = flags.FLAGS
 
 
 class UsageError(Exception):
-    """Something the user can mend; shown as one line."""
+    """An error that the user can fix; shown as one line."""
 
 
 def optimizer(method: str) -> optax.GradientTransformationExtraArgs:
-    """The methods. Where a line stands in the chain is what the method is.
+    """The methods. The order of the lines of a chain defines the method.
 
-    Weight decay comes first in all of them, as in the code of Karimireddy et al. (2019): it is part
-    of what is compressed. Error feedback stands after the learning rate, so the memory is in units
-    of steps (their Algorithm 1); the rate enters as a state variable, so no rate needs a compile.
+    Weight decay comes first in all of them, as in the code of Karimireddy et al. (2019), so it is
+    compressed too. Error feedback comes after the learning rate, so the memory is in units
+    of steps (their Algorithm 1). The rate is a state variable, so a new rate needs no compilation.
     """
     decay = optax.add_decayed_weights(FLAGS.weight_decay)
     momentum = optax.trace(FLAGS.momentum)
@@ -106,7 +106,7 @@ def optimizer(method: str) -> optax.GradientTransformationExtraArgs:
     memory = functools.partial(ef.error_feedback, axis_name=AXIS)
     chains = {
         "sgdm": (decay, mean(ef.identity()), momentum, rate),
-        # What the paper calls signSGD: the scaled sign, nothing remembered.
+        # What the paper calls signSGD: the scaled sign without memory.
         "signsgd": (decay, mean(ef.scaled_sign()), rate),
         # Plain signs of each worker's own momentum; the step is rate x mean sign.
         "signsgdm": (decay, momentum, mean(ef.sign()), rate),
@@ -118,7 +118,7 @@ def optimizer(method: str) -> optax.GradientTransformationExtraArgs:
 
 
 def compressor(method: str) -> ef.Compressor:
-    """What `method` sends, for the size of a message where nothing is sent (one worker)."""
+    """What `method` would send: the size of a message if nothing is sent (one worker)."""
     if method == "sgdm":
         return ef.identity()
     if method in ("signsgd", "ef_signsgd"):
@@ -156,7 +156,7 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
         name = signal.Signals(number).name
-        # Not through Python's buffers: the signal may have come while they were in use.
+        # Not through Python's buffers: the signal may have arrived while they were in use.
         os.write(2, f"\n{name}: finishing this epoch and saving; again to stop now\n".encode())
 
     def agreed(self) -> bool:
@@ -200,7 +200,7 @@ def run() -> None:
     mesh = jax.make_mesh(
         (workers,), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices[:workers]
     )
-    writer = jax.process_index() == 0  # only this process writes files and talks
+    writer = jax.process_index() == 0  # only this process writes files and prints
     replicated = NamedSharding(mesh, PartitionSpec())
     by_step = NamedSharding(mesh, PartitionSpec(None, AXIS))  # (steps, examples, ...)
 
@@ -224,7 +224,7 @@ def run() -> None:
     pixel_std = dataset.train_images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
 
     def put(array: np.ndarray) -> jax.Array:
-        """Places a (steps, examples, ...) array; each process contributes its own columns."""
+        """Shards a (steps, examples, ...) array; each process contributes its own columns."""
         local = np.split(array, jax.process_count(), axis=1)[jax.process_index()]
         return jax.make_array_from_process_local_data(by_step, local, array.shape)
 
@@ -298,7 +298,7 @@ def run() -> None:
         def step(state: State, batch: Any) -> tuple[State, jax.Array]:
             (losses, stats), grads = value_and_grad(state.params, batch, state.batch_stats)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            # A step with a NaN on any worker is skipped by all of them; so are its averages.
+            # If any worker has a NaN, all workers skip the step and its BatchNorm averages.
             stats = jax.tree.map(
                 lambda new, old: jnp.where(jnp.isfinite(new), new, old), stats, state.batch_stats
             )
@@ -329,7 +329,7 @@ def run() -> None:
             return {"message_bytes": math.ceil(sum(bits) / 8), "link_bytes": 0}
         totals = {"message_bytes": 0.0, "link_bytes": 0.0}
         for item in ef.wire_report(compiled).collectives:
-            # What stands in the loop is listed once, with the number of its executions.
+            # A collective in the loop is listed once, with the number of its executions.
             share = 1 if item.times is None else item.times / block
             totals["message_bytes"] += share * item.message_bytes
             totals["link_bytes"] += share * item.link_bytes
@@ -365,7 +365,7 @@ def run() -> None:
         return state, row
 
     ####################################################################################
-    # Output folder: nothing is touched before everything above was found in order
+    # Output folder: nothing is touched until everything above has been checked
     ####################################################################################
     out_dir = Path(FLAGS.out_dir)
     parameters = count_parameters(model, dataset)
@@ -404,7 +404,7 @@ def run() -> None:
     )
 
     ####################################################################################
-    # Tuning: the whole run on the training set without a validation part, for each rate
+    # Tuning: the whole run for each rate, on the training set less a validation part
     ####################################################################################
     if FLAGS.tune:
         chosen, lines = {}, []
@@ -553,7 +553,7 @@ def parse_rates(items: list[str], methods: list[str]) -> dict[str, float]:
 
 
 def count_parameters(model: Any, dataset: data.Dataset) -> int:
-    """Number of trained values, without making any."""
+    """Number of parameters, computed without creating any."""
     sample = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, True), sample)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
@@ -589,11 +589,11 @@ def tuning_table(
 
 
 def main(argv: list[str], job: Callable[[], None] = run) -> None:
-    """Runs the job, and turns what the user can mend into one line and a non-zero exit."""
+    """Runs the job, and turns errors that the user can fix into one line and a non-zero exit."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; every option starts with --")
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells twenty lines per checkpoint
+        logging.set_verbosity(logging.WARNING)  # Orbax logs twenty lines per checkpoint
     try:
         job()
     except (UsageError, data.DataError, storage.OutputError, OSError) as error:
