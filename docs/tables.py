@@ -1,4 +1,4 @@
-"""Writes the table of all compressors: ``python -m docs.tables`` (a test fails when it is stale)."""
+"""Writes the table of all compressors: ``python -m docs.tables`` (a test fails if it is stale)."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Study:
         flags.DEFINE_bool("overwrite", False, "Replace what --out_dir holds.", **given)
 
     def main(self, run: Callable[[], None], argv: Sequence[str]) -> None:
-        """Parses the flags and runs; errors the user can fix become one line and a non-zero exit."""
+        """Parses the flags and runs; what the user can fix becomes one line and a failing exit."""
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print(self.description + "\nFlags:\n" + self.flags.get_help())
             return
