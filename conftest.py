@@ -1,7 +1,7 @@
 """Settings of the test session that must hold before JAX starts.
 
-They stand at the root because the examples in the docstrings of ``ef_optax`` need them as much as
-the tests do. What is set in the environment wins.
+They are at the root because the examples in the docstrings of ``ef_optax`` need them as much as
+the tests do. Variables already set in the environment win.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NUM_DEVICES = 8
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The thread pool must be larger than the number of virtual devices: on machines with few cores
-# their collectives otherwise wait for threads that never come.
+# their collectives otherwise wait for threads that are never started.
 os.environ.setdefault("PJRT_NPROC", str(2 * NUM_DEVICES))
 xla_flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in xla_flags:
@@ -24,7 +24,7 @@ os.environ["XLA_FLAGS"] = xla_flags
 import jax  # noqa: E402  (the environment above is read when it is imported)
 import pytest  # noqa: E402
 
-# A float32 that silently widens to the other operand's type would hide in a wire format.
+# A wire format would hide a float32 that silently widens to the other operand's type.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 

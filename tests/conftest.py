@@ -8,7 +8,7 @@ import hypothesis
 import jax
 import pytest
 
-# Compiling dominates, so no deadline; the same draws for everybody who looks at a failure in CI.
+# Compiling dominates, so no deadline; fixed draws, so that anyone can reproduce a failure of CI.
 hypothesis.settings.register_profile("local", deadline=None, max_examples=20)
 hypothesis.settings.register_profile(
     "ci", deadline=None, max_examples=20, derandomize=True, print_blob=True, database=None

@@ -1,4 +1,4 @@
-"""Where the repository begins, for tests that read its files."""
+"""The root of the repository, for tests that read its files."""
 
 from pathlib import Path
 

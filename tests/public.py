@@ -1,4 +1,4 @@
-"""The public names, wherever they are: at the front door or in a public submodule."""
+"""The public names: those of the package itself and of its public submodules."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def public_names() -> dict[str, Any]:
 
 
 def named(name: str) -> Any:
-    """The public thing of this name, in whichever module it is."""
+    """The public object of this name, from the module that has it."""
     (found,) = {x for path, x in public_names().items() if path.rpartition(".")[2] == name}
     return found

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import ef_optax as ef
 
 
-# Optax's Adam mixes dtypes. Of module scope, as the checkpoint is that most tests share.
+# Optax's Adam mixes dtypes. Module scope, like the checkpoint that most tests share.
 @pytest.fixture(autouse=True, scope="module")
 def standard_promotion():
     with jax.numpy_dtype_promotion("standard"):
@@ -32,7 +32,7 @@ class NoisyState(optax.TraceState):
 
 
 def own_noise() -> optax.GradientTransformation:
-    """Adds noise from a typed key that differs between workers and walks on in the state."""
+    """Adds noise from a typed key that differs between workers and advances in the state."""
 
     def init(params):
         del params
@@ -153,7 +153,7 @@ def test_another_number_of_workers_keeps_the_mean_residual(saved, n):
         np.testing.assert_allclose(residual.mean(0), mean, rtol=1e-6, atol=1e-7)
     same(new[3], old[3])  # Adam's moments are equal on all workers
     fresh = tx.init(params)
-    same(new[0], fresh[0])  # and random keys start anew
+    same(new[0], fresh[0])  # and random keys start again
     jax.tree.map(lambda a, b: (a.sharding == b.sharding) or pytest.fail(f"{a}"), new, fresh)
     jax.block_until_ready(step(back.params, new, gradients(2, n)))
 
@@ -162,11 +162,11 @@ def test_a_simulation_continues_what_a_mesh_has_saved(saved):
     tx = ef.simulate(chain(), 2, "data")
     back = ef.restore(saved, tx, params=PARAMS, extra=EXTRA)
     same((back.params, back.opt_state), two_steps())
-    assert not back.opt_state[2].residual["w"].committed  # free to go wherever the others are
+    assert not back.opt_state[2].residual["w"].committed  # free to move to the others' devices
 
 
 def test_one_worker_without_a_lift(tmp_path):
-    """Also parameters that JAX holds nowhere in particular, and a state with its own shape."""
+    """Also uncommitted parameters, and a state with its own shape."""
     tx = optax.chain(ef.error_feedback(ef.top_k(k=1)), optax.sgd(0.1))
     params = {"a/b": np.float32(2.0), "a": {"b": np.arange(3.0, dtype=np.float32)}}
     updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
@@ -228,7 +228,7 @@ def test_only_the_worker_axis_may_change(saved, shape):
 
 
 def test_parameters_that_were_placed_nowhere_stay_so(saved):
-    """Else they would sit on one device, where a step on the mesh cannot take them."""
+    """Otherwise they would be on one device, where a step on the mesh cannot use them."""
     back = ef.restore(saved, run_of(2)[0], params=PARAMS, extra=EXTRA)
     assert not any(x.committed for x in jax.tree.leaves(back.params))
     assert all(x.committed for x in jax.tree.leaves(back.opt_state))

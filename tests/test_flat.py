@@ -72,7 +72,7 @@ def test_a_leaf_of_integers_is_refused_by_name() -> None:
 
 
 def test_equal_leaves_share_one_program() -> None:
-    """Twelve equal leaves compile to as many different kernels as three."""
+    """Twelve equal leaves compile to as many different kernels as three do."""
 
     def different(count: int) -> int:
         tx = ef.flatten(ef.error_feedback(ef.scaled_sign()))
@@ -80,7 +80,7 @@ def test_equal_leaves_share_one_program() -> None:
         state = jax.eval_shape(tx.init, grads)
         text = jax.jit(tx.update).lower(grads, state).compile().as_text()
         assert text is not None
-        # The size of the whole vector differs; nothing else may.
+        # Only the size of the whole vector may differ.
         return len(kernels_of(text.replace(str(192 * count), "whole")))
 
     assert different(12) == different(3)
@@ -94,7 +94,7 @@ def test_what_is_no_transformation_is_refused(inner) -> None:
 
 @pytest.mark.parametrize("how", ["checked", "unchecked", "explicit", "pmap"])
 def test_hand_written_maps_give_what_the_simulation_gives(how: str) -> None:
-    """Two steps of four workers under the other maps, and the bytes are those of one leaf."""
+    """Two steps of four workers under the other maps; the bytes are those of one leaf."""
     tx = ef.flatten(ef.error_feedback(ef.scaled_sign(), axis_name="data"))
     params = jax.tree.map(lambda x: x[0], gradients(0, 4))
     simulated = ef.simulate(tx, 4, "data")
@@ -132,6 +132,6 @@ def test_hand_written_maps_give_what_the_simulation_gives(how: str) -> None:
         words = 2 + -(-ef.scaled_sign().bits((size,)) // 32)  # two words of header
         report = ef.wire_report(step.lower(*own).compile())
         assert [c.message_bytes for c in report.of("gather").collectives] == [4 * words] * 2
-    # Four scales with signs, each below 1, are added in another order: they may cancel.
+    # Four scales with signs, each below 1, are added in a different order: they may cancel.
     bound = 4 * np.finfo(np.float32).eps
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=bound), got, expected)

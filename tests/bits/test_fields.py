@@ -1,4 +1,4 @@
-"""Fields laid end to end to the bit: any mixture comes back, in the least number of words."""
+"""Fields laid end to end to the bit: any mixture is recovered, from the least number of words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 import ef_optax as ef
 from ef_optax._bits.fields import Packed, exact_bits, from_words, pack, to_words, unpack
 
-# (kind, count): codes of a width, or arrays of a dtype. Drawn from here so that few are compiled.
+# (kind, count): codes of a width, or arrays of a dtype. A short list, so that few are compiled.
 KINDS = (1, 2, 3, 4, 6, 8, 12, 31, "float32", "bfloat16", "float8_e5m2", "uint8", "int16")
 
 
@@ -33,7 +33,7 @@ def field_of(kind, count: int, rng):
 
 
 def bits_in_order(tree) -> np.ndarray:
-    """The bits of all fields, each little end first, without padding."""
+    """The bits of all fields, each little-endian, without padding."""
     out = []
     for field in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Packed)):
         data = field.words if isinstance(field, Packed) else field
@@ -60,7 +60,7 @@ def test_any_mixture_comes_back_in_the_least_number_of_words(kinds, seed: int) -
 
 
 def test_the_stream_by_hand() -> None:
-    """Whole words first, where they lie; then the rests: 5 bits of signs, 16 of a bfloat16."""
+    """Whole words first, not shifted; then the remainders: 5 bits of signs, 16 of a bfloat16."""
     tree = {
         "a": pack(jnp.arange(37) % 2, 1),
         "b": jnp.asarray([1.0, 2.0, 3.0], jnp.bfloat16),
@@ -72,7 +72,7 @@ def test_the_stream_by_hand() -> None:
 
 
 def test_rests_cross_words_and_stacks_keep_their_rows() -> None:
-    """Five rows of 31 bits are 155 bits: five words, with rests that straddle each border."""
+    """Five rows of 31 bits are 155 bits: five words, with remainders that straddle each border."""
     codes = jnp.asarray(np.random.default_rng(0).integers(0, 2**31, (5, 1)), jnp.uint32)
     stacked = jax.vmap(lambda row: pack(row, 31))(codes)
     words = to_words(stacked)

@@ -54,7 +54,7 @@ def test_words_are_the_bit_stream_and_come_back(data):
 
 @pytest.mark.parametrize("bits", range(33))
 def test_full_and_alternating_fields_of_every_width(bits):
-    """The codes with most bits set, and neighbours that would show a field leaking over."""
+    """The codes with most bits set, and neighbours that reveal bits leaking between fields."""
     top = (1 << bits) - 1
     codes = np.array([top, 0, top, top, 0] * 7, np.uint32)
     with jax.disable_jit():

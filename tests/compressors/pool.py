@@ -62,7 +62,7 @@ from ef_optax.exchanges.majority import majority_vote
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A codec of the pool, and what its definition exempts it from."""
+    """A codec of the pool, and its exemptions by definition."""
 
     make: Callable[[], Compressor]
     keeps_zero: bool = True  # a leaf of zeros decodes to zeros
@@ -196,7 +196,7 @@ CASES = {
     "mix_k": Case(lambda: mix_k(3, 4, 26), worst=EQUAL),
 }
 
-# One of each kind: these go through the costly tests always, the others only in the slow run.
+# One of each kind: these always run the costly tests, the others only in the slow run.
 REPRESENTATIVE = (
     "identity",
     "top_k",

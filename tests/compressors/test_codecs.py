@@ -1,6 +1,6 @@
-"""What every codec promises, asked of all of them alike.
+"""The promises of a codec, tested on all codecs alike.
 
-One compiled function for each codec answers nearly all questions: it compresses a batch of
+Nearly all tests of a codec use one compiled function: it compresses a batch of
 inputs, each with its own key, by ``vmap``.
 """
 
@@ -91,7 +91,7 @@ def test_bits(name: str, dtype: str) -> None:
         fields = jax.tree.leaves(message)
         assert all(f.dtype != bool and (f.ndim == 1 or f.shape == shape) for f in fields)
         if getattr(codec, "shared_positions", False):
-            message = message["values"]  # everybody knows the positions: they do not travel
+            message = message["values"]  # all workers know the positions: they do not travel
         assert exact_bits(message) == codec.bits(shape, dtype), shape
         words = jax.eval_shape(to_words, message)
         assert words.size == math.ceil(codec.bits(shape, dtype) / 32)
@@ -169,7 +169,7 @@ def test_variance(name: str) -> None:
 
 @names
 def test_declared_properties(name: str) -> None:
-    """What is declared holds; what is declared false has a counterexample here."""
+    """A declared property holds; one declared false has a counterexample here."""
     codec, (labels, x) = codec_of(name), ordinary(name)
     once = x[[i for i, label in enumerate(labels) if label not in ("huge", "tiny")]]
     x = np.repeat(once, 6, axis=0)  # some codecs toss a coin for the whole leaf
@@ -212,7 +212,7 @@ NARROW = {
 
 @names
 def test_no_compiler_may_skip_the_rounding(name: str) -> None:
-    """Narrow floats of a message stand behind a barrier, whatever precision XLA allows itself."""
+    """Narrow floats of a message pass a barrier, so XLA cannot keep them in higher precision."""
     codec = codec_of(name)
     key = None if codec.deterministic else jax.random.key(0)
     lowered = jax.jit(lambda x: codec.encode(x, key)).lower(jax.ShapeDtypeStruct(SHAPE, "float32"))
@@ -291,13 +291,13 @@ def test_constants_on_adversarial_inputs(name: str, data) -> None:
         assert (ratios.mean(1) <= 1 - alpha + slack).all()
     if omega is not None and codec.unbiased:
         assert (ratios.mean(1) <= omega + slack).all()
-    some = squares(x) > 0  # of no leaf at all there is no share
+    some = squares(x) > 0  # a zero leaf has no relative error
     assert (ratios.mean(1) >= codec.least_error(shape) - slack)[some].all()
 
 
 @pytest.mark.parametrize("name", thinned(CASES))
 def test_leaves_of_no_and_of_one_element(name: str) -> None:
-    """Nothing is something: no element gives none back; one element obeys the constants."""
+    """An empty leaf decodes to an empty leaf; a leaf of one element obeys the constants."""
     codec = codec_of(name)
 
     @jax.jit
@@ -324,7 +324,7 @@ TOLD = [name for name in CASES if type(codec_of(name)).finite is not Codec.finit
 @pytest.mark.parametrize("name", [*TOLD, "natural"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_finite(name: str, dtype: str) -> None:
-    """A NaN or an infinity is seen at any place; what is finite and does not overflow passes."""
+    """A NaN or infinity is noticed at any index; finite values that do not overflow pass."""
     codec, (_, good) = codec_of(name), ordinary(name)
 
     def verdict(x, key):

@@ -14,7 +14,7 @@ WORKERS, SAMPLES, PERIOD, START = 3, 4, 6, 2
 
 
 def gradients(shape, steps: int, seed: int = 0) -> np.ndarray:
-    """Correlated values: few directions that all slices share, and some noise."""
+    """Correlated values: a few directions shared by all slices, plus noise."""
     rng = np.random.default_rng(seed)
     size = int(np.prod(shape))
     return (
@@ -81,7 +81,7 @@ def test_gradiveq_between_workers(shape, options, length, dimension, reuse) -> N
 
 
 def test_what_the_samples_span_is_exact() -> None:
-    """Gradients of rank d about a mean: nothing is lost, in slices that were never sampled too."""
+    """Gradients of rank d about a mean: nothing is lost, not even in slices never sampled."""
     rng = np.random.default_rng(1)
     directions, mean = rng.standard_normal((2, 12)), rng.standard_normal(12)
     draw = lambda: jnp.asarray(  # noqa: E731
@@ -96,7 +96,7 @@ def test_what_the_samples_span_is_exact() -> None:
 
 
 def test_weights_count() -> None:
-    """The aggregate is the weighted mean of what was sent, also where the weights are not one."""
+    """The aggregate is the weighted mean of what was sent, also for weights other than one."""
     compressor = gradiveq(0.25, samples=2, period=4)
     exchange = ef.extend.Exchange(compressor.codec, "w")
     gs = gradients((2, 2, 3, 4), 3, seed=5)
@@ -157,7 +157,7 @@ def test_bad_arguments(options, message: str) -> None:
 
 
 def test_a_leaf_smaller_than_a_slice_is_one_slice() -> None:
-    """Two samples span their difference: what lies on that line comes back exactly."""
+    """Two samples span their difference: values on that line are recovered exactly."""
     compressor = ef.gradiveq(0.5, samples=2, period=3, slice_size=8)
     first, second = jnp.array([1.0, 2.0, 0.0, -1.0, 1.0]), jnp.array([0.0, 1.0, 1.0, 2.0, 1.0])
     state = compressor.init(first)

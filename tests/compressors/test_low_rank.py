@@ -91,7 +91,7 @@ def alternating(p, q, gradients, *, iterations=1, local=True, start=0):
 
 @pytest.mark.parametrize(("iterations", "local"), [(1, True), (2, False), (3, True)])
 def test_acp_sgd_between_workers(iterations: int, local: bool) -> None:
-    """Left and right in turn, also when a step ends on another side than it began."""
+    """Left and right factors alternate, also if a step ends on a different side than it began."""
     shape = (12, 7)
     compressor = acp_sgd(2, iterations=iterations, local_error=local)
     tx, state, update = workers(compressor, shape)
@@ -152,7 +152,7 @@ def test_equal_matrices_are_one_batch(make) -> None:
 
 
 def test_a_policy_may_make_the_compressor_again_for_each_leaf(monkeypatch) -> None:
-    """Compressors that are equal by value work together all the same: one orthonormalisation."""
+    """Compressors that are equal by value still share work: one orthonormalisation."""
     module, calls = importlib.import_module("ef_optax.compressors.power_sgd"), []
     monkeypatch.setattr(module, "orthonormal", lambda m: calls.append(m.shape) or orthonormal(m))
     policy = ef.per_leaf(lambda path, leaf: power_sgd(2))
@@ -186,7 +186,7 @@ def test_batch_axes(name: str) -> None:
 
 
 def test_atomo_draws_for_each_layer() -> None:
-    """Unbiased, with a draw of its own for each matrix."""
+    """Unbiased, with an independent draw for each matrix."""
     x, codec = jnp.asarray(gradients((12, 11), 2)[:, 0]), atomo(1, 0, batch_axes=1).codec
     like, keys = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.random.split(jax.random.key(2), 3000)
     y = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(x, key), like)))(keys)
@@ -200,7 +200,7 @@ def test_atomo_draws_for_each_layer() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["zero", "one column", "rank one", "tiny", "huge", "zero column"])
 def test_orthonormal_survives(kind: str, dtype: str) -> None:
-    """Always a full set of orthonormal columns that spans the matrix, whatever its rank."""
+    """Always a full set of orthonormal columns that spans the matrix, for any rank."""
     rng = np.random.default_rng(3)
     m = rng.standard_normal((30, 4))
     m = {
@@ -220,7 +220,7 @@ def test_orthonormal_survives(kind: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("make", [power_sgd, acp_sgd])
 def test_a_direction_without_gradient_is_not_lost(make) -> None:
-    """After gradients of rank one, a gradient of rank two is followed at rank two again."""
+    """After gradients of rank one, a gradient of rank two is approximated at rank two again."""
     rng = np.random.default_rng(4)
     one = jnp.asarray(np.outer(rng.standard_normal(12), rng.standard_normal(9)), jnp.float32)
     two = jnp.asarray(rng.standard_normal((12, 2)) @ rng.standard_normal((2, 9)), jnp.float32)
@@ -310,7 +310,7 @@ def test_svd_is_the_best_approximation() -> None:
 
 
 def test_svd_attains_its_alpha() -> None:
-    """Of an orthogonal matrix rank r keeps r of n equal parts."""
+    """Rank r keeps r of the n equal parts of an orthogonal matrix."""
     q = np.linalg.qr(np.random.default_rng(2).standard_normal((8, 8)))[0].astype(np.float32)
     out = np.asarray(svd(2).update(jnp.asarray(q), svd(2).init(None))[0])
     assert 1 - np.sum((out - q) ** 2) / np.sum(q**2) == pytest.approx(2 / 8, rel=1e-4)
@@ -331,7 +331,7 @@ def test_atomo_variance_formula() -> None:
 
 
 def test_atomo_variance_of_equal_singular_values() -> None:
-    """All equal it is one less than the bound; and the bound less one is no bound."""
+    """For equal singular values omega is the bound minus 1; for others it may be larger."""
     at = lambda s, r: np.sum(s**2 * (1 / np.minimum(1, r * s / s.sum()) - 1)) / np.sum(s**2)  # noqa: E731
     assert at(np.ones(10), 2) == pytest.approx(10 / 2 - 1)
     uneven = np.asarray([3.0] + [1.0] * 9)

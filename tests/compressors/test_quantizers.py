@@ -159,14 +159,14 @@ def test_bad_arguments(make, message: str) -> None:
 
 
 def inceptionn_oracle(x: np.ndarray, e: int, room: int) -> tuple[np.ndarray, int, int]:
-    """C(x), the bytes that all payloads would take, and those that fit, value by value."""
+    """C(x), the bytes of all payloads, and the payloads that fit, value by value."""
     h, size = e // 2, np.abs(x)
     tags = np.select([size >= 1, size >= 2.0**-h, size >= 2.0**-e], [3, 2, 1], 0)
     steps = np.select([tags == 2, tags == 1], [2.0**15, 2.0 ** (h + 7)], 1)
     value = np.where(tags == 3, x, np.sign(x) * np.floor(size * steps) / steps)
     lengths = np.asarray([0, 1, 2, 4])[tags]
     out, used = np.zeros(x.size), 0
-    for i in np.argsort(-size, kind="stable"):  # the largest first, until one has no room
+    for i in np.argsort(-size, kind="stable"):  # the largest first, until one does not fit
         if used + lengths[i] > room:
             break
         out[i], used = value[i], used + lengths[i]
@@ -175,11 +175,11 @@ def inceptionn_oracle(x: np.ndarray, e: int, room: int) -> tuple[np.ndarray, int
 
 @pytest.mark.parametrize("capacity", [1.0, 0.2, 0.01])
 def test_inceptionn_against_numpy(capacity: float) -> None:
-    """All four kinds of value; what finds no room is counted and kept, the smallest first."""
+    """All four kinds of value; those that do not fit, the smallest, are counted and kept."""
     rng = np.random.default_rng(0)
     x = np.float32(rng.standard_normal(200) * 2.0 ** rng.integers(-14, 3, 200))
     x[:8] = [1, -1, 0.5, 2.0**-5, 2.0**-10, 0, -0.0, -(2.0**-11)]
-    x[50:150:3] = 0.75  # ties, some of which find no room
+    x[50:150:3] = 0.75  # ties, some of which do not fit
     codec = ef.inceptionn(2.0**-10, capacity=capacity).codec
     message = jax.jit(codec.encode)(jnp.asarray(x))
     expected, wanted, used = inceptionn_oracle(x.astype(np.float64), 10, math.ceil(800 * capacity))
@@ -193,7 +193,7 @@ def test_inceptionn_against_numpy(capacity: float) -> None:
 
 
 def test_inceptionn_serves_what_waited() -> None:
-    """With room for one whole value a step, error feedback gets to all of them in turn."""
+    """If one whole value fits in a step, error feedback sends all of them in turn."""
     tx = ef.error_feedback(ef.inceptionn(2.0**-4, capacity=0.25))
     state, total = tx.init(jnp.zeros(4)), np.zeros(4)
     for _ in range(40):

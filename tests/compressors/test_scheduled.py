@@ -64,7 +64,7 @@ def test_timelines(lines: list[Timeline]) -> None:
     """Nothing changes within a segment, and steps of one segment are in the same phases."""
 
     def phase(line: Timeline, step: int) -> int:
-        """Counted by hand: changes so far, those of the period counted anew in every round."""
+        """Counted by hand: changes so far, with those of the period counted again each round."""
         if step >= line.settled:
             step = line.settled + (step - line.settled) % line.period
         return sum(change <= step for change in line.changes)
@@ -79,7 +79,7 @@ def test_timelines(lines: list[Timeline]) -> None:
 
 
 def test_only_the_active_state_moves() -> None:
-    """PowerSGD's directions wait until it is their turn, then go on from there."""
+    """PowerSGD's directions wait for their stage, then continue from where they were."""
     x = jnp.asarray(normal(12, 10))
     plain, late = ef.power_sgd(2), ef.scheduled([2], [ef.top_k(0.5), ef.power_sgd(2)])
     expected, before = plain.init(x), late.init(x)
@@ -115,7 +115,7 @@ def test_only_the_active_stage_is_paid(mesh4) -> None:
 
 
 def test_a_schedule_in_a_schedule() -> None:
-    """All count the same steps; the boundaries of a stage that is over play no part."""
+    """All stages count the same steps; the boundaries of a finished stage do not matter."""
     inner = ef.scheduled([1, 3, 9], [ef.top_k(k=k) for k in (9, 8, 7, 6)])
     outer = ef.scheduled([2, 6], [ef.top_k(k=1), inner, ef.top_k(k=2)])
     assert outer.codec.stages.timeline.starts() == (0, 2, 3, 6)

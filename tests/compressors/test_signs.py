@@ -54,7 +54,7 @@ def test_two_means_of_columns() -> None:
 
 
 def steps(compressor, gradients) -> tuple[list, list]:
-    """What is sent and what is owed after each step of error feedback."""
+    """What is sent, and the residual, after each step of error feedback."""
     tx = error_feedback(compressor)
     state = tx.init(jnp.zeros(1))
     sent, owed = [], []
@@ -108,7 +108,7 @@ def test_perm_k_is_exact_for_equal_inputs(size: int) -> None:
 
 
 def test_perm_k_takes_each_coordinate_from_one_worker() -> None:
-    """Of four workers with constant inputs 1..4, each gives two of eight coordinates."""
+    """Four workers with constant inputs 1..4 give two of eight coordinates each."""
     y = np.asarray(shared_out([[float(i)] * 8 for i in (1, 2, 3, 4)]))
     assert np.bincount(np.round(y).astype(int), minlength=5).tolist() == [0, 2, 2, 2, 2]
     codec = perm_k(3).codec

@@ -1,4 +1,4 @@
-"""Sparsifiers by hand, against NumPy, and what they keep when there is no room."""
+"""Sparsifiers by hand, against NumPy, and what they keep beyond their capacity."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_block_indices_are_short() -> None:
 
 
 def test_threshold_counts_what_found_no_room() -> None:
-    """Five values pass, there is room for two: the largest two go, the rest is residual."""
+    """Five values pass and two fit: the largest two are sent, the rest is residual."""
     x = np.asarray([1.0, -2.0, 0.5, 3.0, -1.0, 1.5, 0.0, 0.2], np.float32)
     codec, message, y = coded(threshold(1.0, capacity=0.25), x)
     assert y.tolist() == [0, -2, 0, 3, 0, 0, 0, 0]
@@ -89,7 +89,7 @@ def test_sampled_top_k_is_near_its_ratio(seed: int) -> None:
 
 
 def test_sampled_top_k_lowers_and_raises() -> None:
-    """A sample that sees only the small (large) values is corrected."""
+    """A threshold from a sample of only the small (large) values is corrected."""
     x = np.full(400, 0.001, np.float32)
     x[::10] = 1 + 0.01 * np.arange(40)  # the sample sees only these
     y = coded(sampled_top_k(0.1, sample=0.1), x)[2]
@@ -141,7 +141,7 @@ def test_bernoulli_is_all_or_nothing() -> None:
 
 
 def test_wangni_probabilities() -> None:
-    """Large values are certain; the rest is in proportion, and the budget is used up."""
+    """Large values are certain; the others are in proportion, and the budget is used up."""
     x = np.abs(normal(200)) ** 3
     p = np.asarray(keep_probabilities(jnp.asarray(x), 0.2, 20), np.float64)
     assert p.max() == 1 and p.sum() == pytest.approx(40, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Rotations and what is coded in rotated coordinates."""
+"""Rotations, and codecs in rotated coordinates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def nmse(compressor, x: np.ndarray, draws: int) -> float:
 
 
 def test_hadamard_matrix() -> None:
-    """Entries +-1/sqrt D by the parity of the common bits; its own inverse."""
+    """Entries are +-1/sqrt D by the parity of the common bits; the matrix is its own inverse."""
     size = 16
     parity = [[(i & j).bit_count() % 2 for j in range(size)] for i in range(size)]
     expected = np.where(np.asarray(parity) == 0, 1, -1) / 4
@@ -64,7 +64,7 @@ def test_transforms_invert(kind: str, size: int) -> None:
 
 
 def test_transforms_flatten() -> None:
-    """The largest of the spread values is smaller: by a rotation, and still more by the frame."""
+    """A rotation spreads values and shrinks the largest one; the frame shrinks it still more."""
     x = jnp.asarray(normal(200) * np.linspace(0, 3, 200) ** 2, jnp.float32)
     keys = jax.random.split(jax.random.key(2), 20)
 

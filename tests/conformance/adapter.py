@@ -1,4 +1,4 @@
-"""What a library has to offer to be asked these cases: a few functions on NumPy arrays.
+"""What a library must offer to run these cases: a few functions on NumPy arrays.
 
 To run the cases against another library, give the fixture ``library`` an object with the same
 methods. Arrays go in and come out as NumPy; a worker's update is a dictionary of leaves.
@@ -68,7 +68,7 @@ class EfOptax:
         return ef.simulate(tx, n, "w")
 
     def mean_of_workers(self, name: str, rows: Any, **options: Any) -> np.ndarray:
-        """The mean over workers of what each decodes to."""
+        """The mean over workers of their decoded messages."""
         rows = jnp.asarray(rows, jnp.float32)
         rule = ef.compressed_mean(getattr(ef, name)(**options), axis_name="w")
         tx = ef.simulate(rule, len(rows), "w")
@@ -87,7 +87,7 @@ class EfOptax:
         return getattr(ef, name)(**options).bits(shape)
 
     def constants(self, name: str, shape: Any, **options: Any) -> tuple[Any, Any]:
-        """Contraction alpha and variance omega, None where there is none."""
+        """Contraction alpha and variance omega, None if there is none."""
         codec = getattr(ef, name)(**options).codec
         return codec.alpha(shape), codec.omega(shape)
 
@@ -102,7 +102,7 @@ class EfOptax:
         return np.asarray(codes * fitted_scale(codes, x, scale))
 
     def feedback(self, name: str, gradients: Any, **options: Any) -> tuple[list, list]:
-        """What one worker sends and what it owes after each step of EF14 in gradient units."""
+        """What one worker sends, and its residual, after each step of EF14 in gradient units."""
         tx = ef.error_feedback(getattr(ef, name)(**options))
         gradients = [jnp.asarray(g) for g in gradients]
         state, sent, owed = tx.init(jnp.zeros_like(gradients[0])), [], []

@@ -1,4 +1,4 @@
-"""More of the cases that other systems' tests assert, or that break in them: the compressors."""
+"""More cases that other systems' tests assert, or that break in those systems: the compressors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("side", [64, 48, 7])
 def test_02_chunked_cosines_with_all_coefficients(library: EfOptax, side: int) -> None:
-    """k = all is the identity, also where the sides have no common chunk size."""
+    """k = all is the identity, also if the sides have no common chunk size."""
     x = normal(side, 50)
     np.testing.assert_allclose(library.compress("dct_top_k", x, chunk=64, k=4096), x, atol=1e-5)
 
@@ -172,7 +172,7 @@ def test_25_a_convolution_of_four_axes(library: EfOptax, name: str) -> None:
 
 
 def test_26_what_is_always_zero_stays_exactly_zero(library: EfOptax) -> None:
-    """Columns without any gradient, under one-bit codes with a memory and scales of their own."""
+    """Columns without any gradient, under one-bit codes with memory and one scale per column."""
     steps = normal(4, 6, 5)
     steps[:, :, [1, 3]] = 0
     sent, owed = library.feedback("two_mean_sign", steps, columns=True)

@@ -1,4 +1,4 @@
-"""Cases that other systems' tests assert, or that break in them, restated as facts."""
+"""Cases that other systems' tests assert, or that break in those systems, restated as facts."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_27_the_rate_drops_by_ten(library: EfOptax) -> None:
         e = p - sent
         updates, state = tx.update(jnp.asarray(g, jnp.float32), state, jnp.zeros(3))
         np.testing.assert_allclose(updates, -rate * sent, rtol=1e-6)
-    assert np.max(np.abs(e)) > 10  # what was owed did grow tenfold when the rate fell
+    assert np.max(np.abs(e)) > 10  # the residual did grow tenfold when the rate fell
 
 
 def test_19_the_first_step_in_step_units_is_already_scaled(library: EfOptax) -> None:
@@ -131,7 +131,7 @@ def test_22_selection_is_by_magnitude_on_negative_gradients(library: EfOptax) ->
 
 
 def test_23_random_k_of_two_leaves(library: EfOptax) -> None:
-    """Other indices for leaves "ab" and "ba"; no repeats; the global random state untouched."""
+    """Different indices for leaves "ab" and "ba"; no repeats; the global random state untouched."""
     from ef_optax import random_k
 
     np.random.seed(5)

@@ -1,4 +1,4 @@
-"""PowerSGD as its authors' own tests assert it, and where other systems break."""
+"""PowerSGD as its authors' own tests assert it, and cases that break other systems."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_08_error_feedback_identity() -> None:
 
 
 def test_08_before_the_start_step_it_is_exact() -> None:
-    """The mean to the last bit, and no residual, in float64; from the start step on it is not."""
+    """In float64, the mean to the last bit and no residual until the start step; then neither."""
     with jax.enable_x64(True):
         rule = ef.error_feedback(ef.power_sgd(2, start_step=3, iterations=3), axis_name="w")
         tx = ef.simulate(rule, 4, "w")
@@ -57,7 +57,7 @@ def test_09_beyond_the_start_step_it_really_compresses(mesh4) -> None:
     lowered = jax.jit(tx.update).lower(jnp.zeros((4, 64, 48)), tx.init(params), params)
     report = ef.wire_report(lowered.compile())
     assert all(c.conditional and c.kind == "reduce" for c in report.collectives)
-    flag = 4  # whether all is finite; it rides with one of the factors
+    flag = 4  # whether all is finite; it travels with one of the factors
     *factors, dense = sorted(c.message_bytes for c in report.collectives)
     assert dense == 4 * 64 * 48 + flag
     assert len(factors) == 2 and sum(factors) == 4 * 2 * (64 + 48) + flag

@@ -36,7 +36,7 @@ def reading_instructions(text: str) -> list[str]:
 def test_scaled_sign_with_its_residual_needs_two_passes_and_no_third() -> None:
     """4 bytes for each of: gradient and residual, twice; the new residual; the update.
 
-    So 24 and the bits. Of these 20 are the codec's; the update of one worker is the rest.
+    So 24 bytes and the bits. The codec accounts for 20, the update of one worker for the rest.
     """
     tx = ef.error_feedback(ef.scaled_sign())
     state = jax.eval_shape(tx.init, LEAF)
@@ -49,7 +49,7 @@ def test_scaled_sign_with_its_residual_needs_two_passes_and_no_third() -> None:
 
 
 def test_top_k_asks_its_message_whether_the_leaf_is_finite() -> None:
-    """The bytes of the step are those without any check, to a few scalars."""
+    """Checks add no more than a few scalars to the bytes of the step."""
     codec = ef.top_k(0.01).codec
 
     def step(check: bool):

@@ -17,7 +17,7 @@ CODEC = scaled_sign().codec
 
 
 def step(g: jax.Array, e: jax.Array):
-    """Message and new residual; the sum is formed again for the second reading, not stored."""
+    """Message and new residual; the sum is computed again for the second pass, not stored."""
     message = CODEC.encode(g + e)
     g, e = lax.optimization_barrier((g, e))
     return message, CODEC.residual(g + e, message)
@@ -38,7 +38,7 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_bytes_accessed(program) -> None:
-    """Twice g and e, once the new residual, and a bit and a norm of each word: 20.4 bytes."""
+    """Twice g and e, once the new residual, a bit per value and a norm per word: 20.4 bytes."""
     assert program.cost_analysis()["bytes accessed"] / SIZE <= 20.5
 
 
@@ -74,7 +74,7 @@ def test_the_residual_is_written_over_the_old_one(program) -> None:
 
 
 def test_bits_and_residual_are_those_of_the_unfused_form(program) -> None:
-    """Given the scale that was sent, everything else is exact."""
+    """Given the scale that was sent, all other numbers are exact."""
     g, e = inputs()
     message, residual = program(jnp.asarray(g), jnp.asarray(e))
     scale = np.asarray(message["scale"])[0]

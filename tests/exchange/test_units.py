@@ -1,7 +1,7 @@
-"""Leaves that share a program get what each of them gets alone.
+"""Leaves that share a program get the same results as each leaf alone.
 
-Equal small leaves are stacked, large ones of a family are encoded together. The sizes at which this
-begins are lowered, so that small leaves go through the form of large ones.
+Equal small leaves are stacked, large ones of a family are encoded together. The tests lower the
+sizes at which this begins, so that small leaves go through the code for large ones.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def test_messages_of_adversaries_are_those_of_each_alone(dtype):
     cases = {shape: adversaries(int(np.prod(shape)), dtype) for shape in SHAPES.values()}
     names = list(cases[SHAPES["a"]])
     alone = jax.jit(CODEC.encode)
-    for turn in range(0, len(names), 2):  # neighbours differ, and so do those of every turn
+    for turn in range(0, len(names), 2):  # neighbours differ, in every turn
         chosen = [names[(turn + 3 * i) % len(names)] for i in range(len(SHAPES))]
         leaves = [
             cases[shape][name].reshape(shape)
@@ -176,7 +176,7 @@ def test_stacked_leaves_get_what_each_gets_alone(name):
     for key, grad in grads.items():
         alone = [part[key] for part in step({key: grad})]
         stacked = [part[key] for part in together]
-        if name in ROUNDED:  # what is left by a rotation has been rounded some twenty times
+        if name in ROUNDED:  # the residual of a rotation has been rounded some twenty times
             room = 32 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(grad)))
             for one, other in zip(stacked, alone, strict=True):
                 np.testing.assert_allclose(one, other, rtol=0, atol=room)
@@ -300,6 +300,6 @@ def test_the_residual_of_a_large_matrix_is_written_in_place(count):
 
 
 def test_more_equal_leaves_have_no_kernels_of_their_own():
-    """What takes all of them together depends on their number; nothing else is compiled anew."""
+    """Only code that joins the leaves depends on their number; nothing else compiles again."""
     few, many = (kernels_of(compiled(count).as_text()) for count in (3, 5))
     assert len(many) <= len(few) + 5

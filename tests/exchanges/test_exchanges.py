@@ -105,7 +105,7 @@ def tree_oracle(g: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tree_inputs(n: int) -> np.ndarray:
-    """A coordinate that is dropped on one branch and comes back on another; ties; overlaps."""
+    """A coordinate that one branch drops and another sends; ties; overlaps."""
     g = np.round(4 * normal(n, 24, seed=3)) / 4
     g[0, 5], g[n - 1, 5] = 1.0, 9.0
     return g.astype(np.float32)
@@ -148,7 +148,7 @@ def test_a_tree_needs_a_power_of_two() -> None:
 
 
 def test_ternary_with_a_shared_scale() -> None:
-    """All send multiples of the largest magnitude of all workers; the mean is without bias."""
+    """All send multiples of the largest magnitude of all workers; the mean is unbiased."""
     g = np.float32([[1.0, -2.0, 0.5, 0.0], [0.25, 8.0, -4.0, 0.0]])
     codec = ternary(0, shared_scale=True).codec
     assert codec.traffic((4,), "float32", 2) == (32, 8) and codec.omega((4,), 2) is None
@@ -190,7 +190,7 @@ def test_sketch_estimates_are_unbiased_in_each_row() -> None:
 
 
 def test_count_sketch_between_workers() -> None:
-    """All send at the same k places, and these are where the mean is large."""
+    """All workers send the same k coordinates, and the mean is large there."""
     g = 0.01 * normal(3, 200)
     g[:, [5, 60, 199]] += np.asarray([[3.0, -2.0, 1.0]])
     out, memory = feedback(count_sketch(5, 100, k=3), g)

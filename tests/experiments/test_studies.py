@@ -1,4 +1,4 @@
-"""The small studies: each runs from its flags to its picture and finds what it is there to show."""
+"""The small studies: each runs from its flags to its picture and finds what it should show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = list[dict[str, Any]]
 
 
 def results(main: Callable[[list[str]], None], out_dir: Path, *words: str) -> Rows:
-    """Runs a study; its measurements, after a look at the other files."""
+    """Runs a study, checks its other files, and returns its measurements."""
     main(["study", *words, f"--out_dir={out_dir}"])
     assert (out_dir / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     table = [line for line in (out_dir / "table.md").read_text().splitlines() if line[:1] == "|"]
@@ -35,7 +35,7 @@ def value(rows: Rows, key: str, **where: Any) -> float:
 
 
 def keep(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> None:
-    """Only these methods: every other one is one more program to compile."""
+    """Only these methods: each further one is another program to compile."""
     monkeypatch.setattr(module, "METHODS", {name: module.METHODS[name] for name in names})
 
 
@@ -81,7 +81,7 @@ def test_span_data_are_those_of_the_description() -> None:
     np.testing.assert_array_equal(points[:, 0], labels)
     np.testing.assert_array_equal(points[:, 1:3], 1)
     np.testing.assert_array_equal(points[:, 3:].sum(1), np.where(labels > 0, 1, 5))
-    assert points[:, 3:].sum(0).max() == 1  # nobody shares those
+    assert points[:, 3:].sum(0).max() == 1  # no two points share those
 
 
 def test_rates_stay_within_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The studies of EF21: each runs from flags to picture and finds what it is there to show."""
+"""The studies of EF21: each runs from flags to picture and finds what it should show."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_one_row_a_step_is_the_gradient_on_average() -> None:
 
 
 def lines_of(rng: np.random.Generator, rows: int, features: int, steep: int) -> str:
-    """LibSVM text; every so many rows is a hundred times as long as the others."""
+    """LibSVM text; rows at a fixed interval are a hundred times as long as the others."""
     values = (
         rng.standard_normal((rows, features)) * np.where(np.arange(rows) % steep, 1, 100)[:, None]
     )

@@ -1,4 +1,4 @@
-"""The studies at full size against what was published or found before: minutes, so marked slow."""
+"""The studies at full size against published or earlier results: minutes, so marked slow."""
 
 from __future__ import annotations
 

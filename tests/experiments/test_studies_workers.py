@@ -35,7 +35,7 @@ def study_of(tmp_path: Path, *words: str) -> Rows:
 
 
 def accept(rows: Rows) -> None:
-    """The step is more than ten times as long where features are rare, and hardly longer else."""
+    """The step is more than ten times as long if features are rare, and hardly longer otherwise."""
     assert value(rows, "gain", problem="c/n = 0.05", method="rare") > 10
     assert value(rows, "gain", problem="c/n = 0.9", method="rare") < 1.2
     for row in rows:
@@ -123,7 +123,7 @@ def test_the_dial_sorts_its_share_of_the_rows() -> None:
         for a, b in parts:
             np.testing.assert_array_equal(labels[a.ravel().astype(int)], b)
         alike = [max((b > 0).sum(), (b < 0).sum()) for _, b in parts]
-        assert sorted(alike)[1] >= lowest  # one worker may stand at the border
+        assert sorted(alike)[1] >= lowest  # one worker may be at the border
 
 
 def test_disagreement_grows_with_the_dial() -> None:

@@ -1,4 +1,4 @@
-"""The main job as a user meets it: what it refuses, what it writes, what a kill leaves behind."""
+"""The main job as a user sees it: what it refuses, what it writes, what a kill leaves behind."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One small heterogeneous problem, for the library and for the references.
 
-Three workers with quadratics ``(1/2) x^T H_i x - b_i^T x`` over parameters of two leaves. Run in
-float64, so that library and reference agree to 1e-12 or are different algorithms.
+Three workers with quadratics ``(1/2) x^T H_i x - b_i^T x`` over parameters of two leaves, in
+float64, so library and reference agree to 1e-12 unless they are different algorithms.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ B = _rng.normal(size=(WORKERS, 7))
 START = _rng.normal(size=7)
 
 NOISE = _rng.normal(size=(ROUNDS + 1, WORKERS, 7))
-"""What a minibatch adds to each worker's gradient, round by round."""
+"""The noise that a minibatch adds to each worker's gradient, round by round."""
 
 GRADS = [lambda x, H=Hi, b=bi: H @ x - b for Hi, bi in zip(H, B, strict=True)]
 """One gradient function per worker, for the references."""
@@ -69,7 +69,7 @@ def flat(parameters: Any, lead: int = 0) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Recorded(ef.extend.Codec):
-    """Another codec that keeps in its state which entries it sent, for the references to read."""
+    """Wraps a codec; its state records which entries were sent, for the references to read."""
 
     inner: ef.extend.Codec
 
@@ -174,7 +174,7 @@ def check(
     extra: Any = None,
     **memories: str,
 ) -> Any:
-    """Holds iterates, and named fields of the rule's state, to the reference.
+    """Compares iterates, and named fields of the rule's state, with the reference.
 
     Args:
       lifted: from :func:`optimizer`.

@@ -107,7 +107,7 @@ RULES: dict[str, Make] = {
         ef.variance_based(0.5, capacity=0.5, decay=0.9, axis_name=AXIS), squares
     ),
 }
-"""Rules that need nothing but the gradients, or what is made of them here."""
+"""Rules that need only the gradients, or arguments made from them here."""
 
 WITH_POINTS: dict[str, Make] = {
     "cser": lambda: ef.local.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),
@@ -120,12 +120,12 @@ WITH_POINTS: dict[str, Make] = {
     "normalised igt": lambda: ef.ef21_normalised(TOP, "igt", axis_name=AXIS),
     "normalised rhm": lambda: ef.ef21_normalised(TOP, "rhm", key=0, axis_name=AXIS),
 }
-"""Rules that ask for gradients at points of their own."""
+"""Rules that need gradients at other points."""
 
 EVERY = RULES | WITH_POINTS
 
 FEW = ("dgc warm-up", "ef21", "ef21_p", "fetch_sgd", "pp-marina", "qsparse_local_sgd", "two_shot")
-"""One of each kind: what holds for these in one test holds for the others in the slow run."""
+"""One of each kind: these always run, the others only in the slow run."""
 
 
 def thinned(names: Iterable[str]) -> list[Any]:
@@ -207,8 +207,8 @@ def together(
 
     Args:
       names: of ``EVERY``.
-      rate: follows every rule that is no whole optimizer by gradient descent with this rate.
-      elsewhere: what a rule gets at points of its own, as a multiple of the gradient.
+      rate: every rule that is not a whole optimizer is followed by gradient descent at this rate.
+      elsewhere: what a rule gets at other points, as a multiple of the gradient.
     """
 
     def made(name: str) -> optax.GradientTransformationExtraArgs:

@@ -1,4 +1,4 @@
-"""Numbers that a rule is given: nonsense is refused by name, traced hyperparameters are taken."""
+"""Numbers given to a rule: nonsense is refused by name, traced hyperparameters are accepted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_factors_may_be_injected(name: str) -> None:
-    """And an injected number does what the same Python number does."""
+    """An injected number has the same effect as the same Python number."""
     params, grads = jnp.zeros(3), jnp.array([3.0, 2.0, 1.0])
 
     def make(factor):

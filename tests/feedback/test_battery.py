@@ -1,4 +1,4 @@
-"""What every Optax transformation must bear, over every rule."""
+"""The common battery of Optax transformations, run on every rule."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def traced(tx, params):
     """Shapes of the state before, of the updates, of the state after, for each worker."""
     grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct((N, *x.shape), x.dtype), params)
     run = jax.vmap(lambda g: one_step(tx, g, params), axis_name=AXIS, axis_size=N)
-    if not jax.tree.leaves(grads):  # nothing to map over: one worker does
+    if not jax.tree.leaves(grads):  # nothing to map over: one worker is enough
         run = jax.vmap(lambda _: one_step(tx, grads, params), axis_name=AXIS, axis_size=N)
         return jax.eval_shape(run, jnp.zeros(N))
     return jax.eval_shape(run, grads)
@@ -43,7 +43,7 @@ def traced(tx, params):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_trees_of_every_kind(name):
-    """Updates are like the parameters and the state keeps its form, whatever the tree."""
+    """For any tree, updates are like the parameters and the state keeps its form."""
     for kind, params in TREES.items():
         before, updates, after = traced(EVERY[name](), params)
         form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
@@ -95,7 +95,7 @@ def test_unknown_arguments_are_accepted_and_nothing_is_compiled_twice(name):
 
 @pytest.mark.parametrize("name", thinned(EVERY))
 def test_bad_steps_on_one_worker_change_nothing(name):
-    """NaN before every step, the first too: the run is that without them, for all workers."""
+    """NaN before every step, even the first: the run equals one without them, on all workers."""
     lifted = ef.simulate(EVERY[name](), N, AXIS)
     params = {"w": jnp.ones((3, 2))}
     rng = np.random.default_rng(0)
@@ -116,5 +116,5 @@ def test_bad_steps_on_one_worker_change_nothing(name):
         np.testing.assert_array_equal(got["w"], expected["w"])
     assert max(int(s.skipped) for s in ef.parallel.exchange_states(dirty)) == 4
     for a, b in zip(jax.tree.leaves(dirty), jax.tree.leaves(clean), strict=True):
-        if a.dtype not in (jnp.int32, bool):  # not the counters and verdicts
+        if a.dtype not in (jnp.int32, bool):  # not the counters and flags
             np.testing.assert_array_equal(a, b)

@@ -1,4 +1,4 @@
-"""Nothing is lost: what was sent plus what is owed is what came in, for every codec and shape."""
+"""Nothing is lost: what was sent plus the residual is the input, for every codec and shape."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_sent_plus_residual_is_what_came_in(name: str, seed: int, exponent: int,
         came = np.asarray(grads[leaf], np.float64).mean(1).sum(0)
         sent = np.asarray(updates[leaf], np.float64)
         owed = np.asarray(state.residual[leaf], np.float64)
-        # Each worker rounds its own numbers: what they owe may cancel, rounding does not.
+        # Each worker rounds its own numbers: residuals may cancel, rounding errors do not.
         size = sum(np.abs(x).max() for x in (np.asarray(grads[leaf], np.float64), sent, owed))
-        if owed.shape != came.shape:  # the identity owes nothing, the same on all workers
+        if owed.shape != came.shape:  # the identity has no residual, on any worker
             owed = owed.mean(0)
         error = np.abs(sent.sum(0) + owed - came).max()
         assert error <= 4e-6 * size, (leaf, error, size)
@@ -111,7 +111,7 @@ def test_injection_keeps_the_mass() -> None:
 
 
 def test_virtual_iterate_moves_by_the_mean_gradient() -> None:
-    """In step units x - mean e moves by exactly lr times the mean gradient (float64)."""
+    """In step units, x - mean e moves by exactly lr times the mean gradient (float64)."""
     with jax.enable_x64(True):
         n, d, rate = 3, 6, 0.1
         chain = optax.chain(optax.sgd(rate), ef.error_feedback(ef.scaled_sign(), axis_name="w"))

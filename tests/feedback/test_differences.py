@@ -59,7 +59,7 @@ def test_diana_learns_at_the_rate_of_its_compressor():
 
 
 def test_diana_converges_where_plain_compression_cannot():
-    """With exact gradients of workers that disagree: control variates take all the noise out."""
+    """If workers disagree but gradients are exact, control variates remove all the noise."""
     compressor = ef.random_k(key=3, k=2, scaled=True)
     best = np.linalg.solve(H.mean(0), -np.mean([g(np.zeros(7)) for g in GRADS], axis=0))
     end = {}
@@ -173,7 +173,7 @@ def test_pp_marina_with_all_workers_is_marina():
 
 
 def test_marina_with_the_identity_is_the_minibatch_recursion():
-    """On quadratics differences at two points have no noise: only exact rounds bring it in."""
+    """On quadratics, differences between two points have no noise; only exact rounds add it."""
     rule = ef.marina(ef.identity(), 1.0, key=2, axis_name=AXIS)
     x, sgd = START, []
     for t in range(20):
@@ -232,7 +232,7 @@ def test_ef21_with_implicit_gradient_transport():
 
 
 def test_ef21_p():
-    """The parameters are w, the server's model is w plus what the workers are behind."""
+    """The parameters are w; the server's model is w plus what the workers still lack."""
     tx = optax.chain(
         ef.compressed_mean(ef.identity(), axis_name=AXIS),
         optax.sgd(GAMMA),

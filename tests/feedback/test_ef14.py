@@ -81,7 +81,7 @@ def test_nothing_is_applied_and_all_is_kept_where_the_rate_is_zero() -> None:
         updates, state = tx.update(jnp.asarray([9.0, 9.0]), state)
         assert updates.tolist() == [0.0, 0.0] and state.residual.tolist() == [0.0, 2.0]
     updates, state = tx.update(jnp.asarray([1.0, 0.0]), state)
-    assert updates.tolist() == [0.0, 4.0]  # the owed 2 times 0.5 / 0.25
+    assert updates.tolist() == [0.0, 4.0]  # the residual 2 times 0.5 / 0.25
     assert np.isfinite(state.residual).all()
 
 

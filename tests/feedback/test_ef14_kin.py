@@ -228,7 +228,7 @@ def test_dist_ef_sgdm_at_a_rate_of_zero_waits():
 def test_scalecom(beta):
     rule = ef.scalecom(k=1, beta=beta, axis_name=AXIS)
     got = run(optimizer(rule))
-    # The reference chooses over the whole vector: run it leaf by leaf, on the same gradients.
+    # The reference selects over the whole vector: run it leaf by leaf, on the same gradients.
     x, m = START, np.zeros((3, 7))
     edges = np.cumsum([0, *SIZES])
     for t in range(20):
@@ -283,7 +283,7 @@ def test_adacomp():
 
 
 def test_safe_ef():
-    """Stays at the boundary of ``sum(x) >= 1``, which all workers know a different share of."""
+    """Stays at the boundary of ``sum(x) >= 1``, of which every worker knows a different share."""
     shares = np.array([0.5, 1.0, 1.5])
 
     def constraint(x):
@@ -323,7 +323,7 @@ def test_safe_ef():
 
 
 def test_neolithic():
-    """Two minibatches a step, accumulated before; both directions compressed twice over."""
+    """Two minibatches a step, accumulated beforehand; both directions compressed twice."""
     R, noise = 2, np.random.default_rng(1).normal(size=(20, WORKERS, 2, 7))
     rule = ef.neolithic(ef.scaled_sign(), R, ef.top_k(k=1), axis_name=AXIS)
     lifted = optimizer(rule)

@@ -142,7 +142,7 @@ def test_ef21_double_momentum():
 
 
 def test_normalised_ef21_momentum_with_schedules():
-    """The parameter-agnostic form is a composition: fresh weight and step fall with the round."""
+    """The parameter-agnostic form is a composition with falling fresh weight and step."""
 
     def falling(scale, power):
         return lambda t: scale * (jnp.asarray(t, jnp.float64) + 1) ** -power
@@ -215,7 +215,7 @@ def test_the_identity_takes_exactly_the_gradient_step(name):
 
 
 def test_a_bad_step_changes_nothing():
-    """NaN on one worker: zero update, all memories as they were, the start still to come."""
+    """NaN on one worker: the update is zero, all memories stay, and the start is still to come."""
     rule = ef.ef21(ef.top_k(k=1), axis_name=AXIS, init="full")
     lifted = optimizer(rule)
     params = tree(jnp.asarray(START, jnp.float32))
@@ -283,7 +283,7 @@ def test_bad_input_is_named(call, error, words):
     ("dtype", "factor"), [("float32", 1e-30), ("float32", 1e30), ("float16", 1e4), ("float16", 0)]
 )
 def test_norm_one_at_any_scale(dtype: str, factor: float, per_leaf: bool) -> None:
-    """Squares of what a dtype can hold may be beyond its range; only zero stays zero."""
+    """Squares of a dtype's numbers may leave its range; only zero stays zero."""
     updates = {"a": jnp.array([3.0, 4.0], dtype) * jnp.asarray(factor, dtype), "none": None}
     got, _ = normalise(per_leaf=per_leaf).update(updates, optax.EmptyState())
     expected = np.array([0.6, 0.8]) * bool(factor)

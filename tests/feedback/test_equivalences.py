@@ -1,8 +1,8 @@
 """The graph of equivalences between the algorithms, edge by edge, on the library's side.
 
-An edge says that a rule with certain options *is* another algorithm. Each is held to the NumPy
-reference of that other algorithm, in float64 to 1e-12 over 40 rounds of three workers that differ;
-``docs/equivalences.md`` lists all edges and where each is tested.
+An edge says that a rule with certain options *is* another algorithm. Each is compared with the
+NumPy reference of that other algorithm, in float64 to 1e-12 over 40 rounds of three workers that
+differ; ``docs/equivalences.md`` lists all edges and where each is tested.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_without_collisions_and_with_all_coordinates_it_is_gradient_descent():
 
 
 def test_without_collisions_it_is_error_feedback_on_the_mean_gradient():
-    """The virtual error is the mean of what the workers would owe: EF14 of one worker."""
+    """The virtual error is the mean of the workers' residuals: EF14 of one worker."""
     from tests.oracles import compress, ef14
 
     made = ef.fetch_sgd(5, 4096, k=2, momentum=0.0, clear="subtract", key=KEY, axis_name=AXIS)

@@ -1,4 +1,4 @@
-"""Every rule in every way to run it: what its types say, and the same numbers as simulated."""
+"""Every rule in every mode: what its types say, and the same numbers as in simulation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def by_hand(tx, params, check):
 def test_types_in_a_checked_map(name):
     """Conditions agree between workers, branches have equal types, updates are the same for all.
 
-    Traced only: what the types say needs no compiled program. The state keeps its shapes and
+    Only traced: types need no compiled program. The state keeps its shapes and
     dtypes, so that it scans.
     """
     params = {name: {"w": jnp.zeros((3, 2)), "b": jnp.zeros(3, jnp.bfloat16)}}
@@ -176,7 +176,7 @@ reference = functools.cache(simulated)
     ids=lambda x: x if isinstance(x, str) else "few" if x == FEW else "all",
 )
 def test_devices_follow_the_simulation(mode, names):
-    """Every number, on split parameters too; a residual of exactly zero stays one."""
+    """Every number, also on split parameters; a residual that is exactly zero stays zero."""
     split = mode.startswith("split")
     got, expected = MODES[mode](names), reference(names, split)
     wrong = []
@@ -189,7 +189,7 @@ def test_devices_follow_the_simulation(mode, names):
 
 
 def test_split_parameters_are_compressed_slice_by_slice():
-    """What the split modes are compared with is not what whole parameters would give."""
+    """The reference of the split modes differs from the result for whole parameters."""
     whole, split = reference(FEW, False), reference(FEW, True)
     for name in FEW:
         off = [np.abs(a[name]["w"] - b[name]["w"]) for a, b in zip(whole, split, strict=True)]
@@ -200,11 +200,11 @@ def test_split_parameters_are_compressed_slice_by_slice():
 # Descent
 ########################################################################################
 
-# No memory of what was not sent: these stay away from the optimum of workers that differ.
+# Without memory of what was not sent, these stay away from the optimum of workers that differ.
 WITHOUT_MEMORY = {"compressed_mean", "ef21_p", "neolithic"}
-# Clipping of workers that differ has a bias, and a table with fewer cells than entries noise.
+# Clipping is biased if workers differ, and a table with fewer cells than entries adds noise.
 BIASED = {"dgc", "fetch_sgd"}
-# Here with a compressor that is unbiased but not contractive, for which they are not meant.
+# Used here with a compressor that is unbiased but not contractive, for which they are not meant.
 NOT_CONTRACTIVE = {"ef21 unbiased", "ef21_momentum", "error_feedback corrected"}
 # Its directions are those of earlier gradients, and a gradient may be orthogonal to all of them.
 WITHOUT_CONSTANTS = {"gradiveq"}
@@ -212,7 +212,7 @@ WITHOUT_CONSTANTS = {"gradiveq"}
 
 @pytest.mark.slow
 def test_every_rule_descends_where_workers_differ():
-    """Parabolas of four workers, whose own optima are far apart: all near the common one."""
+    """Parabolas of four workers with distant optima: all rules end near the common one."""
     left_out = WITHOUT_MEMORY | BIASED | NOT_CONTRACTIVE | WITHOUT_CONSTANTS
     names = tuple(RULES.keys() - left_out)
     curvature = jnp.asarray([0.5, 1.0, 1.5, 2.0])

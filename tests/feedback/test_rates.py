@@ -1,4 +1,4 @@
-"""At the step sizes of theory: the published rates are not exceeded, and everything converges.
+"""At theory's step sizes the published bounds hold, and everything converges.
 
 Least squares of five workers whose smoothness constants differ by a factor of 200, in float64. All
 methods run in one program a test; each has its own step from :mod:`ef_optax.theory`.
@@ -34,7 +34,7 @@ MU = np.linalg.eigvalsh(HESSIAN)[0]
 
 
 def gradients(x, A=A, B=B):
-    """Of every worker at x."""
+    """Gradient of every worker at x."""
     return (A.transpose(0, 2, 1) @ (A @ x - B)[..., None])[..., 0] / A.shape[1]
 
 
@@ -187,7 +187,7 @@ def test_everything_converges_at_its_step():
 
 @pytest.mark.parametrize("init", ["zero", "compressed"])
 def test_rare_features_are_never_estimated_where_they_are_not_seen(init):
-    """The start that the larger step asks for: an estimate is zero on features a worker lacks."""
+    """The start that the larger step needs: an estimate is zero on features a worker lacks."""
     n, d, rng = 6, 12, np.random.default_rng(5)
     seen = np.zeros((n, d), bool)
     for j in range(d):  # every feature on two workers

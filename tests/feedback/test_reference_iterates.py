@@ -1,4 +1,4 @@
-"""Iterates worked out by hand in exact arithmetic, for one worker: every row, on the library."""
+"""Iterates worked out by hand in exact arithmetic, for one worker: the library on every row."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_every_rule_with_this_codec_raises_or_works(name):
         missing = lacks(rule, argument, compressor.codec)
         if missing:
             with pytest.raises(ValueError, match=f"^{rule}: {argument}") as caught:
-                make(compressor).init(PARAMS)  # a policy is asked where it sees the leaves
+                make(compressor).init(PARAMS)  # a policy is checked in init, where it sees leaves
             text = str(caught.value)
             assert any(NEEDS[n].reason in text and NEEDS[n].remedy in text for n in missing)
         elif grows(rule, argument, compressor.codec):
@@ -92,7 +92,7 @@ def test_every_rule_with_this_codec_raises_or_works(name):
 
 
 def test_each_need_is_missed_by_some_codec():
-    """A need that every codec meets would test nothing."""
+    """A need that every codec meets tests nothing."""
     for name, need in NEEDS.items():
         parts = [part for make in CODECS.values() for part in codec_parts(make().codec)]
         assert {need.met(part) for part in parts} == {True, False}, name

@@ -24,7 +24,7 @@ def chain():
 
 
 def of_workers(x):
-    """Every worker's gradient, its share of the constraint ``sum(x) >= 1``, and that one's."""
+    """Every worker's gradient, its share of the constraint ``sum(x) >= 1``, and its gradient."""
     value = (SHARES * (1.0 - jnp.sum(x)))[:, 0]
     return x - OWN, value, -SHARES * jnp.ones_like(OWN)
 

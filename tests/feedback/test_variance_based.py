@@ -15,7 +15,7 @@ SHAPES = {"a": (3,), "b": (4, 5)}
 
 
 def samples(steps: int = STEPS, n: int = N) -> dict[str, np.ndarray]:
-    """Gradients of single samples: a mean of its own for each coordinate, and noise."""
+    """Gradients of single samples: a different mean for each coordinate, and noise."""
     rng = np.random.default_rng(0)
     return {
         name: rng.normal(size=shape) + rng.normal(size=(steps, n, BATCH, *shape))
@@ -32,7 +32,7 @@ def means_and_squares(drawn: dict[str, np.ndarray], t: int):
 
 
 def oracle(x: np.ndarray, room: int):
-    """Emitted updates of each step, the last r and v, and how often something found no room."""
+    """Emitted updates of each step, the last r and v, and how often something did not fit."""
     r, v, emitted, crowded = np.zeros(x.shape[3:]), np.zeros(x.shape[3:]), [], 0
     r, v = np.stack([r] * x.shape[1]), np.stack([v] * x.shape[1])
     for batch in x:
@@ -86,14 +86,14 @@ def test_against_numpy(how: str, capacity: float, mesh4) -> None:
         np.testing.assert_allclose(state.residual[name], r, atol=2e-6)
         np.testing.assert_allclose(state.variance[name], v, atol=2e-6)
         assert 0 < np.count_nonzero(expected) < expected.size
-        # Nothing is lost: what was emitted and what waits are all gradients.
+        # Nothing is lost: emitted updates plus what waits add up to all gradients.
         total = emitted[name].sum(0) + np.asarray(state.residual[name]).mean(0)
         np.testing.assert_allclose(total, x.mean((1, 2)).sum(0), atol=1e-5)
     assert (crowded > 0) == (capacity < 1)
 
 
 def test_what_finds_no_room_waits() -> None:
-    """Three pass and one fits: the others keep their sum, and their variance decays."""
+    """Three pass but one fits: the others keep their sum, and their variance decays."""
     tx = ef.variance_based(1.0, capacity=0.25, decay=0.5)
     g, squares = jnp.array([3.0, -5.0, 4.0, 1.0]), jnp.array([1.0, 1.0, 1.0, 1.0])
     updates, state = tx.update(g, tx.init(jnp.zeros(4)), squares=squares)
@@ -103,7 +103,7 @@ def test_what_finds_no_room_waits() -> None:
 
 
 def test_one_sample_is_never_unambiguous() -> None:
-    """r^2 = v for a batch of one at the first step, and alpha = 1 asks for more."""
+    """r^2 = v for a batch of one at the first step, and alpha = 1 requires more."""
     tx = ef.variance_based(1.0, capacity=1.0)
     g = jnp.array([3.0, -5.0])
     updates, state = tx.update(g, tx.init(g), squares=g * g)

@@ -59,7 +59,7 @@ def test_signs_and_norm_in_interpret_mode(platform: str, dtype, size: int) -> No
         expected, _ = xla(x)
         assert words.dtype == jnp.uint32 and norm.dtype == jnp.float32
         np.testing.assert_array_equal(np.asarray(words), np.asarray(expected), name)
-        if name != "denormal":  # what is flushed there is the processor's choice
+        if name != "denormal":  # the processor decides what it flushes there
             np.testing.assert_array_equal(np.asarray(words), sign_words(x), name)
             exact = np.sum(np.abs(np.asarray(x, np.float64)))
             np.testing.assert_allclose(np.asarray(norm), exact, rtol=1e-5, err_msg=name)
@@ -68,11 +68,11 @@ def test_signs_and_norm_in_interpret_mode(platform: str, dtype, size: int) -> No
 @pytest.mark.parametrize(
     ("platform", "length", "k"),
     [(p, *case) for p in TOP_K for case in [(4096, 1), (4096, 41), (4096, 256), (2048, 21)]]
-    + [("cuda", 2048, 2047)],  # the kernel for TPU is not used for so many
+    + [("cuda", 2048, 2047)],  # the kernel for TPU is not used for so large a k
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_block_top_k_in_interpret_mode(platform: str, dtype, length: int, k: int) -> None:
-    # More blocks than a program of the TPU has, and a rest.
+    # More blocks than a program of the TPU has, and a remainder.
     size = 9 * length + 17
     kernel = functools.partial(TOP_K[platform], length=length, k=k, interpret=True)
     xla = jax.jit(lambda x: block_select.block_top_k_indices(x, length, k))
@@ -100,7 +100,7 @@ def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
 def test_error_feedback_with_the_kernels_in_interpret_mode(
     platform: str, compressor: ef.Compressor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three steps through the public door with and without, on ragged leaves of both dtypes."""
+    """Three public steps with and without kernels, on ragged leaves of both dtypes."""
     rng = np.random.default_rng(3)
     gradients = {
         "a": jnp.asarray(rng.standard_normal((130, 1001)), jnp.float32),
@@ -232,7 +232,7 @@ def test_the_program_for_the_cpu_is_that_of_the_xla_form() -> None:
 
 
 def test_indices_may_be_differentiated_through() -> None:
-    """The values sent depend on the input; their places do not."""
+    """The values sent depend on the input; their positions do not."""
 
     def sent(x: jax.Array) -> jax.Array:
         return jnp.sum(x[_kernels.block_top_k_indices(x, 4096, 1)[0]])
@@ -243,7 +243,7 @@ def test_indices_may_be_differentiated_through() -> None:
 
 @pytest.mark.parametrize("size", [3, 40])
 def test_signs_and_norm_may_be_differentiated_through(size: int) -> None:
-    """Of scaled sign: the signs are constant, the scale is the mean magnitude."""
+    """For scaled sign the signs are constant, and the scale is the mean magnitude."""
     x = jnp.linspace(-1.0, 2.0, size)
     codec = ef.scaled_sign().codec
 

@@ -1,4 +1,4 @@
-"""Counts of entropy codes against the codes themselves, written out."""
+"""Counts of entropy codes against implementations of the codes themselves."""
 
 from __future__ import annotations
 

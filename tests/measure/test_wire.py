@@ -36,14 +36,14 @@ def exchange_of(codec: Codec, shapes, mesh):
 
 @pytest.mark.parametrize("name", thinned(CASES))
 def test_bytes_of_every_codec(name: str, mesh4) -> None:
-    """The compiled exchange moves the codec's bits in whole words, and the header; no more."""
+    """The compiled exchange moves the codec's bits in whole words and the header, no more."""
     codec: Codec = CASES[name].make().codec
     report = ef.wire_report(exchange_of(codec, SHAPES, mesh4))
     rounds = len(codec.traffic((6, 11), jnp.float32, 4))
     assert report.rounds == rounds
     traffic = [codec.traffic(s, jnp.float32, 4) for s in SHAPES.values()]
     words = sum(math.ceil(sum(bits) / 32) for bits in zip(*traffic, strict=True))
-    words += HEADER_WORDS if report.of("gather").rounds else 1  # one number where all is summed
+    words += HEADER_WORDS if report.of("gather").rounds else 1  # one number if all is summed
     if codec.transports == ("tree",):  # its last round is a sum, of whole words for each leaf
         assert 0 <= report.message_bytes - 4 * words < 4 * len(SHAPES)
     else:
@@ -93,7 +93,7 @@ NARROW_MEANS = {"means_dtype": "bfloat16"}
     ids=["top-1%", "bf16", "2-bit", "signs", "ternary", "quartic"],
 )
 def test_compression_factors_of_the_compiled_program(make, factor: float, mesh4) -> None:
-    """Dense bytes over the bytes of the message, header and all, for a leaf of 65,536 values."""
+    """Dense bytes over the bytes of the message with its header, for a leaf of 65,536 values."""
     codec = make().codec
     report = ef.wire_report(exchange_of(codec, {"w": (LEAF,)}, mesh4))
     assert 4 * LEAF / report.message_bytes >= factor
@@ -112,7 +112,7 @@ def test_compression_factors_of_the_compiled_program(make, factor: float, mesh4)
     ],
 )
 def test_packed_widths(make, width: int) -> None:
-    """Values (and 12-bit indices) take their own width, not the next byte or word."""
+    """Values (and 12-bit indices) take exactly their width, not the next byte or word."""
     compressor = make()
     assert compressor.bits((3 * 4096,)) - compressor.bits((4096,)) == 2 * 4096 * width
 

@@ -1,1 +1,1 @@
-"""Arithmetic that knows nothing of compression."""
+"""Arithmetic that does not depend on compression."""

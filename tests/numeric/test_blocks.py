@@ -1,4 +1,4 @@
-"""Leaves in blocks: norms of every range, and work that goes value by value."""
+"""Leaves in blocks: norms over the whole range, and elementwise work."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_2_norm_neither_overflows_nor_underflows(
     rng = np.random.default_rng(seed)
     x = rng.uniform(1, 2, (9, 512)) * rng.choice([-1, 1], (9, 512))
     magnitudes = np.array(exponents, np.float64)[:, None] * np.ones(x.shape)
-    if wide:  # of all kinds within a block too
+    if wide:  # all magnitudes within a block too
         magnitudes += rng.integers(-30, 1, x.shape)
     x *= np.exp2(np.maximum(magnitudes, -126))
     x = x.astype(np.float32).reshape(-1)[: 9 * 512 - 3]
@@ -138,7 +138,7 @@ BYTES_A_VALUE = 2.0
     ids=lambda compressor: type(compressor.codec).__name__,
 )
 def test_a_step_in_blocks_makes_no_copy_of_the_leaf(compressor: ef.Compressor, size: int) -> None:
-    """Also where the last block is not full."""
+    """Also if the last block is not full."""
     codec = compressor.codec
 
     def step(g: jax.Array, e: jax.Array, seed: jax.Array) -> tuple[object, jax.Array]:

@@ -1,7 +1,7 @@
 """The counter-based generator of the stochastic quantisers, by simple statistics.
 
 With z a standard normal statistic under the hypothesis of independent fair bits, every bound is
-five standard deviations or more; keys are fixed, so that a pass is a pass.
+five standard deviations or more; keys are fixed, so results do not vary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from ef_optax._numeric.random import random_words, uniform_noise
 
 COUNT = 1 << 16
-SIGMAS = 5.5  # 32 x 32 correlations are looked at
+SIGMAS = 5.5  # for 32 x 32 correlations
 
 
 def draw(seed: int) -> np.ndarray:

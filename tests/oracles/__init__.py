@@ -2,9 +2,9 @@
 
 They share nothing with ``ef_optax``: no packing, no selection, no trees, no JAX. Each is a
 generator that yields a :class:`Step` after every round: the iterate ``x`` and the memories by their
-letters, copies that later rounds do not touch. ``grads`` is a list with one gradient function per
-worker, ``C`` a function on vectors (a list of functions where workers differ), ``gamma`` a step
-size or, where a schedule matters, a function of the round.
+letters, as copies that later rounds do not touch. ``grads`` is a list of one gradient function per
+worker, ``C`` a function on vectors (a list of functions if workers differ), ``gamma`` a step
+size or, if a schedule matters, a function of the round.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def ef21(grads, C, x, gamma, init="compressed"):
 
 
 def ef21_plus(grads, C, x, gamma, init="full"):
-    """Per worker, C(grad) or g_i + C(grad - g_i), whichever is nearer; ties to the latter."""
+    """For each worker C(grad) or g_i + C(grad - g_i), whichever is nearer; ties to the latter."""
     g_i = _start(grads, C, x, init)
     while True:
         x = x - gamma * np.mean(g_i, axis=0)
@@ -66,7 +66,7 @@ def bidirectional(grads, C_w, C_M, x, gamma):
 def partial_participation(grads, C, x, gamma, takes_part):
     """EF21-PP: takes_part(t) gives one flag per worker; the mean stays over all g_i.
 
-    Round 0 makes g_i^0; who is absent there starts from zero.
+    Round 0 makes g_i^0; workers absent there start from zero.
     """
     g_i = [np.zeros_like(x) for _ in grads]
     t = 0

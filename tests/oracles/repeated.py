@@ -85,7 +85,7 @@ def scalecom(grads, k, x, gamma, beta):
 
 
 def adacomp(grads, bin_size, x, gamma):
-    """Chen et al. 2018: per bin, what one more gradient would push over the bin's maximum."""
+    """Chen et al. 2018: per bin, entries that one more gradient would push over its maximum."""
     r = [np.zeros_like(x) for _ in grads]
     while True:
         sent = []

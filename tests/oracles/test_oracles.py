@@ -1,7 +1,7 @@
 """The NumPy references against hand-computed iterates, and against one another.
 
-The first part holds each reference to iterates worked out in exact arithmetic; the second is the
-graph of equivalences between the algorithms, whose edges the library's own tests repeat.
+The first part compares each reference with iterates worked out in exact arithmetic; the second is
+the graph of equivalences between the algorithms, whose edges the library's own tests repeat.
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ def test_ef21_identities():
 
 
 def test_page_with_minibatches_uses_the_same_sample_twice():
-    """With the full gradient as its minibatch, PAGE's recursion stays exact at any coin."""
+    """With the full gradient as minibatch, PAGE's recursion stays exact for any coin."""
     grads = quadratics_3()
     parts = [lambda x, t, g=g: g(x) + 10.0 * t for g in grads]  # noise that cancels
     same(

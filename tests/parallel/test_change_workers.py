@@ -1,4 +1,4 @@
-"""Another number of workers: the mean of what is owed is kept for any n and m."""
+"""Another number of workers: the mean residual is kept for any n and m."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_mean_is_kept_and_the_run_goes_on(n: int, m: int) -> None:
 
 @pytest.mark.parametrize(("n", "m"), [(8, 4), (4, 8)])
 def test_state_moves_to_the_devices_of_the_new_mesh(n: int, m: int) -> None:
-    """Also what is equal on all workers: the momentum, the counters."""
+    """State that is equal on all workers too: the momentum, the counters."""
     chain = optax.chain(ef.error_feedback(ef.top_k(k=2), axis_name="w"), optax.sgd(0.1, 0.9))
 
     def on(count: int):

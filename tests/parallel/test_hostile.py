@@ -1,4 +1,4 @@
-"""What goes wrong in a stranger's hands: default meshes, misplaced parameters, forgotten lifts."""
+"""Common user mistakes: default meshes, misplaced parameters, forgotten lifts."""
 
 from __future__ import annotations
 

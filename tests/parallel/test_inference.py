@@ -1,6 +1,6 @@
-"""Which state leaves differ between workers is asked, for any chain; what cannot work is refused.
+"""For any chain: which state leaves differ between workers, and refusals of what cannot work.
 
-Nearly everything here is traced, not run: a mistake must show at trace time, never as a hang.
+Nearly everything here is traced, not run: a mistake must appear at trace time, never as a hang.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def test_keys_folded_with_the_worker_in_init_differ():
 
 
 def test_three_steps_compile_once(mesh4):
-    """Also with extra arguments nobody expects; the state keeps its look and its placement."""
+    """Also with unexpected extra arguments; the state keeps its types and its placement."""
     tx = ef.data_parallel(CHAINS["local momentum, Adam"][0](), mesh4, "data")
     traces = []
 
@@ -255,7 +255,7 @@ def test_three_steps_compile_once(mesh4):
         updates, state = tx.update(grads, state, params, value=value, nobody_expects=value)
         return optax.apply_updates(params, updates), state
 
-    start = {**PARAMS, "empty": np.ones((0, 3), np.float32)}  # XLA places it as it likes
+    start = {**PARAMS, "empty": np.ones((0, 3), np.float32)}  # XLA chooses its placement
     params = jax.device_put(start, jax.NamedSharding(mesh4, P()))
     state = tx.init(params)
     abstract = tx.abstract_state(params)

@@ -1,6 +1,6 @@
 """Parameters that are split over model axes: every device compresses the slice it owns.
 
-Two branches of one tree: ``top`` (top-k, held to a NumPy oracle slice by slice) and ``rand``
+Two branches of one tree: ``top`` (top-k, compared with a NumPy oracle slice by slice) and ``rand``
 (random-k, whose masks are read from what was sent).
 """
 
@@ -49,7 +49,7 @@ def workers(layout):
 
 
 def chain():
-    """The clip stands after the exchange: it must see the norm of the whole, not of a slice."""
+    """The clip comes after the exchange: it must see the norm of the whole, not of a slice."""
     return optax.chain(
         optax.trace(DECAY),
         ef.error_feedback(
@@ -156,7 +156,7 @@ class Run:
         params = START if mesh is None else self.place(START)
         self.fresh = state = tx.init(params)
         if mesh is not None:
-            # A compiled program takes no other placement than that of the first step.
+            # A compiled program accepts only the placement of the first step.
             step = step.lower(params, state, self.grads(0)).compile()
             self.report = ef.wire_report(step)
         self.trajectory = []
@@ -216,7 +216,7 @@ def test_every_slice_follows_the_oracle(way, layout):
 
 @pytest.mark.parametrize(("way", "layout"), ON_DEVICES)
 def test_simulation_is_deployment(way, layout):
-    """Every random mask is the same, every number equal to rounding."""
+    """All random masks are the same, and all numbers are equal to rounding."""
     for a, b in zip(run(way, layout).trajectory, run("simulate", layout).trajectory, strict=True):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), a, b)
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x == 0, y == 0), a[1], b[1])
@@ -264,7 +264,7 @@ def test_nothing_is_gathered_over_a_model_axis(way, layout):
     assert gathers[0].message_bytes == 4 * math.ceil(bits / 32)
     others = [c for c in report.collectives if c not in gathers]
     assert others and all(c.kind == "reduce" for c in others)
-    if layout == "model":  # here the group size tells the axes apart
+    if layout == "model":  # here the group size identifies the axis
         assert all(c.group_size == 2 for c in others)
     assert sum(c.message_bytes for c in others) <= 64
 

@@ -20,8 +20,8 @@ import ef_optax as ef
 
 WORKERS, STEPS = 4, 6
 RATIO = 0.3
-# Powers of two make products exact, so that a program that contracts a*b+c to one instruction
-# rounds as one that does not, and devices can be compared to the last bit.
+# Powers of two make products exact, so a program that contracts a*b+c to one instruction
+# rounds like one that does not, and devices can be compared to the last bit.
 LOCAL_MOMENTUM, MOMENTUM, RATE = 0.5, 0.5, 0.125
 SHAPES = {"w": (2, 3), "b": (6,), "s": ()}
 BRANCHES = ("top", "sign", "rand")
@@ -252,7 +252,7 @@ BY_HAND = ("pmap", "shard_map_checked", "shard_map_unchecked")
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "auto"])
 def test_modes_agree_with_each_other(mode):
     """The lift gives the same bits on every kind of mesh; so do hand-written maps, whose programs
-    are fused in another way. A simulation is only held to rounding."""
+    are fused differently. A simulation must agree only to rounding."""
     reference, got = trajectory("auto"), trajectory(mode)
     for want, have in zip(jax.tree.leaves(reference), jax.tree.leaves(got), strict=True):
         assert have.shape == want.shape
@@ -276,7 +276,7 @@ def test_random_masks_differ_between_steps_workers_and_leaves():
 
 @pytest.mark.parametrize("make", [ef.error_feedback, ef.compressed_mean])
 def test_gradients_that_are_already_reduced_are_refused(make):
-    """In a checked map the gradient of replicated parameters comes out summed."""
+    """In a checked map the gradient of replicated parameters is already summed."""
     tx = make(ef.top_k(RATIO), axis_name="data")
     params = {"w": jnp.ones((2, 3))}
 

@@ -1,4 +1,4 @@
-"""Several processes follow one process's trajectory to the last bit: real ones, over localhost."""
+"""Real processes over localhost follow the trajectory of one process to the last bit."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.paths import ROOT
 
 STEPS, TIMEOUT = 10, 300
 SUMMED = ("marina", "power_sgd")
-"""Rules some of whose numbers travel by an all-reduce: its order of additions is the backend's, and
+"""Rules with numbers that travel by an all-reduce: the backend chooses its order of additions, and
 the power iteration magnifies the rounding. Two numbers have only one sum."""
 
-# Run with: process id, number of processes, port, output file, steps. Each process holds its own
-# share of the batch only, and writes what it can see of the result: of every rule the parameters
-# and the whole state, an array that differs between workers as the rows of its own workers.
+# Run with: process id, number of processes, port, output file, steps. Each process holds only its
+# own share of the batch, and writes what it can see of the result: the parameters and the whole
+# state of every rule; of an array that differs between workers, the rows of its own workers.
 PROGRAM = """
 import sys
 import jax
@@ -115,7 +115,7 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def run(processes: int, devices: int, folder: Path) -> list[dict[str, np.ndarray]]:
-    """What every process has at the end, in their order; none is left behind on failure."""
+    """What every process has at the end, in their order; no process survives a failure."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
     port, outputs, children = free_port(), [], []
@@ -152,7 +152,7 @@ def test_two_processes_are_one(devices, tmp_path):
     assert all(one.keys() == single.keys() for one in pair)
     rules = {name.partition("[")[0] for name in single}
     memories = {n.partition("[")[0] for n, x in single.items() if n.endswith(":own") and x.any()}
-    assert len(rules) == 6 and memories == rules - {"marina"}  # which remembers on all alike
+    assert len(rules) == 6 and memories == rules - {"marina"}  # whose memory is equal on all
     for name, want in single.items():
         tolerance = 1e-4 if name.startswith(SUMMED) and devices > 1 else 0
         parts = [one[name] for one in pair]

@@ -1,4 +1,4 @@
-"""A bad step poisons nobody: skipped by all together, counted, every state as it was."""
+"""A bad step does no harm: all workers skip it together and count it; every state stays."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(tx, steps):
 
 
 def without_counters(state):
-    """The state without what the skip itself changes: the verdict and the count of skips."""
+    """The state without what the skip itself changes: the flag and the count of skips."""
     reset = lambda x: x._replace(skipped=0, ok=True)  # noqa: E731
     is_exchange = lambda x: isinstance(x, ef.extend.ExchangeState)  # noqa: E731
     return jax.tree.map(lambda x: reset(x) if is_exchange(x) else x, state, is_leaf=is_exchange)

@@ -14,7 +14,7 @@ STEPS = 2000
 
 @pytest.mark.slow
 def test_two_thousand_steps_finish(mesh8):
-    """One step in flight, as the loops of the examples do it; a hang aborts in XLA's rendezvous."""
+    """One step in flight, as in the loops of the examples; a hang aborts in XLA's rendezvous."""
     params = {"w": np.zeros((5, 4), np.float32), "b": np.zeros(4, np.float32)}
     target = jax.tree.map(lambda p: np.ones((8, *p.shape), np.float32), params)
     chain = optax.chain(ef.error_feedback(ef.top_k(0.25), axis_name="data"), optax.sgd(0.05))

@@ -1,4 +1,4 @@
-"""Weights of workers, and rules that ask for gradients at other points on the same batch."""
+"""Weights of workers, and rules that need gradients at other points on the same batch."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_two_shot_averages_its_shards_with_the_weights(normalize: str) -> None:
 
 
 def test_the_weights_of_a_two_shot_exchange_cost_a_word_a_shard(mesh4) -> None:
-    """And nothing without weights: a row, two header words beside the answer."""
+    """Without weights nothing more travels: a row, and two header words beside the answer."""
     exchange = Exchange(ef.exchanges.two_shot(ef.identity(), axis_name="data").codec, "data")
 
     def bytes_of(weighted: bool) -> tuple[int, int]:
@@ -118,7 +118,7 @@ def test_unknown_normalization_is_refused() -> None:
 
 
 class DifferenceState(NamedTuple):
-    """A rule in the manner of MARINA: g <- g + mean C(grad f_i(x) - grad f_i(x_previous))."""
+    """A rule like MARINA: g <- g + mean C(grad f_i(x) - grad f_i(x_previous))."""
 
     previous: Any
     own: Any  # a point that differs between workers

@@ -1,1 +1,1 @@
-"""What holds for the project as a whole: pages, tables, options, environment."""
+"""Tests of the project as a whole: pages, tables, options, environment."""

@@ -105,7 +105,7 @@ def test_every_estimator_is_part_of_a_rule_in_the_list() -> None:
 
 
 NO_NUMBERS = {"dense", "per_leaf", "scheduled", "dgc_warmup"}
-"""Compressors whose message is decided elsewhere: by a transformation, a policy, a schedule."""
+"""Compressors whose message depends on a transformation, a policy or a schedule."""
 
 
 def test_every_compressor_is_in_the_table_of_numbers() -> None:

@@ -30,7 +30,7 @@ def examples(page: Path) -> Document:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if [*examples(p)]], ids=lambda p: p.name)
 def test_python_blocks_run(page: Path, standard_promotion) -> None:
-    """Top to bottom in one namespace; a block with ``>>>`` is held to the output it shows."""
+    """Top to bottom in one namespace; a block with ``>>>`` must give the output it shows."""
     document = examples(page)
     document.namespace["__name__"] = "__main__"
     for example in document:

@@ -26,7 +26,7 @@ def test_the_names_to_begin_with_exist_and_stand_first() -> None:
 
 
 def test_every_public_name_has_one_home() -> None:
-    """But for the type of all compressors, and the state that every rule carries."""
+    """Except the type of all compressors, and the state that every rule carries."""
     homes: dict[str, list[str]] = {}
     for path in public_names():
         home, _, name = path.rpartition(".")

@@ -1,8 +1,8 @@
-"""The notebooks run from top to bottom, and what is committed of them is what such a run shows.
+"""The notebooks run from top to bottom, and their committed outputs match such a run.
 
-They are executed by nbclient, which is also inside nbmake. Of the plugins for pytest, nbmake looks
-for errors only: it lets a notebook write to stderr and does not compare with what is committed.
-nbval compares outputs to the character, which pictures and times do not survive. What is held here
+nbclient executes them, as it does inside nbmake. We use neither pytest plugin: nbmake looks
+only for errors, lets a notebook write to stderr and does not compare with committed outputs;
+nbval compares outputs to the character, which fails on pictures and times. The test here
 lies between: every cell gives the same kinds of output, and nothing goes to stderr.
 """
 
@@ -61,7 +61,7 @@ def test_opens_in_colab_and_installs_what_is_missing(path: Path) -> None:
 
     first = source(cells(notebook, "code")[0])
     assert first == source(cells(read(NOTEBOOKS[0]), "code")[0])
-    # The environment is read when JAX starts, so before anything imports it.
+    # JAX reads the environment when it starts, so this comes before any import of it.
     for name in ("JAX_PLATFORMS", "PJRT_NPROC", "XLA_FLAGS"):
         assert 0 <= first.index(name) < first.index("import ef_optax")
     extra = re.search(r'except ImportError:\n    %pip install --quiet "ef-optax\[(\w+)\]"', first)

@@ -1,8 +1,8 @@
 """Options of every public function, by its signature: a value of the wrong kind is refused by name.
 
-The kind of an option is read from its annotation (a random key from its name), the arguments that
-have no default come from ``GIVEN`` by their names. So a new function is tested without a word here,
-unless it needs an argument of a new name; then this file says so.
+The kind of an option is read from its annotation (a random key from its name); arguments
+without a default come from ``GIVEN`` by their names. So a new function is tested without a change
+here, unless it needs an argument with a new name; then the test says so.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ GIVEN: dict[str, Any] = {
     "weights": (0.5, 0.5),
     "width": 2,
 }
-"""What an argument without a default is given, by its name."""
+"""The value of an argument without a default, by its name."""
 
 ALSO: dict[str, dict[str, Any]] = {
     "ef21_normalised": {"key": None},
@@ -130,13 +130,13 @@ ALSO: dict[str, dict[str, Any]] = {
     "three_point_compressor probability": {"variant": "v5", "key": 0, "zeta": None},
     "three_point_compressor key": {"variant": "v5", "probability": 0.5, "zeta": None},
 }
-"""Arguments that a function (or one option of it) must be given besides, or others."""
+"""Further or different arguments that a function (or one option of it) needs."""
 
 NO_FACTORIES = ("restore", "save")
 """Functions that read or write files, with tests of their own."""
 
 KIT = ("pack", "unpack")
-"""Functions of the author's kit that users call as well; the others take what an author gives."""
+"""Functions of the author's kit that users call too; the others trust an author's arguments."""
 
 WRONG: dict[str, list[Any]] = {
     "bool": [1, 0, "yes", None, jnp.ones((), bool)],
@@ -187,7 +187,7 @@ def options() -> Iterator[tuple[str, str, str, bool]]:
 
 
 def call(name: str, option: str, value: Any) -> Any:
-    """The function with one option set, and with what it cannot do without."""
+    """The function with one option set, and with the arguments that it needs."""
     function = FUNCTIONS[name]
     given = {}
     parameters = inspect.signature(function).parameters
@@ -240,5 +240,5 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(
 
 
 def test_numpy_is_not_in_the_way() -> None:
-    """What NumPy calls a float is one; its arrays are no options."""
+    """A NumPy float counts as a float; NumPy arrays are not options."""
     assert ef.top_k(np.float64(0.5)).bits((8,)) == ef.top_k(0.5).bits((8,))

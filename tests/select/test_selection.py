@@ -1,7 +1,7 @@
 """Selection against NumPy's stable sort; bit masks against NumPy's booleans.
 
-The sizes at which the backend's sort takes over are lowered, so that small arrays go through the
-form without sorting. Every shape is compiled once and shared by all values.
+The tests lower the size up to which the backend sorts, so that small arrays go through the
+code without sorting. Every shape is compiled once and shared by all values.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_same_set_as_a_stable_sort(size, k, dtype, data):
 
 
 def test_a_bad_guess_costs_passes_not_the_result(monkeypatch):
-    """The first search's answer moved: far too high, far too low, and by one."""
+    """The first search's answer, shifted: far too high, far too low, and by one."""
     size, k, dtype = POOL[0]
     search, calls = leaf_select.search, []
 

@@ -1,7 +1,7 @@
 """Leaves as one vector, in both forms, against NumPy's stable sort of their concatenation.
 
-The sizes at which leaves are joined, and the width of a window, are lowered, so that small arrays
-go through the form that reads and writes leaves where they lie.
+The tests lower the sizes at which leaves are joined and the width of a window, so that small
+arrays go through the form that reads and writes leaves in place.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def test_nan_is_above_all() -> None:
 
 
 def test_the_form_in_place_is_the_one_that_is_tested() -> None:
-    """It has loops over windows; the form that joins makes one vector of all."""
+    """The form in place has loops over windows; the other joins all leaves into one vector."""
     spec, _ = TREES["many"]
     leaves = cut(adversaries(SIZE)["normal"].astype(np.float32), spec)
     text = selection("many", "in place").lower(leaves, 3).compile().as_text()
@@ -221,7 +221,7 @@ def test_optax_flatten_gives_the_same_to_the_bit(how: str, mesh4) -> None:
 
 
 def test_several_workers_by_hand_in_a_checked_map(mesh4) -> None:
-    """Under types that tell what varies: the mean of the messages, and each worker's own rest."""
+    """In a checked map: the mean of the messages, and each worker's own residual."""
     grads = gradients(1)[0]
     spec = jax.P("data")
     exchange = Exchange(ef.global_top_k(0.02).codec, "data")
@@ -263,7 +263,7 @@ def test_bytes_are_the_bits_of_the_whole(mesh4) -> None:
 
 
 def test_nothing_of_the_size_of_the_model_is_held() -> None:
-    """The residual is written over the old one, with a few bits a value beside it."""
+    """The residual overwrites the old one; a few bits per value are the only other memory."""
     tx = ef.error_feedback(ef.global_top_k(0.01))
     grads = {name: jnp.zeros((256, 64)) for name in "abcdefgh"}
     size = sum(g.size for g in grads.values())

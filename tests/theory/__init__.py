@@ -1,1 +1,1 @@
-"""What is known before the first step."""
+"""Tests of the constants, step sizes and bounds of theory."""
