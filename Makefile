@@ -2,7 +2,7 @@
 #
 # Variables, given as `make test PYTHON=python3.12`:
 #   PYTHON       the Python that makes the environment (default: the first one found that is 3.11 or later)
-#   VENV         where the environment lives (default: .venv)
+#   VENV         the folder of the environment (default: .venv)
 #   CONSTRAINTS  a pip constraints file, to test against chosen versions
 #   JOBS         processes the tests run in (default: 2)
 #   *_FLAGS      DEMO_FLAGS, TEST_FLAGS, BENCHMARK_FLAGS: further flags of the program behind a target
@@ -35,7 +35,7 @@ NO_PYTHON = ef-optax needs Python 3.11 or later (with venv); \
 RUN := $(VENV)/bin/python
 
 # The name of the stamp holds a checksum of all that decides what is installed. An environment that
-# was made by another Python than the one asked for is made anew.
+# was made by another Python than the requested one is made again.
 STAMP := $(VENV)/installed-$(firstword $(shell cat pyproject.toml $(CONSTRAINTS) | cksum))
 IDENTITY := import sys; print(sys.base_prefix, sys.version_info[:2])
 ifneq (,$(PYTHON))

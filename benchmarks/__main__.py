@@ -9,7 +9,7 @@ BENCHMARKS = ("codec", "low_rank", "share")
 
 
 def main() -> None:
-    """Runs each benchmark in a process of its own; flags given go to all of them."""
+    """Runs each benchmark in a separate process and passes the given flags to all of them."""
     for name in BENCHMARKS:
         command = [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]
         subprocess.run(command, check=True)

@@ -1,4 +1,4 @@
-"""Which codecs are self-contained: derived, so that a protocol of its own always clears it."""
+"""Which codecs are self-contained: derived, so a codec with its own protocol never is."""
 
 from __future__ import annotations
 

@@ -29,4 +29,4 @@ EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "scheduled": lambda: ef.scheduled([1], [ef.identity(), ef.natural(0)]),
     "two_shot": lambda: ef.exchanges.two_shot(SIGN, axis_name=AXIS),
 }
-"""Codecs with an exchange of their own, beside those of the pool."""
+"""Codecs with their own exchange, beside those of the pool."""

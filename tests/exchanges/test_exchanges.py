@@ -245,7 +245,7 @@ def test_bad_arguments(make, error, message: str) -> None:
 
 
 def messageless():
-    """One codec of each class that has no message of its own; a new class must stand here."""
+    """One codec of each class without a message of its own; a new class must be listed here."""
     return {
         "AcpSgd": ef.acp_sgd(1),
         "CountSketch": ef.count_sketch(3, 4, k=1),

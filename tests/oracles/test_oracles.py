@@ -187,7 +187,7 @@ def test_clip21_of_a_constant_gradient():
     assert [s.g_i[0][0] for s in steps] == [2.0, 4.0, 5.0, 5.0]
 
 
-# ---------------------------------------------------------------------------- EF14 and kin
+# ---------------------------------------------------------------------------- EF14 and relatives
 
 
 def test_ef14_units():
@@ -295,7 +295,7 @@ def test_dgc():
         np.testing.assert_allclose(total, increments, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-# ---------------------------------------------------------------------------- EF21 and kin
+# ---------------------------------------------------------------------------- EF21 and relatives
 
 EQUAL_TO_EF21 = {
     "ef-bv(1, 1)": lambda f: difference.ef_bv(f, [TOP1] * 3, START, 0.05, 1.0, 1.0),
