@@ -13,6 +13,10 @@ hypothesis.settings.register_profile("local", deadline=None, max_examples=20)
 hypothesis.settings.register_profile(
     "ci", deadline=None, max_examples=20, derandomize=True, print_blob=True, database=None
 )
+# For tests that are meant to fail (tests/mutations): the first failure will do, however long.
+hypothesis.settings.register_profile(
+    "mutations", hypothesis.settings.get_profile("ci"), phases=[hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from ef_optax._bits import packing
 from ef_optax._numeric.shapes import bits_for
 
-# Every way of packing: no bits, whole fractions of a word, groups over several words, whole words.
-# Counts: none, one, ragged ends, whole groups.
-POOL = ((0, 5), (1, 100), (2, 64), (3, 33), (4, 0), (12, 9), (17, 40), (25, 65), (32, 3), (8, 1))
+# (bits, count). Every way of packing: no bits, whole fractions of a word, codes that are joined
+# before they are packed, groups over several words, whole words. Counts: none, one, ragged ends,
+# whole groups.
+POOL = (
+    *((0, 5), (1, 100), (2, 64), (3, 33), (4, 0), (5, 67), (6, 35), (7, 40), (8, 1), (9, 35)),
+    *((12, 9), (16, 35), (17, 40), (24, 35), (25, 65), (31, 35), (32, 3)),
+)
 
 
 def oracle(codes: np.ndarray, bits: int) -> list[int]:
@@ -26,61 +26,68 @@ def oracle(codes: np.ndarray, bits: int) -> list[int]:
     return [(stream >> (32 * word)) & 0xFFFFFFFF for word in range(words)]
 
 
-@functools.cache
-def compiled(bits: int, count: int):
-    @jax.jit
-    def both(codes):
-        words = packing.pack(codes, bits)
-        return words, packing.unpack(words, bits, count)
-
-    return both
+@jax.jit
+def both_ways(codes):
+    """Words, and the codes that are read from them, for every case of the pool."""
+    words = [packing.pack(x, bits) for x, (bits, _) in zip(codes, POOL, strict=True)]
+    back = [packing.unpack(w, *case) for w, case in zip(words, POOL, strict=True)]
+    return words, back
 
 
-def codes_of(bits: int, count: int) -> st.SearchStrategy[np.ndarray]:
-    return hnp.arrays(np.uint32, count, elements=st.integers(0, (1 << bits) - 1))
-
-
-@given(data=st.data())
-@settings(max_examples=60)
-def test_words_are_the_bit_stream_and_come_back(data):
-    bits, count = data.draw(st.sampled_from(POOL))
-    codes = data.draw(codes_of(bits, count))
-    words, back = compiled(bits, count)(codes)
-    assert words.dtype == back.dtype == jnp.uint32
-    assert words.tolist() == oracle(codes, bits)
-    assert words.shape == (packing.packed_words(count, bits),)
-    assert back.tolist() == codes.tolist()
-
-
-@pytest.mark.parametrize("bits", range(33))
-def test_full_and_alternating_fields_of_every_width(bits):
-    """The codes with most bits set, and neighbours that reveal bits leaking between fields."""
+def drawn(kind: str, bits: int, count: int) -> np.ndarray:
     top = (1 << bits) - 1
-    codes = np.array([top, 0, top, top, 0] * 7, np.uint32)
-    with jax.disable_jit():
-        words = packing.pack(codes, bits)
-        assert words.tolist() == oracle(codes, bits)
-        assert packing.unpack(words, bits, codes.size).tolist() == codes.tolist()
+    if kind == "full":
+        return np.full(count, top, np.uint32)
+    if kind == "alternating":  # reveals bits leaking between fields
+        return np.resize([top, 0, top, top, 0], count).astype(np.uint32)
+    return np.random.default_rng(bits).integers(0, top, count, np.uint32, endpoint=True)
 
 
-@pytest.mark.parametrize("bits", [1, 6, 25])
-def test_vmap_packs_each_row(bits):
-    rows = np.random.default_rng(bits).integers(0, 1 << bits, (3, 70), dtype=np.uint32)
-    words = jax.jit(jax.vmap(lambda row: packing.pack(row, bits)))(rows)
-    assert words.tolist() == [oracle(row, bits) for row in rows]
-    back = jax.jit(jax.vmap(lambda word: packing.unpack(word, bits, 70)))(words)
-    assert back.tolist() == rows.tolist()
+@pytest.mark.parametrize("kind", ["random", "full", "alternating"])
+def test_words_are_the_bit_stream_and_come_back(kind):
+    codes = [drawn(kind, *case) for case in POOL]
+    for own, words, back, (bits, count) in zip(codes, *both_ways(codes), POOL, strict=True):
+        assert words.dtype == back.dtype == jnp.uint32
+        assert words.shape == (packing.packed_words(count, bits),)
+        assert words.tolist() == oracle(own, bits), f"{bits} bits"
+        assert back.tolist() == own.tolist(), f"{bits} bits"
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_signs_count_both_zeros_as_plus(dtype):
-    x = jnp.array([1.0, -1.0, 0.0, -0.0, -jnp.inf, jnp.inf, jnp.nan] * 5, dtype)
-    words = packing.pack_signs(x)
+def test_vmap_packs_each_row():
+    @jax.jit
+    def run(rows):
+        words = {
+            bits: jax.vmap(lambda r, b=bits: packing.pack(r, b))(x) for bits, x in rows.items()
+        }
+        unpack = jax.vmap(packing.unpack, (0, None, None))
+        return words, {bits: unpack(w, bits, 70) for bits, w in words.items()}
+
+    rng = np.random.default_rng(0)
+    rows = {b: rng.integers(0, 1 << b, (3, 70), dtype=np.uint32) for b in (1, 6, 25)}
+    words, back = run(rows)
+    for bits, x in rows.items():
+        assert words[bits].tolist() == [oracle(row, bits) for row in x]
+        assert back[bits].tolist() == x.tolist()
+
+
+DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
+
+
+def test_signs_count_both_zeros_as_plus():
+    x = np.array([1.0, -1.0, 0.0, -0.0, -np.inf, np.inf, np.nan] * 5)
     plus = [True, False, True, True, False, True, False] * 5
-    assert words.tolist() == oracle(np.array(plus), 1)
-    signs = packing.unpack_signs(words, x.size, dtype)
-    assert signs.dtype == dtype
-    assert signs.tolist() == [1.0 if bit else -1.0 for bit in plus]
+
+    @jax.jit
+    def run(xs):
+        words = [packing.pack_signs(x) for x in xs]
+        return words, [
+            packing.unpack_signs(w, x.size, x.dtype) for w, x in zip(words, xs, strict=True)
+        ]
+
+    for words, signs, dtype in zip(*run([x.astype(d) for d in DTYPES]), DTYPES, strict=True):
+        assert words.tolist() == oracle(np.array(plus), 1)
+        assert signs.dtype == dtype
+        assert signs.tolist() == [1.0 if bit else -1.0 for bit in plus]
 
 
 def test_no_signs():
@@ -105,11 +112,11 @@ def test_bad_arguments_say_what_to_do():
         packing.unpack(jnp.zeros((3,), jnp.uint32), 1, 40)
 
 
-@pytest.mark.parametrize("count", [0, 5, 64, 100])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_signs_and_norm_in_one_reading(count, dtype):
-    x = jnp.asarray(np.random.default_rng(count).standard_normal(count), dtype)
-    words, norm = jax.jit(packing.pack_signs_and_norm)(x)
-    assert words.tolist() == packing.pack_signs(x).tolist()
-    assert norm.dtype == jnp.float32
-    np.testing.assert_allclose(norm, np.abs(np.asarray(x, np.float64)).sum(), rtol=1e-6)
+def test_signs_and_norm_in_one_reading():
+    rng = np.random.default_rng(0)
+    xs = [rng.standard_normal(n).astype(d) for n in (0, 5, 64, 100) for d in DTYPES[:2]]
+    got = jax.jit(lambda xs: [packing.pack_signs_and_norm(x) for x in xs])(xs)
+    for x, (words, norm) in zip(xs, got, strict=True):
+        assert words.tolist() == oracle(np.asarray(x, np.float32) >= 0, 1)
+        assert norm.dtype == jnp.float32
+        np.testing.assert_allclose(norm, np.abs(np.asarray(x, np.float64)).sum(), rtol=1e-6)

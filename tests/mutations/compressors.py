@@ -1,0 +1,271 @@
+"""Faults of the compressors: scales, signs, levels, constants, bits, and what is made of others."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+SPARSE, QUANTIZE, LOW_RANK, COMBINE = (
+    f"ef_optax/compressors/{room}" for room in ("sparse", "quantize", "low_rank", "combine")
+)
+CODECS = "tests/compressors/test_codecs.py::"
+TESTS = "tests/compressors"
+EXCHANGES = "tests/exchanges/test_exchanges.py::"
+
+MUTATIONS = (
+    # ---------------------------------------------------------------- sparse
+    Mutation(
+        "a ratio is rounded down",
+        "ef_optax/compressors/_ratio.py",
+        "math.ceil(fractions.Fraction(str(ratio)) * size)",
+        "math.floor(fractions.Fraction(str(ratio)) * size)",
+        (f"{CODECS}test_contraction[top_k]", "tests/conformance/test_foundation.py"),
+    ),
+    Mutation(
+        "sparse messages are not weighted",
+        f"{SPARSE}/_sparse.py",
+        "values = values * weights[:, None].astype(values.dtype)",
+        "values = values * 1",
+        (f"{CODECS}test_message[top_k]",),
+    ),
+    Mutation(
+        "the sum over the workers is taken for their mean",
+        f"{SPARSE}/_sparse.py",
+        "return indices, values / jnp.asarray(n if total is None else total, values.dtype)",
+        "return indices, values",
+        (f"{CODECS}test_message[top_k]",),
+    ),
+    Mutation(
+        "what was sent is added to the residual",
+        f"{SPARSE}/_sparse.py",
+        "return add_at(x, indices, -values)",
+        "return add_at(x, indices, values)",
+        (f"{CODECS}test_message[top_k]",),
+    ),
+    Mutation(
+        "random-k lacks the factor that makes it unbiased",
+        f"{SPARSE}/random_k.py",
+        "factor = x.size / self.count(x.size) if self.scaled and x.size else 1.0",
+        "factor = 1.0",
+        (f"{CODECS}test_variance[random_k-scaled]",),
+    ),
+    Mutation(
+        "a shared mask costs the bits of a seed",
+        f"{SPARSE}/random_k.py",
+        "seed = 0 if self.shared_mask else 32",
+        "seed = 32",
+        (f"{CODECS}test_bits[float32-random_k-shared]",),
+    ),
+    Mutation(
+        "a coin that sends the leaf does not scale it",
+        f"{SPARSE}/bernoulli.py",
+        "factor = 1 / self.p if self.scaled else 1.0",
+        "factor = 1.0",
+        (f"{CODECS}test_variance[bernoulli]",),
+    ),
+    Mutation(
+        "a threshold sends entries for which there is no room",
+        f"{SPARSE}/_threshold.py",
+        "room = passed <= capacity",
+        "room = passed <= 2 * capacity",
+        (f"{TESTS}/test_sparsifiers.py::test_threshold_counts_what_found_no_room",),
+    ),
+    Mutation(
+        "a sketch has no signs",
+        f"{SPARSE}/count_sketch.py",
+        "jnp.where(words >> 31 == 0, 1, -1)",
+        "jnp.where(words >> 31 == 0, 1, 1)",
+        (f"{EXCHANGES}test_sketch_estimates_are_unbiased_in_each_row",),
+    ),
+    Mutation(
+        "Wangni: what is sent is not divided by its probability",
+        f"{SPARSE}/wangni.py",
+        "flat = jnp.where(kept, flat / safe_divisor(p), jnp.zeros((), flat.dtype))",
+        "flat = jnp.where(kept, flat, jnp.zeros((), flat.dtype))",
+        (f"{CODECS}test_variance[wangni]",),
+    ),
+    # ---------------------------------------------------------------- quantizers
+    Mutation(
+        "the scale of signs is the sum of magnitudes, not their mean",
+        f"{QUANTIZE}/scaled_sign.py",
+        '"scale": (norm / max(1, x.size))[None]',
+        '"scale": norm[None]',
+        (f"{CODECS}test_contraction[scaled_sign]",),
+    ),
+    Mutation(
+        "the residual of signs counts zero as minus",
+        f"{QUANTIZE}/_sign.py",
+        "return x - jnp.where(x >= 0, scale, -scale)",
+        "return x - jnp.where(x > 0, scale, -scale)",
+        (f"{CODECS}test_message[scaled_sign]",),
+    ),
+    Mutation(
+        "the width of a level number is one bit short",
+        f"{QUANTIZE}/_dithering.py",
+        "return bits_for(2 * self.levels + 1)",
+        "return bits_for(2 * self.levels)",
+        (f"{CODECS}test_message[qsgd-linf-bucket]", f"{CODECS}test_message[natural_dithering]"),
+    ),
+    Mutation(
+        "negative values come back positive",
+        f"{QUANTIZE}/_dithering.py",
+        "return jnp.where(signed < 0, -value, value)",
+        "return value",
+        (f"{CODECS}test_message[qsgd]", f"{CODECS}test_variance[qsgd]"),
+    ),
+    Mutation(
+        "the variance of QSGD is given as the smaller of its bounds where it is the larger",
+        f"{QUANTIZE}/_dithering.py",
+        "return min(length / s**2, math.sqrt(length) / s)",
+        "return length / s**2 / 4",
+        (f"{TESTS}/test_dithering.py::test_qsgd_variance_formula", f"{CODECS}test_variance[qsgd]"),
+    ),
+    Mutation(
+        "natural compression makes an infinity of the largest numbers",
+        f"{QUANTIZE}/natural.py",
+        "jnp.minimum(raised, top - 1)",
+        "raised",
+        (f"{TESTS}/test_dithering.py::test_natural_at_the_ends_of_the_range",),
+    ),
+    Mutation(
+        "uniform levels are one too many",
+        f"{QUANTIZE}/uniform.py",
+        "return 2**self.width - 1",
+        "return 2**self.width",
+        (f"{TESTS}/test_quantizers.py::test_uniform_by_hand",),
+    ),
+    Mutation(
+        "the standard deviation that clips is that of another scale",
+        f"{QUANTIZE}/ternary.py",
+        "limit = self.clip_sigmas * unit * jnp.std(x / unit)",
+        "limit = self.clip_sigmas * jnp.std(x / unit)",
+        (f"{TESTS}/test_dithering.py::test_ternary_clipping",),
+    ),
+    Mutation(
+        "the two means are over all entries",
+        f"{QUANTIZE}/two_mean_sign.py",
+        "return [plus, np.uint32(x.size) - plus], list(sums)",
+        "return [plus * 0 + np.uint32(x.size)] * 2, list(sums)",
+        (f"{TESTS}/test_signs.py::test_two_means",),
+    ),
+    Mutation(
+        "DRIVE's scale is the one of least error where it should be unbiased",
+        f"{QUANTIZE}/eden.py",
+        'if kind == "mse":',
+        "if kind:",
+        (f"{TESTS}/test_transforms.py::test_drive_scale_by_hand",),
+    ),
+    Mutation(
+        "three levels: half a step is sent",
+        f"{QUANTIZE}/three_lc.py",
+        "jnp.round(x / safe_divisor(scale))",
+        "jnp.sign(x) * jnp.ceil(jnp.abs(x) / safe_divisor(scale))",
+        (f"{TESTS}/test_dithering.py::test_three_lc_sends_above_half_of_its_step",),
+    ),
+    # ---------------------------------------------------------------- low rank
+    Mutation(
+        "PowerSGD: the directions of the last step are not kept",
+        f"{LOW_RANK}/power_sgd.py",
+        "batch.scatter(unless_zero(q, old))",
+        "batch.scatter(old)",
+        (f"{TESTS}/test_low_rank.py::test_power_sgd_between_workers",),
+    ),
+    Mutation(
+        "PowerSGD: the left factor is not orthonormal",
+        f"{LOW_RANK}/power_sgd.py",
+        "P = [orthonormal(p) for p in P]",
+        "P = [p for p in P]",
+        (f"{TESTS}/test_low_rank.py::test_power_sgd_between_workers",),
+    ),
+    Mutation(
+        "a direction without gradient is lost for ever",
+        f"{LOW_RANK}/_averaged_factors.py",
+        "return jnp.where(jnp.any(new != 0, axis=(-2, -1), keepdims=True), new, old)",
+        "return new",
+        (f"{TESTS}/test_low_rank.py::test_a_direction_without_gradient_is_not_lost",),
+    ),
+    Mutation(
+        "ACP-SGD: both steps of a pair update the same factor",
+        f"{LOW_RANK}/acp_sgd.py",
+        "return step * self.iterations % 2",
+        "return step * self.iterations % 1",
+        (f"{TESTS}/test_low_rank.py::test_acp_sgd_between_workers",),
+    ),
+    Mutation(
+        "ATOMO: singular values are not divided by their probabilities",
+        f"{LOW_RANK}/atomo.py",
+        "scale = jnp.where(chosen, singular / safe_divisor(p), 0)",
+        "scale = jnp.where(chosen, singular, 0)",
+        (f"{CODECS}test_variance[atomo]",),
+    ),
+    Mutation(
+        "low-rank messages of stacked matrices are averaged over the matrices",
+        f"{LOW_RANK}/_factors.py",
+        "left = left * weights[:, None, None, None].astype(left.dtype)",
+        "left = left * 1",
+        (f"{CODECS}test_message[svd]", f"{TESTS}/test_low_rank.py::test_batch_axes"),
+    ),
+    # ---------------------------------------------------------------- made of others
+    Mutation(
+        "the quantizer inside a sparsifier draws with the sparsifier's key",
+        f"{COMBINE}/compose.py",
+        "inner = None if key is None else jax.random.fold_in(key, 1)",
+        "inner = key",
+        (f"{TESTS}/test_codecs.py::test_the_parts_of_a_compressor_draw_apart",),
+    ),
+    Mutation(
+        "an induced compressor sends the whole twice",
+        f"{COMBINE}/induced.py",
+        "rest = self.biased.residual(x, first)",
+        "rest = x",
+        (f"{CODECS}test_variance[induced]",),
+    ),
+    Mutation(
+        "the mean of shrunk messages is not shrunk",
+        f"{COMBINE}/scale_to_contractive.py",
+        "return mean * jnp.asarray(self.factor(like.shape), like.dtype)",
+        "return mean",
+        (f"{CODECS}test_message[scale_to_contractive]",),
+    ),
+    Mutation(
+        "rounds of compression send the same again",
+        f"{COMBINE}/fcc.py",
+        "x = self.inner.residual(x, messages[-1])",
+        "x = x",
+        ("tests/feedback/test_ef14_kin.py::test_fcc_of_top_k_is_a_larger_top_k",),
+    ),
+    Mutation(
+        "a mixture takes the next of its compressors",
+        f"{COMBINE}/probabilistic_mix.py",
+        "jnp.sum(jax.random.uniform(key) >= thresholds, dtype=jnp.int32)",
+        "jnp.sum(jax.random.uniform(key) < thresholds, dtype=jnp.int32)",
+        (f"{EXCHANGES}test_mixture_uses_its_probabilities",),
+    ),
+    Mutation(
+        "a stage begins one step late",
+        f"{COMBINE}/scheduled.py",
+        "return sum(start <= step for start in self.starts) - 1",
+        "return max(1, sum(start < step for start in self.starts)) - 1",
+        (f"{TESTS}/test_scheduled.py::test_each_leaf_follows_its_own_schedule",),
+    ),
+    Mutation(
+        "the state of the first stage moves in every stage",
+        f"{COMBINE}/scheduled.py",
+        "return *state[:number], own, *state[number + 1 :]",
+        "return own, *state[1:]",
+        (f"{TESTS}/test_scheduled.py::test_only_the_active_state_moves",),
+    ),
+    Mutation(
+        "a rotated message is quantized with the key of the rotation",
+        f"{COMBINE}/rotate.py",
+        "inner = None if self.inner.deterministic else jax.random.fold_in(key, 1)",
+        "inner = None if self.inner.deterministic else key",
+        (f"{TESTS}/test_codecs.py::test_the_parts_of_a_compressor_draw_apart",),
+    ),
+    Mutation(
+        "the warm-up reaches its ratio one epoch early",
+        "ef_optax/policies/dgc_warmup.py",
+        "max(ratio ** ((epoch + 1) / (warmup_epochs + 1)), ratio)",
+        "max(ratio ** ((epoch + 1) / max(warmup_epochs, 1)), ratio)",
+        ("tests/feedback/test_ef14_kin.py::test_dgc_warmup_falls_from_epoch_to_epoch",),
+    ),
+)

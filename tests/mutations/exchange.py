@@ -1,0 +1,185 @@
+"""Faults of the exchange: rounds, headers, weights, keys, units, slices, collectives."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+HERE, CORE = "ef_optax/_exchange", "ef_optax/_core"
+ROUNDS, EXCHANGE = f"{HERE}/rounds.py", f"{HERE}/exchange.py"
+COLLECTIVES, TRANSFER = f"{HERE}/collectives.py", f"{HERE}/transfer.py"
+WEIGHTS = "tests/parallel/test_weights_and_points.py::"
+QUARANTINE = "tests/parallel/test_quarantine.py::"
+MODES = "tests/parallel/test_modes.py::"
+OVER_WEIGHTS = f"{WEIGHTS}test_aggregate_is_the_weighted_mean_of_what_was_sent"
+MASKS = f"{MODES}test_random_masks_differ_between_steps_workers_and_leaves"
+
+MUTATIONS = (
+    Mutation(
+        "a step is good if any worker's numbers are finite",
+        ROUNDS,
+        "self.ok = jnp.all(head[:, 0] == 1)",
+        "self.ok = jnp.any(head[:, 0] == 1)",
+        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate-gathered]",),
+    ),
+    Mutation(
+        "a sum of flags is good if not all workers' numbers are bad",
+        ROUNDS,
+        "self.ok = head == 0",
+        "self.ok = head < 4",
+        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate-summed]",),
+    ),
+    Mutation(
+        "the header travels in every round",
+        ROUNDS,
+        "        self.header_due = False\n",
+        "",
+        (f"{WEIGHTS}test_the_weights_of_a_two_shot_exchange_cost_a_word_a_shard",),
+    ),
+    Mutation(
+        "what is summed is not weighted",
+        ROUNDS,
+        "            if self.weight is None:\n                return request.value",
+        "            if self.weight is None or True:\n                return request.value",
+        (OVER_WEIGHTS,),
+    ),
+    Mutation(
+        "the mean over those that are present is over all",
+        ROUNDS,
+        'if self.normalize == "present":',
+        'if self.normalize == "absent":',
+        (OVER_WEIGHTS,),
+    ),
+    Mutation(
+        "what is gathered is not weighted",
+        "ef_optax/_core/codec.py",
+        "return part if weights is None else part * weights[i].astype(part.dtype)",
+        "return part",
+        (OVER_WEIGHTS,),
+    ),
+    Mutation(
+        "of more workers than are unrolled the first counts twice",
+        "ef_optax/_core/codec.py",
+        "jax.lax.fori_loop(1, n, lambda i, acc: acc + term(i), term(0))",
+        "jax.lax.fori_loop(0, n, lambda i, acc: acc + term(i), term(0))",
+        (f"{WEIGHTS}test_many_workers_are_averaged_in_a_loop",),
+    ),
+    Mutation(
+        "the count of exchanges stands still, and so do random masks",
+        EXCHANGE,
+        "count=state.count + 1",
+        "count=state.count",
+        (MASKS,),
+    ),
+    Mutation(
+        "the name of a leaf is hashed differently in every process",
+        EXCHANGE,
+        "np.uint32(zlib.crc32(self.paths[i].encode()))",
+        "np.uint32(hash(self.paths[i]) % (1 << 32))",
+        ("tests/exchange/test_keys.py",),
+    ),
+    Mutation(
+        "a bad step is not poisoned where nothing undoes it",
+        EXCHANGE,
+        "aggregate = jax.tree.map(lambda x: jnp.where(rounds.ok, x, jnp.nan), aggregate)",
+        "aggregate = jax.tree.map(lambda x: x, aggregate)",
+        (f"{QUARANTINE}test_by_hand_it_is_loud_without_the_guard_and_skipped_with_it",),
+    ),
+    Mutation(
+        "workers draw the same random numbers",
+        f"{CORE}/workers.py",
+        "if not shared:",
+        "if False:",
+        (MASKS,),
+    ),
+    Mutation(
+        "a key does not know the step",
+        f"{CORE}/workers.py",
+        "jax.random.fold_in(jax.random.fold_in(key, self.step), place)",
+        "jax.random.fold_in(key, place)",
+        (MASKS,),
+    ),
+    Mutation(
+        "a key does not know the leaf",
+        f"{CORE}/workers.py",
+        "place = jnp.asarray(self.path, jnp.uint32) ^ own_slice",
+        "place = jnp.zeros((), jnp.uint32) ^ own_slice",
+        (MASKS,),
+    ),
+    Mutation(
+        "a key does not know the slice",
+        f"{CORE}/workers.py",
+        "own_slice = mix32(jnp.asarray(self.slice_index, jnp.uint32))",
+        "own_slice = jnp.zeros((), jnp.uint32)",
+        ("tests/parallel/test_model_axes.py::test_each_slice_sends_its_own_random_mask",),
+    ),
+    Mutation(
+        "a schedule changes one step late",
+        f"{CORE}/timeline.py",
+        "jnp.sum(place >= later, dtype=jnp.int32)",
+        "jnp.sum(place > later, dtype=jnp.int32)",
+        ("tests/compressors/test_scheduled.py::test_timelines",),
+    ),
+    Mutation(
+        "leaves of equal shape are stacked though their codecs differ",
+        f"{HERE}/units.py",
+        'key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])',
+        'key = ("stack", x.shape, x.dtype, specs[i])',
+        (f"{MODES}test_every_mode_follows_the_oracle[simulate-sign]",),
+    ),
+    Mutation(
+        "the first of a stack of leaves is handed to all of them",
+        f"{HERE}/units.py",
+        "own = rows[: len(self.members)]",
+        "own = [rows[0]] * len(self.members)",
+        ("tests/exchange/test_units.py::test_stacked_leaves_get_what_each_gets_alone[top_k]",),
+    ),
+    Mutation(
+        "stacked leaves share one key",
+        f"{HERE}/stack.py",
+        "dataclasses.replace(workers, path=path)",
+        "dataclasses.replace(workers, path=path * 0)",
+        ("tests/exchange/test_units.py::test_stacked_leaves_get_what_each_gets_alone[random_k]",),
+    ),
+    Mutation(
+        "of two worker axes the inner one counts first",
+        COLLECTIVES,
+        "for name in reversed(axis_names(axis)):  #",
+        "for name in axis_names(axis):  #",
+        ("tests/parallel/test_tiers.py", f"{WEIGHTS}test_workers_of_two_axes_are_in_order"),
+    ),
+    Mutation(
+        "messages of a permutation go the other way",
+        COLLECTIVES,
+        "source[target] = start",
+        "source[start] = target",
+        ("tests/exchanges/test_exchanges.py::test_global_top_k_tree_against_numpy",),
+    ),
+    Mutation(
+        "a condition that differs between workers is accepted",
+        COLLECTIVES,
+        '    _require_agreed("pred", pred, axis)\n',
+        "",
+        ("tests/parallel/test_inference.py::test_agreed_cond_refuses_a_local_predicate",),
+    ),
+    Mutation(
+        "gradients that are already summed are compressed once more",
+        COLLECTIVES,
+        "if not varies(leaf, axis):",
+        "if False:",
+        (f"{MODES}test_gradients_that_are_already_reduced_are_refused",),
+    ),
+    Mutation(
+        "slices of a simulated model axis are cut along the wrong axis",
+        f"{HERE}/slices.py",
+        "shape.append(x.shape[d] // parts)",
+        "shape.insert(len(shape) - len(context.spec_axes(P(entry))), x.shape[d] // parts)",
+        ("tests/parallel/test_model_axes.py::test_every_slice_follows_the_oracle",),
+    ),
+    Mutation(
+        "a slice does not know its number",
+        f"{HERE}/slices.py",
+        "        indices = [coll.axis_index(a) if a else 0 for a in axes]\n        return send(",
+        "        indices = [0 for _ in axes]\n        return send(",
+        ("tests/parallel/test_model_axes.py::test_each_slice_sends_its_own_random_mask",),
+    ),
+)

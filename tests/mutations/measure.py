@@ -1,0 +1,84 @@
+"""Faults of what is measured, and of what theory says before the first step."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+MEASURE, THEORY = "ef_optax/measure", "ef_optax/theory"
+OF_WIRE = "tests/measure/test_wire.py::"
+OF_ENTROPY = "tests/measure/test_entropy.py::"
+OF_THEORY = "tests/theory/test_theory.py::"
+SPELLINGS = (f"{OF_WIRE}test_report_reads_every_spelling",)
+
+MUTATIONS = (
+    Mutation(
+        "the number of groups is taken for their size",
+        f"{MEASURE}/wire.py",
+        "return int(tiled.group(2))",
+        "return int(tiled.group(1))",
+        SPELLINGS,
+    ),
+    Mutation(
+        "a reduction is as cheap as a gather",
+        f"{MEASURE}/wire.py",
+        "message, link = result, 4 * (size - 1) * result // size",
+        "message, link = result, 2 * (size - 1) * result // size",
+        SPELLINGS,
+    ),
+    Mutation(
+        "a collective in a loop counts once",
+        f"{MEASURE}/wire.py",
+        "times[target] = None if outer is None or count is None else outer * count",
+        "times[target] = outer",
+        SPELLINGS,
+    ),
+    Mutation(
+        "a collective under a condition is not said to be so",
+        f"{MEASURE}/wire.py",
+        "conditional[target] = conditional[name] or branch",
+        "conditional[target] = conditional[name]",
+        SPELLINGS,
+    ),
+    Mutation(
+        "Elias' delta code spells the length in one bit too few",
+        f"{MEASURE}/entropy.py",
+        "_floor_log2(length + 1) + 1))",
+        "_floor_log2(length + 1)))",
+        (f"{OF_ENTROPY}test_elias_codes",),
+    ),
+    Mutation(
+        "a run of zeros that fills its counter is not followed by another",
+        f"{MEASURE}/entropy.py",
+        "return int(np.sum(runs // (2**width - 1) + 1)) * width",
+        "return int(np.sum(-(-runs // (2**width - 1)))) * width",
+        (f"{OF_ENTROPY}test_run_length",),
+    ),
+    Mutation(
+        "EF21's step takes the wrong mean of the constants",
+        f"{THEORY}/ef21.py",
+        'average = constants.L_AM if mean == "AM" else constants.L_QM',
+        'average = constants.L_QM if mean == "AM" else constants.L_AM',
+        (f"{OF_THEORY}test_the_order_of_the_steps", f"{OF_THEORY}test_example_of_the_paper"),
+    ),
+    Mutation(
+        "MARINA's step does not know that exact rounds have no variance",
+        f"{THEORY}/difference.py",
+        "math.sqrt((1 - p) * variance / p)",
+        "math.sqrt(variance / p)",
+        (OF_THEORY.removesuffix("::"),),
+    ),
+    Mutation(
+        "a contraction that is repeated adds up",
+        f"{THEORY}/contraction.py",
+        "return 1.0 if a == 1 else -math.expm1(R * math.log1p(-a))",
+        "return min(1.0, R * a)",
+        (f"{OF_THEORY}test_repeated_contraction",),
+    ),
+    Mutation(
+        "the curvature of a regularizer is left out",
+        f"{THEORY}/constants.py",
+        "L_i.append(float(scale * np.linalg.eigvalsh(small)[-1] / m + shift))",
+        "L_i.append(float(scale * np.linalg.eigvalsh(small)[-1] / m))",
+        (f"{OF_THEORY}test_least_squares_is_the_spectrum_of_the_hessians",),
+    ),
+)

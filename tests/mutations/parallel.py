@@ -1,0 +1,185 @@
+"""Faults of the lift, of gradients, of changes of workers, and of what is saved of a run."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+HERE = "ef_optax/parallel"
+CHECKPOINT, FLAT = "ef_optax/checkpoint.py", "ef_optax/flat.py"
+TESTS = "tests/parallel"
+CHANGE = f"{TESTS}/test_change_workers.py::"
+QUARANTINE = f"{TESTS}/test_quarantine.py::"
+INFERENCE = f"{TESTS}/test_inference.py::"
+POINTS = f"{TESTS}/test_weights_and_points.py::"
+SAVED = "tests/test_checkpoint.py::"
+OF_FLAT = "tests/test_flat.py::"
+
+MUTATIONS = (
+    # ---------------------------------------------------------------- change of workers
+    Mutation(
+        "the mean of what is owed shrinks with the number of workers",
+        f"{HERE}/change_workers.py",
+        "return new * np.clip(high - low, 0.0, None)",
+        "return old * np.clip(high - low, 0.0, None)",
+        (f"{CHANGE}test_mean_is_kept_and_the_run_goes_on",),
+    ),
+    Mutation(
+        "the shards of a server are mixed like residuals",
+        f"{HERE}/change_workers.py",
+        "if role == SHARDS:",
+        "if role == SHARDS and old.ndim > 2:",
+        ("tests/feedback/test_ef14_kin.py::test_two_shot_shards_are_cut_anew_for_other_workers",),
+    ),
+    Mutation(
+        "the state stays on the devices of the old mesh",
+        f"{HERE}/change_workers.py",
+        'return jax.device_put(value, like.sharding) if hasattr(like, "sharding") else value',
+        "return value",
+        (f"{CHANGE}test_state_moves_to_the_devices_of_the_new_mesh",),
+    ),
+    # ---------------------------------------------------------------- quarantine
+    Mutation(
+        "the state of a bad step is kept",
+        f"{HERE}/quarantine.py",
+        "return jnp.where(ok, b, a)",
+        "return b",
+        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate-gathered]",),
+    ),
+    Mutation(
+        "updates that overflow in the mean are applied",
+        f"{HERE}/quarantine.py",
+        "    verdicts.append(all_finite(jax.tree.leaves(updates), local=local))\n",
+        "",
+        (f"{QUARANTINE}test_finite_numbers_that_overflow_in_the_mean_are_skipped_too",),
+    ),
+    Mutation(
+        "a bad step is not counted",
+        f"{HERE}/quarantine.py",
+        "skipped=a.skipped + jnp.where(ok, 0, 1).astype(jnp.int32)",
+        "skipped=a.skipped",
+        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate-gathered]",),
+    ),
+    Mutation(
+        "tiers decide each for itself whether a step is good",
+        f"{HERE}/quarantine.py",
+        "ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0",
+        "ok = ok",
+        (f"{TESTS}/test_tiers.py",),
+    ),
+    Mutation(
+        "the lift does not skip bad steps",
+        f"{HERE}/lift.py",
+        "return keep_if_bad(updates, new, state, axis_name, local=not lift.axis_sizes)",
+        "return updates, new",
+        (f"{QUARANTINE}test_a_bad_step_emits_zeros_and_says_so",),
+    ),
+    # ---------------------------------------------------------------- inference
+    Mutation(
+        "what varies after one step is not fed back",
+        f"{HERE}/inference.py",
+        "if jax.tree.leaves(merged) == jax.tree.leaves(own):",
+        "if merged is not None:",
+        (f"{INFERENCE}test_exactly_the_leaves_that_differ_are_found",),
+    ),
+    Mutation(
+        "updates that differ between workers are let through",
+        f"{HERE}/inference.py",
+        "        if differs:\n",
+        "        if False:\n",
+        (f"{INFERENCE}test_updates_that_differ_are_refused_by_name",),
+    ),
+    Mutation(
+        "parameters split over the worker axis are accepted",
+        f"{HERE}/specs.py",
+        "if axis in axis_names(axis_name):",
+        "if False:",
+        (f"{TESTS}/test_hostile.py::test_parameters_split_over_the_worker_axis_are_refused",),
+    ),
+    Mutation(
+        "the state of a split parameter lies whole on every device",
+        f"{HERE}/specs.py",
+        "return P(axis_name, *spec) if flag else spec",
+        "return P(axis_name) if flag else spec",
+        (f"{TESTS}/test_model_axes.py::test_the_state_is_split_as_its_parameter",),
+    ),
+    # ---------------------------------------------------------------- gradients
+    Mutation(
+        "all workers drop the same units",
+        f"{HERE}/gradients.py",
+        "args = tuple(_fold_keys(a, index) for a in args)",
+        "args = tuple(a for a in args)",
+        (f"{POINTS}test_aux_and_keys",),
+    ),
+    Mutation(
+        "accumulated gradients are summed, not averaged",
+        f"{HERE}/gradients.py",
+        "loss, grads = jax.tree.map(lambda x: x / jnp.asarray(accumulate, x.dtype), total)",
+        "loss, grads = total",
+        (f"{POINTS}test_accumulation_equals_the_whole_share",),
+    ),
+    Mutation(
+        "micro-batches drop the same units",
+        f"{HERE}/gradients.py",
+        "return tuple(_fold_keys(a, part) for a in args)",
+        "return args",
+        (f"{POINTS}test_aux_and_keys", f"{POINTS}test_micro_batches_have_keys_of_their_own"),
+    ),
+    Mutation(
+        "a Hessian is taken along the point, not along the step",
+        f"{HERE}/gradients.py",
+        "jax.jvp(gradient_at, (point.point,), (point.tangent,))[1]",
+        "jax.jvp(gradient_at, (point.point,), (point.point,))[1]",
+        (f"{POINTS}test_points_are_evaluated_on_the_same_batch",),
+    ),
+    # ---------------------------------------------------------------- checkpoints
+    Mutation(
+        "a checkpoint of another model is read",
+        CHECKPOINT,
+        "if a is not None and b is not None and a[0] == b[0]:",
+        "if a is not None and b is not None:",
+        (f"{SAVED}test_a_foreign_checkpoint_is_refused",),
+    ),
+    Mutation(
+        "a checkpoint of another version is read",
+        CHECKPOINT,
+        'if about["version"] != VERSION:',
+        'if about["version"] < 0:',
+        (f"{SAVED}test_another_version_is_refused",),
+    ),
+    Mutation(
+        "with other workers the state is that of a fresh start",
+        CHECKPOINT,
+        'tree["opt_state"] = change_workers(tree["opt_state"], fresh)',
+        'tree["opt_state"] = fresh',
+        (f"{SAVED}test_another_number_of_workers_keeps_the_mean_residual",),
+    ),
+    Mutation(
+        "a checkpoint is overwritten",
+        CHECKPOINT,
+        "if target.exists():",
+        "if False:",
+        (f"{SAVED}test_nothing_is_overwritten_and_nothing_half_done_is_read",),
+    ),
+    # ---------------------------------------------------------------- one flat buffer
+    Mutation(
+        "equal leaves of the flat buffer are all cut out at the place of the first",
+        "ef_optax/_numeric/offsets.py",
+        "zip(shared, as_data([ends[i] for i in shared], witness), strict=True)",
+        "zip(shared, as_data([ends[shared[0]] for i in shared], witness), strict=True)",
+        (f"{OF_FLAT}test_it_is_the_flattening_of_optax", "tests/numeric/test_offsets.py"),
+    ),
+    Mutation(
+        "leaves of several dtypes are joined in that of the first",
+        FLAT,
+        "dtype = jnp.result_type(*(leaf for _, leaf in located))",
+        "dtype = jnp.result_type(located[0][1])",
+        (f"{OF_FLAT}test_leaves_of_several_dtypes_and_none_at_all",),
+    ),
+    Mutation(
+        "a leaf of integers is joined with the others",
+        FLAT,
+        "if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):",
+        "if False:",
+        (f"{OF_FLAT}test_a_leaf_of_integers_is_refused_by_name",),
+    ),
+)

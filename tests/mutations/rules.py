@@ -1,0 +1,303 @@
+"""Faults of the feedback rules, the estimators, the local steps and what they are made of."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+FEEDBACK, MADE_OF = "ef_optax/feedback", "ef_optax/_rules"
+LOCAL, ESTIMATORS = "ef_optax/local", "ef_optax/estimators"
+TESTS = "tests/feedback"
+EF14 = f"{TESTS}/test_ef14.py"
+KIN = f"{TESTS}/test_ef14_kin.py"
+EF21 = f"{TESTS}/test_ef21.py"
+DIFFERENCES = f"{TESTS}/test_differences.py"
+VARIANCE = f"{TESTS}/test_variance_based.py"
+
+MUTATIONS = (
+    # ---------------------------------------------------------------- error feedback
+    Mutation(
+        "the ratio of the learning rates stands on its head",
+        f"{FEEDBACK}/ef14.py",
+        "ratio = last / jnp.where(active, rate, 1)",
+        "ratio = jnp.where(active, rate, 1) / jnp.where(last == 0, 1, last)",
+        (f"{EF14}::test_reference_iterates",),
+    ),
+    Mutation(
+        "a rate of zero is remembered as the last one",
+        f"{FEEDBACK}/ef14.py",
+        "last = jnp.where(active, rate, last)",
+        "last = rate",
+        (f"{EF14}::test_nothing_is_applied_and_all_is_kept_where_the_rate_is_zero",),
+    ),
+    Mutation(
+        "the part of the residual that is not injected is lost",
+        f"{FEEDBACK}/ef14.py",
+        "r + (1.0 - injection) * x.astype(r.dtype)",
+        "r",
+        (f"{EF14}::test_reference_iterates",),
+    ),
+    Mutation(
+        "the sum of gradient and residual is taken in the gradient's dtype",
+        f"{FEEDBACK}/ef14.py",
+        "return g.astype(wide) + e.astype(wide)",
+        "return (g + e.astype(g.dtype)).astype(wide)",
+        ("tests/feedback/test_conservation.py::test_sent_plus_residual_is_what_came_in[top_k]",),
+    ),
+    Mutation(
+        "at a rate of zero the residual is that of a step that was not applied",
+        f"{FEEDBACK}/ef14.py",
+        "kept = jax.tree.map(lambda r, x: jnp.where(active, r, x), kept, state.residual)",
+        "kept = jax.tree.map(lambda r, x: r, kept, state.residual)",
+        (f"{EF14}::test_nothing_is_applied_and_all_is_kept_where_the_rate_is_zero",),
+    ),
+    # ---------------------------------------------------------------- its relatives
+    Mutation(
+        "damping: the residual forgets what was held back",
+        f"{FEEDBACK}/ef_momentum.py",
+        "r = trees.axpy(beta, r, out.residual)",
+        "r = out.residual",
+        (f"{KIN}::test_ef_momentum",),
+    ),
+    Mutation(
+        "ECQ-SGD: the injected error is counted twice",
+        f"{FEEDBACK}/ecq_sgd.py",
+        "trees.axpy(beta - alpha, h, out.residual)",
+        "trees.axpy(beta, h, out.residual)",
+        (f"{KIN}::test_ecq_sgd",),
+    ),
+    Mutation(
+        "DGC: Nesterov's velocity lacks the fresh gradient",
+        f"{FEEDBACK}/dgc.py",
+        "v = trees.add(trees.add(state.residual, u), g)",
+        "v = trees.add(state.residual, u)",
+        (f"{KIN}::test_dgc",),
+    ),
+    Mutation(
+        "DGC: every worker clips as if it were alone",
+        f"{FEEDBACK}/dgc.py",
+        "threshold = clip_norm / math.sqrt(coll.axis_size(axis_name))",
+        "threshold = clip_norm",
+        (f"{KIN}::test_dgc_dense_leaves_have_plain_momentum_and_clipping_is_local",),
+    ),
+    Mutation(
+        "DGC: the momentum of what was sent is kept",
+        f"{FEEDBACK}/dgc.py",
+        "jnp.where(mask, 0, x), u, out.support)",
+        "x, u, out.support)",
+        (f"{KIN}::test_dgc",),
+    ),
+    Mutation(
+        "DoubleSqueeze: the server forgets what it did not send",
+        f"{FEEDBACK}/double_squeeze.py",
+        "v = trees.add(up.aggregate, state.server_residual)",
+        "v = up.aggregate",
+        (f"{KIN}::test_double_squeeze",),
+    ),
+    Mutation(
+        "dist-EF-SGDM: the server's residual is not corrected for the rate",
+        f"{FEEDBACK}/dist_ef_sgdm.py",
+        "q = trees.axpy(ratio, state.server_residual, up.aggregate)",
+        "q = trees.add(state.server_residual, up.aggregate)",
+        (f"{KIN}::test_dist_ef_sgdm",),
+    ),
+    Mutation(
+        "Safe-EF: the objective is followed where the constraint is violated",
+        f"{FEEDBACK}/safe_ef.py",
+        "trees.where(safe, trees.wide(updates), constraint_grads)",
+        "trees.where(safe, constraint_grads, trees.wide(updates))",
+        (f"{KIN}::test_safe_ef",),
+    ),
+    Mutation(
+        "variance-based: a variance that is not finite poisons its own worker alone",
+        f"{FEEDBACK}/variance_based.py",
+        "return jnp.where(ambiguous, 0, r) + 0 * v",
+        "return jnp.where(ambiguous, 0, r)",
+        (f"{VARIANCE}::test_one_bad_number_skips_the_step",),
+    ),
+    Mutation(
+        "variance-based: the variance of what waits does not decay",
+        f"{FEEDBACK}/variance_based.py",
+        "forgotten = trees.scale(decay, v)",
+        "forgotten = v",
+        (f"{VARIANCE}::test_what_finds_no_room_waits",),
+    ),
+    Mutation(
+        "FetchSGD: the sketch of the error is not cleared where values were sent",
+        f"{FEEDBACK}/fetch_sgd.py",
+        "S_e = S_e - S_D",
+        "S_e = S_e + 0 * S_D",
+        (f"{TESTS}/test_fetch_sgd.py::test_fetch_sgd",),
+    ),
+    # ---------------------------------------------------------------- local steps
+    Mutation(
+        "CSER: errors are reset one step after they are due",
+        f"{LOCAL}/cser.py",
+        "due = state_g.count % period == 0",
+        "due = state_g.count % period == 1",
+        (f"{KIN}::test_cser",),
+    ),
+    Mutation(
+        "CSER: local models move by the whole gradient, not by what was not sent",
+        f"{LOCAL}/cser.py",
+        "sent, unsent, state_g = out.aggregate, out.residual, out.state",
+        "sent, unsent, state_g = out.aggregate, g, out.state",
+        (f"{KIN}::test_cser",),
+    ),
+    Mutation(
+        "Qsparse-local-SGD: the drift stays after it was sent",
+        f"{LOCAL}/qsparse_local_sgd.py",
+        "return step, jax.tree.map(jnp.zeros_like, y), out.residual, out.state",
+        "return step, y, out.residual, out.state",
+        (f"{KIN}::test_qsparse_local_sgd",),
+    ),
+    # ---------------------------------------------------------------- EF21
+    Mutation(
+        "the gradient is compressed, not its difference to the estimate",
+        f"{MADE_OF}/difference.py",
+        "out = exchange(sub(target, estimate), state, weight=weight",
+        "out = exchange(target, state, weight=weight",
+        (f"{EF21}::test_ef21",),
+    ),
+    Mutation(
+        "the estimate of an absent worker moves",
+        f"{MADE_OF}/difference.py",
+        "own = out.sent if present is None else scale(present, out.sent)",
+        "own = out.sent",
+        (f"{EF21}::test_ef21_partial_participation",),
+    ),
+    Mutation(
+        "a start from zero follows the first gradient",
+        f"{MADE_OF}/difference.py",
+        "return estimate, mean, after._replace(codec=state.codec)",
+        "return target, mean, after._replace(codec=state.codec)",
+        (f"{EF21}::test_ef21",),
+    ),
+    Mutation(
+        "EF21+: of two equally near messages the one that forgets is taken",
+        f"{FEEDBACK}/ef21_plus.py",
+        "forget = error_b < error_m",
+        "forget = error_b <= error_m",
+        (f"{EF21}::test_ef21_plus",),
+    ),
+    Mutation(
+        "EF21+: a forgotten estimate stays in the mean",
+        f"{FEEDBACK}/ef21_plus.py",
+        "return own, trees.sub(trees.add(state.mean, out.aggregate), taken_back), out.state",
+        "return own, trees.add(state.mean, out.aggregate), out.state",
+        (f"{EF21}::test_ef21_plus_forgets_and_still_agrees",),
+    ),
+    Mutation(
+        "EF21-SGDM: the first average is a share of the first gradient",
+        f"{FEEDBACK}/ef21_momentum.py",
+        "return jnp.where(count == 0, jnp.ones_like(eta), eta)",
+        "return eta",
+        (f"{EF21}::test_ef21_momentum",),
+    ),
+    Mutation(
+        "EF21-BC: the server sends its estimate, not what is new in it",
+        f"{FEEDBACK}/ef21_bidirectional.py",
+        "out = downlink(trees.sub(mean, state.broadcast), state.downlink)",
+        "out = downlink(mean, state.downlink)",
+        (f"{EF21}::test_ef21_bidirectional",),
+    ),
+    Mutation(
+        "weights do not count the workers",
+        f"{MADE_OF}/shares.py",
+        "jnp.asarray([n * w for w in weights], jnp.float32)",
+        "jnp.asarray([w for w in weights], jnp.float32)",
+        (f"{EF21}::test_ef21_w_with_a_compressor_that_is_not_homogeneous",),
+    ),
+    Mutation(
+        "workers draw the same numbers where each should have its own",
+        f"{MADE_OF}/shares.py",
+        "return key if shared else jax.random.fold_in(key, coll.axis_index(axis_name))",
+        "return key",
+        (f"{EF21}::test_ef21_partial_participation",),
+    ),
+    Mutation(
+        "EF21-P: the model that is behind catches up as a whole",
+        f"{FEEDBACK}/ef21_p.py",
+        "EF21PState(out.residual, out.state)",
+        "EF21PState(jax.tree.map(jnp.zeros_like, out.residual), out.state)",
+        (f"{DIFFERENCES}::test_ef21_p",),
+    ),
+    # ---------------------------------------------------------------- differences
+    Mutation(
+        "EF-BV: nu is left out",
+        f"{FEEDBACK}/ef_bv.py",
+        "g = trees.axpy(nu, out.aggregate, state.mean)",
+        "g = trees.add(out.aggregate, state.mean)",
+        (f"{DIFFERENCES}::test_ef_bv",),
+    ),
+    Mutation(
+        "DIANA: learns at the rate of another variance",
+        f"{FEEDBACK}/ef_bv.py",
+        "return 1 / (1 + omega)",
+        "return 1 / (2 + omega)",
+        (f"{DIFFERENCES}::test_diana_learns_at_the_rate_of_its_compressor",),
+    ),
+    Mutation(
+        "EControl: the error is measured from the old estimate",
+        f"{FEEDBACK}/econtrol.py",
+        "e = trees.add(e, trees.sub(g_i, h_i))",
+        "e = trees.add(e, trees.sub(g_i, state.estimate))",
+        (f"{DIFFERENCES}::test_econtrol",),
+    ),
+    Mutation(
+        "MARINA: the coin falls the other way",
+        f"{FEEDBACK}/marina.py",
+        "jax.random.uniform(draw) < probability)",
+        "jax.random.uniform(draw) >= probability)",
+        (f"{DIFFERENCES}::test_marina_takes_both_gradients_on_the_same_minibatch",),
+    ),
+    Mutation(
+        "PP-MARINA: the mean is over all workers, not over those that take part",
+        f"{FEEDBACK}/marina.py",
+        "weight = present * coll.axis_size(axis_name) / participants",
+        "weight = present",
+        (f"{DIFFERENCES}::test_pp_marina_averages_over_those_that_take_part",),
+    ),
+    Mutation(
+        "CLAG: news is withheld when there is much, and sent when there is little",
+        f"{FEEDBACK}/three_point_compressor.py",
+        "news = (distance > jnp.asarray(zeta, drift.dtype) * drift)",
+        "news = (distance < jnp.asarray(zeta, drift.dtype) * drift)",
+        (f"{DIFFERENCES}::test_three_point_compressors",),
+    ),
+    Mutation(
+        "3PC: the next round compares with the estimate, not with the last gradient",
+        f"{FEEDBACK}/three_point_compressor.py",
+        "ThreePointState(h, x, g, base, sent, after)",
+        "ThreePointState(h, h, g, base, sent, after)",
+        (f"{DIFFERENCES}::test_three_point_compressors",),
+    ),
+    Mutation(
+        "STORM: the old gradient is not taken away",
+        f"{ESTIMATORS}/storm.py",
+        "moved = trees.add(state.estimate, trees.sub(now, before))",
+        "moved = trees.add(state.estimate, now)",
+        (f"{DIFFERENCES}::test_ef21_with_a_gradient_estimator",),
+    ),
+    Mutation(
+        "IGT: looks behind instead of ahead",
+        f"{ESTIMATORS}/igt.py",
+        "trees.axpy(self.reach, trees.sub(params, self.last), params)",
+        "trees.axpy(self.reach, trees.sub(self.last, params), params)",
+        (f"{DIFFERENCES}::test_ef21_with_implicit_gradient_transport",),
+    ),
+    # ---------------------------------------------------------------- what all share
+    Mutation(
+        "two memories share one buffer",
+        f"{MADE_OF}/memory.py",
+        "return [zeros(params) for _ in range(count)]",
+        "return [zeros(params)] * count",
+        (f"{TESTS}/test_modes.py::test_a_fresh_state_may_be_donated[ef21]",),
+    ),
+    Mutation(
+        "the memory of a narrow leaf is as narrow",
+        f"{MADE_OF}/memory.py",
+        "jnp.zeros_like(p, wide_dtype(jnp.result_type(p)))",
+        "jnp.zeros_like(p)",
+        (f"{TESTS}/test_modes.py::test_types_in_a_checked_map[ef21]",),
+    ),
+)
