@@ -5,7 +5,7 @@
 #   VENV         the folder of the environment (default: .venv)
 #   CONSTRAINTS  a pip constraints file, to test against chosen versions
 #   JOBS         processes the tests run in (default: 2)
-#   *_FLAGS      DEMO_FLAGS, TEST_FLAGS, BENCHMARK_FLAGS: further flags of the program behind a target
+#   *_FLAGS      DEMO_FLAGS, TEST_FLAGS, MUTATION_FLAGS, BENCHMARK_FLAGS: of the program of a target
 
 PYTHON ?=
 VENV ?= .venv
@@ -13,6 +13,7 @@ CONSTRAINTS ?=
 JOBS ?= 2
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
+MUTATION_FLAGS ?=
 BENCHMARK_FLAGS ?=
 
 # Eight virtual devices where there is only a CPU. XLA's thread pool must be larger than their
@@ -45,7 +46,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help install demo test test-slow notebooks benchmark docs lint format types clean
+.PHONY: FORCE help install demo test test-slow mutations notebooks benchmark docs lint format types clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"; echo
@@ -77,6 +78,9 @@ test: $(STAMP) ## run the tests and the examples of the docstrings
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m slow $(TEST_FLAGS)
+
+mutations: $(STAMP) ## apply faults to a copy of the library and show which test notices each (an hour)
+	$(RUN) -m tests.mutations $(MUTATION_FLAGS)
 
 notebooks: $(STAMP) ## execute the notebooks
 	$(RUN) -m pytest -n $(JOBS) -m notebooks $(TEST_FLAGS)

@@ -43,17 +43,10 @@ MUTATIONS = (
     ),
     Mutation(
         "random-k lacks the factor that makes it unbiased",
-        f"{SPARSE}/random_k.py",
+        f"{SPARSE}/_random_places.py",
         "factor = x.size / self.count(x.size) if self.scaled and x.size else 1.0",
         "factor = 1.0",
         (f"{CODECS}test_variance[random_k-scaled]",),
-    ),
-    Mutation(
-        "a shared mask costs the bits of a seed",
-        f"{SPARSE}/random_k.py",
-        "seed = 0 if self.shared_mask else 32",
-        "seed = 32",
-        (f"{CODECS}test_bits[float32-random_k-shared]",),
     ),
     Mutation(
         "a coin that sends the leaf does not scale it",
@@ -186,8 +179,8 @@ MUTATIONS = (
     Mutation(
         "ACP-SGD: both steps of a pair update the same factor",
         f"{LOW_RANK}/acp_sgd.py",
-        "return step * self.iterations % 2",
-        "return step * self.iterations % 1",
+        "return Stages(Timeline((1, 2), 0, 2), (left, right))",
+        "return Stages(Timeline((1, 2), 0, 2), (left, left))",
         (f"{TESTS}/test_low_rank.py::test_acp_sgd_between_workers",),
     ),
     Mutation(
@@ -243,15 +236,15 @@ MUTATIONS = (
     Mutation(
         "a stage begins one step late",
         f"{COMBINE}/scheduled.py",
-        "return sum(start <= step for start in self.starts) - 1",
-        "return max(1, sum(start < step for start in self.starts)) - 1",
+        "number = sum(start <= step for start in self.starts) - 1",
+        "number = max(1, sum(start < step for start in self.starts)) - 1",
         (f"{TESTS}/test_scheduled.py::test_each_leaf_follows_its_own_schedule",),
     ),
     Mutation(
         "the state of the first stage moves in every stage",
-        f"{COMBINE}/scheduled.py",
-        "return *state[:number], own, *state[number + 1 :]",
-        "return own, *state[1:]",
+        "ef_optax/_core/policy.py",
+        "return *state[:number], inner, *state[number + 1 :]",
+        "return inner, *state[1:]",
         (f"{TESTS}/test_scheduled.py::test_only_the_active_state_moves",),
     ),
     Mutation(
