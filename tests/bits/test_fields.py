@@ -91,7 +91,7 @@ def test_the_stream_by_hand() -> None:
 
 
 def test_booleans_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"bool.*ef\.pack"):
+    with pytest.raises(TypeError, match=r"bool.*ef_optax\.extend\.pack"):
         to_words(jnp.zeros(3, bool))
 
 
@@ -107,5 +107,5 @@ def test_lists_are_packed_as_arrays_are() -> None:
 
 def test_only_a_packed_field_is_unpacked() -> None:
     for bad in (jnp.zeros(1, jnp.uint32), [433], None):
-        with pytest.raises(TypeError, match=r"unpack: field=.* must be what ef_optax\.pack"):
+        with pytest.raises(TypeError, match=r"unpack: field=.* must be what ef_optax\.extend\.pack"):
             ef.extend.unpack(bad, 2, 5)  # type: ignore[arg-type]
