@@ -1,4 +1,4 @@
-"""No public name is forgotten: by the tests that run over all, by the tables, by the site."""
+"""The tests that run over all names, the tables and the site forget no public name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction
 
 
 def called(makers: Iterable[Callable]) -> set[str]:
-    """The names of the functions that the makers of a table call, or are."""
+    """The names of the functions that the makers in a table call, or are themselves."""
 
     def names(code: CodeType) -> set[str]:
         inner = [const for const in code.co_consts if isinstance(const, CodeType)]
@@ -127,7 +127,7 @@ def test_every_algorithm_of_the_graph_has_a_public_name() -> None:
 
 
 def test_every_name_is_in_the_reference() -> None:
-    """The site is generated, so this fails where the generator leaves something out."""
+    """The site is generated, so this fails if the generator leaves something out."""
     text = "\n".join(reference.pages().values())
     documented = re.findall(r"^\.\. auto(?:class|function):: (\S+)::(\S+)$", text, re.MULTILINE)
     names = {f"{module}.{name}" for module, name in documented}
