@@ -5,12 +5,16 @@
 #   VENV         the folder of the environment (default: .venv)
 #   CONSTRAINTS  a pip constraints file, to test against chosen versions
 #   JOBS         processes the tests run in (default: 2)
+#   KIND, NAME   of a new part, and of the part to check; ROOM: the room of a new compressor
 #   *_FLAGS      DEMO_FLAGS, TEST_FLAGS, MUTATION_FLAGS, BENCHMARK_FLAGS: of the program of a target
 
 PYTHON ?=
 VENV ?= .venv
 CONSTRAINTS ?=
 JOBS ?= 2
+KIND ?=
+NAME ?=
+ROOM ?=
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
 MUTATION_FLAGS ?=
@@ -46,7 +50,8 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help install demo test test-slow mutations notebooks benchmark docs lint format types clean
+.PHONY: FORCE help install demo test test-slow mutations notebooks benchmark new check tables docs wheel \
+    lint format types clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"; echo
@@ -88,9 +93,28 @@ notebooks: $(STAMP) ## execute the notebooks
 benchmark: $(STAMP) ## measure codecs and training steps against their floors
 	$(RUN) -m benchmarks $(BENCHMARK_FLAGS)
 
+new: $(STAMP) ## begin a part: make new KIND=compressor NAME=my_compressor (CONTRIBUTING.md)
+	@$(RUN) -m tools.new --kind=$(KIND) --name=$(NAME) $(if $(ROOM),--room=$(ROOM))
+
+check: $(STAMP) ## run all that concerns one part: make check NAME=my_compressor
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+	$(RUN) -m pytest -n $(JOBS) -m "not notebooks" -k "$(NAME) or complete or fresh" $(TEST_FLAGS)
+
+tables: $(STAMP) ## write the table of all compressors (docs/compressors.md) again
+	$(RUN) -m docs.tables
+
 docs: $(STAMP) ## build the reference site in build/site (warnings are errors)
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
 	@echo "The site: build/site/index.html"
+
+wheel: $(STAMP) ## build the wheel, and try it with nothing but what it requires
+	rm -rf build/lib build/wheel build/bare
+	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(RUN) -m venv build/bare
+	build/bare/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) build/wheel/*.whl
+	cd build && bare/bin/python -I -W error ../.ci/bare.py
 
 lint: $(STAMP) ## check style and formatting
 	$(RUN) -m ruff check .
