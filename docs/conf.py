@@ -46,7 +46,14 @@ exclude_patterns = [".*", "build", "runs"]
 
 # Docstrings are in Google's style with Sphinx's roles and directives: they are read as they are.
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+# Annotations as they are written: a link to the alias in place of the union that it stands for.
+autodoc_type_aliases = {name.rpartition(".")[2]: name for name in reference.aliases()} | {
+    "coll.AxisName": "ef_optax.extend.AxisName",
+    "optax.ScalarOrSchedule": "optax.ScalarOrSchedule",
+}
 python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype = False
 nitpicky = True
@@ -98,11 +105,21 @@ def add_contents(app: Sphinx, docname: str, content: list[str]) -> None:
 
 
 def sentences(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Returns and Raises are written as sentences; Napoleon expects a type or one error a line."""
-    text = "\n".join(lines)
+    """Sentences where Napoleon expects a type before a colon, or one error a line."""
+    text = (": " if what in ("attribute", "property") else "") + "\n".join(lines)
     text = re.sub(r"^(Returns:\n +)(?=\S)", r"\1: ", text, flags=re.MULTILINE)
     text = re.sub(r"^( +.*\.)\s+(?=\w+Error: )", r"\1\n  ", text, flags=re.MULTILINE)
     lines[:] = text.split("\n")
+
+
+def plain_aliases(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Sphinx writes an alias that is part of a union (``Rate | None``) as the call that made it."""
+    alias = re.compile(r"TypeAliasForwardRef\('([^']*)'\)")
+    if what not in ("class", "function", "method"):
+        return None
+    return alias.sub(r"\1", signature or ""), alias.sub(r"\1", returns or "")
 
 
 def by_last_part(app: Sphinx, env: Any, node: pending_xref, contnode: nodes.Node) -> Any:
@@ -110,10 +127,15 @@ def by_last_part(app: Sphinx, env: Any, node: pending_xref, contnode: nodes.Node
     if node.get("refdomain") != "py":
         return None
     domain, last = env.domains.python_domain, node["reftarget"].rpartition(".")[2]
-    found = [name for name in domain.objects if name.rpartition(".")[2] == last]
+    kinds = domain.objtypes_for_role(node["reftype"])
+    found = [
+        entry
+        for name, entry in domain.objects.items()
+        if name.rpartition(".")[2] == last and entry.objtype in kinds and not entry.aliased
+    ]
     if len(found) != 1:
         return None
-    entry = domain.objects[found[0]]
+    (entry,) = found
     uri = app.builder.get_relative_uri(node["refdoc"], entry.docname)
     return nodes.reference("", "", contnode, internal=True, refuri=f"{uri}#{entry.node_id}")
 
@@ -171,6 +193,7 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", lambda app: reference.write())
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-docstring", sentences, priority=100)
+    app.connect("autodoc-process-signature", plain_aliases)
     app.connect("missing-reference", by_last_part)
     app.connect("env-check-consistency", complete)
     app.connect("build-finished", front_page)

@@ -110,7 +110,7 @@ def is_class(name: str) -> bool:
 
 def is_tuple(name: str) -> bool:
     """Whether a name is a named tuple, as the states are."""
-    return hasattr(public()[name], "_fields")
+    return getattr(public()[name], "__bases__", ()) == (tuple,)
 
 
 # ------------------------------------------------------------------- what other pages say
@@ -185,6 +185,16 @@ def fenced(kind: str, text: str, *options: str) -> str:
     return "\n".join([f"```{kind}", *options, text, "```"])
 
 
+def rst(text: str, module: str = "ef_optax") -> str:
+    """Text in the markup of the docstrings."""
+    return fenced("{eval-rst}", f".. currentmodule:: {module}\n\n{text}")
+
+
+def markdown(paragraph: str) -> str:
+    """A paragraph of a docstring in Markdown: code has single quotes, roles are code."""
+    return re.sub(r":\w+:`~?([^`<]+?)`", r"`\1`", paragraph.replace("``", "`"))
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -227,10 +237,11 @@ def page(module: str, names: list[str]) -> str:
     """The page of one file."""
     own = [name.rpartition(".")[2] for name in names]
     functions = [name.rpartition(".")[2] for name in names if not is_class(name)]
-    summary, _, box = inspect.getdoc(importlib.import_module(module)).partition("\n\n")
-    parts = [f"# {', '.join(functions or own)}", summary]
-    if box:
-        parts.append(fenced("text", box))
+    title = functions or own
+    if len(title) > 3 or "." in home_of(names[0])[1]:  # one of the kit's modules
+        title = [module.rpartition(".")[2]]
+    parts = [f"# {', '.join(title)}"]
+    parts += introduction(module)
     parts += [documentation(name) for name in names]
     if found := numbers(own):
         head = ["compressor", "bits", "factor", "alpha", "omega", "basis", "properties"]
@@ -244,7 +255,26 @@ def page(module: str, names: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def introduction(module: str) -> list[str]:
+    """The docstring of a file; the box of an algorithm stays as it is set."""
+    text = inspect.getdoc(importlib.import_module(module))
+    summary, _, rest = text.partition("\n\n")
+    boxed = room_of(module) in BOXES
+    if not rest:
+        return [markdown(summary)]
+    if boxed and not re.search(r"(^|\n\n)    ", rest):
+        return [markdown(summary), fenced("text", rest)]
+    if not boxed:
+        return [rst(text)]
+    parts = [markdown(summary)]
+    for paragraph in rest.split("\n\n"):
+        indented = paragraph.startswith("    ")
+        parts.append(fenced("text", textwrap.dedent(paragraph)) if indented else rst(paragraph))
+    return parts
+
+
 RULES = ("feedback", "local")
+BOXES = (*RULES, "exchanges", "estimators", "policies")
 NUMBERS = (
     "For a leaf of 64 x 64 float32 values and 8 workers; "
     "[what the columns mean](/docs/compressors.md)."
@@ -279,27 +309,25 @@ def folder(room: str) -> str:
 def room_page(room: str, modules: list[str]) -> str:
     """The page of a section: what it holds, in a line each."""
     package = f"ef_optax.{room.replace('/', '.')}"
-    introduction = inspect.getdoc(importlib.import_module(package))
     names = [name for module in modules for name in by_file()[module] if not is_tuple(name)]
     rows = [[link(name.replace("ef_optax", "ef", 1), name), first_sentence(name)] for name in names]
     entries = "\n".join(module.rpartition(".")[2] for module in modules)
     parts = [
         f"# {ROOMS[room]}",
-        fenced("{eval-rst}", f".. currentmodule:: {package}\n\n{introduction}"),
+        rst(inspect.getdoc(importlib.import_module(package)), package),
         table(["name", "what it is"], rows),
         fenced("{toctree}", entries, ":hidden:", ""),
     ]
     if room == "extend":
         types = "\n".join(f".. py:data:: {name}\n   :value: {public()[name]}" for name in aliases())
-        parts += ["## Types", fenced("{eval-rst}", f".. currentmodule:: None\n\n{types}")]
+        parts += ["## Types", rst(types, "None")]
     return "\n\n".join(parts) + "\n"
 
 
 def first_sentence(name: str) -> str:
     """The first paragraph of a docstring, in Markdown's markup for code and for a table."""
-    paragraph = inspect.getdoc(public()[name]).partition("\n\n")[0].replace("\n", " ")
-    plain = re.sub(r":\w+:`~?([^`<]+?)`", r"`\1`", paragraph.replace("``", "`"))
-    return plain.replace("|", "\\|")
+    paragraph = inspect.getdoc(public()[name]).partition("\n\n")[0]
+    return markdown(paragraph).replace("\n", " ").replace("|", "\\|")
 
 
 def write() -> None:

@@ -1,7 +1,7 @@
 """What travels and what it costs, read or counted.
 
 :func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` stand at the front door. Here are the
-report's class, and the sizes of entropy codes, for messages whose length depends on the data.
+report's classes, and the sizes of entropy codes, for messages whose length depends on the data.
 """
 
 from ef_optax.measure.entropy import (
@@ -12,9 +12,10 @@ from ef_optax.measure.entropy import (
     sparse_elias_bits,
     zero_run_bits,
 )
-from ef_optax.measure.wire import WireReport
+from ef_optax.measure.wire import Collective, WireReport
 
 __all__ = [
+    "Collective",
     "WireReport",
     "arithmetic_bits",
     "elias_delta_bits",
