@@ -12,22 +12,23 @@ The rules of this library import from here and from each other's public function
 - ``check`` refuses bad options by name, ``trees`` is arithmetic on trees, ``collectives`` is what
   may be asked of the worker axis besides an exchange.
 
->>> from ef_optax.extend import exchange_for, memory
+>>> import jax.numpy as jnp
+>>> from ef_optax.extend import exchange_for
 >>> from ef_optax import top_k
 >>> exchange = exchange_for("ef21", top_k(k=1))
->>> tree = memory.zeros({"w": jax.numpy.array([3.0, 2.0])})
+>>> tree = {"w": jnp.array([3.0, 2.0])}
 >>> exchange(tree, exchange.init(tree), want=("residual",)).residual["w"].tolist()
-[0.0, 0.0]
+[0.0, 2.0]
 """
-
-import jax
 
 from ef_optax._bits.fields import Packed, pack, unpack
 from ef_optax._core.codec import Codec
 from ef_optax._core.context import path_string
 from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.policy import LeafPolicy, Stage, Stages, StepPolicy, for_leaf, stages_of
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Message, Permute, Sum
+from ef_optax._core.timeline import Timeline
 from ef_optax._core.traits import Traits
 from ef_optax._core.transformation import as_transformation
 from ef_optax._core.workers import Workers
@@ -36,18 +37,29 @@ from ef_optax._exchange.collectives import AxisName
 from ef_optax._exchange.exchange import Exchange, ExchangeState
 from ef_optax._numeric import check, trees
 from ef_optax._numeric.division import safe_divisor
-from ef_optax._numeric.dtypes import bits_of, wide_dtype
+from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, like_of, size_of
 from ef_optax._rules import arguments, difference, memory, shares, steps
-from ef_optax._rules.needs import exchange_for
+from ef_optax._rules.average import moving_average
+from ef_optax._rules.needs import (
+    ADDITIVE,
+    BROADCAST,
+    CONTRACTIVE,
+    DETERMINISTIC,
+    INDEPENDENT,
+    UNBIASED,
+    Need,
+    exchange_for,
+)
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.combine.identity import Identity
 from ef_optax.compressors.compressor import Compressor, codec_of
-
-Array = jax.Array
+from ef_optax.compressors.sparse._sparse import SparseCodec
+from ef_optax.compressors.sparse._threshold import ThresholdCodec
+from ef_optax.compressors.sparse.count_sketch import sketch, sketch_estimates
 
 __all__ = [
     # A compressor: one operator for one leaf, and its message
@@ -59,6 +71,15 @@ __all__ = [
     "codec_of",
     "pack",
     "unpack",
+    # Parts of compressors: sparse messages, the k largest, count sketches
+    "SparseCodec",
+    "ThresholdCodec",
+    "check_ratio_or_k",
+    "magnitude_order",
+    "resolve_k",
+    "sketch",
+    "sketch_estimates",
+    "top_k_indices",
     # A protocol of several rounds: what it asks of the workers, what it answers
     "AllToAll",
     "Gather",
@@ -71,6 +92,14 @@ __all__ = [
     "Protocol",
     "Sum",
     "Workers",
+    # A policy: codecs that depend on the leaf, the step, or both
+    "LeafPolicy",
+    "Stage",
+    "Stages",
+    "StepPolicy",
+    "Timeline",
+    "for_leaf",
+    "stages_of",
     # A rule: the exchange, and what rules share
     "Exchange",
     "ExchangeState",
@@ -81,8 +110,17 @@ __all__ = [
     "difference",
     "exchange_for",
     "memory",
+    "moving_average",
     "shares",
     "steps",
+    # What a rule may need of a compressor
+    "ADDITIVE",
+    "BROADCAST",
+    "CONTRACTIVE",
+    "DETERMINISTIC",
+    "INDEPENDENT",
+    "UNBIASED",
+    "Need",
     # Options, trees, dtypes and shapes
     "Array",
     "AxisName",
@@ -90,14 +128,10 @@ __all__ = [
     "as_key",
     "bits_of",
     "check",
-    "check_ratio_or_k",
     "like_of",
-    "magnitude_order",
     "path_string",
-    "resolve_k",
     "safe_divisor",
     "size_of",
-    "top_k_indices",
     "trees",
     "wide_dtype",
 ]

@@ -36,6 +36,11 @@ def axpy(factor: Any, a: Any, b: Any) -> Any:
     return add(b, scale(factor, a))
 
 
+def copy(a: Any) -> Any:
+    """The same numbers in buffers of their own: the caller may donate the others."""
+    return jax.tree.map(jnp.array, a)
+
+
 def where(condition: Any, a: Any, b: Any) -> Any:
     """``a`` where the scalar condition holds, else ``b``."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y.astype(x.dtype)), a, b)

@@ -1,10 +1,10 @@
-"""What each rule relies on, held against what a codec declares: the only place of such checks.
+"""What a rule may need of a compressor, held against what its codec declares.
 
-A codec declares its properties (:class:`ef_optax.extend.Codec`), a rule's needs stand in
-``REQUIRES``, and :func:`exchange_for` brings the two together where a rule makes its exchange. A
-pair that is not listed as refused works; tests enumerate all of them.
+A codec declares its properties (:class:`ef_optax.extend.Codec`). A rule names what it needs where
+it makes its exchange: ``exchange_for("ef21", compressor, axis_name, needs=(ADDITIVE,
+CONTRACTIVE))``. A pair that is not refused works; tests enumerate all of them.
 
-One need is about shapes, and is looked at where the state is made: ``"contractive"``. A rule that
+One need is about shapes, and is looked at where the state is made: ``CONTRACTIVE``. A rule that
 keeps what a codec drops follows ``E||e'||^2 = E||C(p) - p||^2``, so a codec whose error is as long
 as its input, or longer, *whatever that input is*, makes the memory grow at every step: scaled
 random-k with omega >= 1 and its like (:meth:`ef_optax.extend.Codec.least_error`). These are
@@ -19,18 +19,16 @@ their error on gradients is far below the bound. What the theory asks for is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from ef_optax._core.codec import Codec
-from ef_optax._core.policy import for_leaf
-from ef_optax._exchange import collectives as coll
+from ef_optax._core.policy import LeafPolicy, for_leaf, stages_of
+from ef_optax._exchange import collectives
 from ef_optax._exchange.collectives import AxisName
 from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax.compressors.combine.per_leaf import PerLeaf
-from ef_optax.compressors.combine.scheduled import Scheduled
 from ef_optax.compressors.compressor import Compressor, codec_of
 
 
@@ -43,152 +41,103 @@ class Need:
     remedy: str
 
 
-NEEDS = {
-    "additive": Need(
-        lambda codec: codec.additive,
-        "does not give the mean of what the workers sent, but the rule keeps the mean of the "
-        "workers' estimates",
-        "choose an additive compressor such as top_k or scaled_sign",
-    ),
-    "deterministic": Need(
-        lambda codec: codec.deterministic,
-        "is randomised, but the rule compares what it sends with its input",
-        "choose a deterministic compressor such as top_k or scaled_sign",
-    ),
-    "independent": Need(
-        lambda codec: codec.independent,
-        "decides together with the other workers what is sent, but the rule tries out messages on "
-        "each worker alone",
-        "choose a compressor of one worker's own values such as top_k or scaled_sign",
-    ),
-    "unbiased": Need(
-        lambda codec: codec.unbiased,
-        "is biased, but the rule is defined for unbiased compressors only",
-        "choose an unbiased compressor such as random_k(..., scaled=True) or natural, or a rule "
-        "for biased ones such as ef21 or ef_bv",
-    ),
-    "broadcast": Need(
-        lambda codec: codec.broadcast,
-        "travels only between several workers, but this message goes from one sender to all",
-        "choose a compressor that is not an exchange of its own, such as top_k",
-    ),
-}
-
-CONTRACTIVE = "contractive"
-"""The need that is looked at for each leaf, where its shape and the number of workers are known."""
-
-ANY = {"compressor": ()}
-MEMORY = {"compressor": (CONTRACTIVE,)}
-ESTIMATES = {"compressor": ("additive", CONTRACTIVE)}
-SHIFTS = {"compressor": ("additive",)}
-SERVED = {"compressor": (CONTRACTIVE,), "server": ("broadcast", CONTRACTIVE)}
-
-REQUIRES: dict[str, dict[str, tuple[str, ...]]] = {
-    "compressed_mean": ANY,
-    "cser": {"errors": ("additive", CONTRACTIVE), "gradients": ("additive",)},
-    "dgc": MEMORY,
-    "diana": {"compressor": ("additive", "unbiased")},
-    "dist_ef_sgdm": SERVED,
-    "double_squeeze": SERVED,
-    "econtrol": ESTIMATES,
-    "ecq_sgd": ANY,  # its two factors are there to hold the memory of an unbiased codec down
-    "ef21": ESTIMATES,
-    "ef21_bidirectional": {
-        "compressor": ("additive", CONTRACTIVE),
-        "server": ("broadcast", CONTRACTIVE),
-    },
-    "ef21_double_momentum": ESTIMATES,
-    "ef21_momentum": ESTIMATES,
-    "ef21_p": {"compressor": ("broadcast", CONTRACTIVE)},
-    "ef21_partial_participation": ESTIMATES,
-    "ef21_plus": {"compressor": ("additive", "deterministic", "independent", CONTRACTIVE)},
-    "ef21_w": ESTIMATES,
-    "ef_bv": SHIFTS,  # lam and nu are chosen for omega
-    "ef_momentum": ANY,  # the damping makes a contraction of any omega < (1 + beta)/(1 - beta)
-    "error_feedback": MEMORY,
-    "error_feedback, blended": ANY,  # decay and injection hold the memory down, as in ecq_sgd
-    "gradient_shift": SHIFTS,  # the rate is chosen for omega
-    "marina": {"compressor": ("additive", "unbiased")},
-    "qsparse_local_sgd": MEMORY,
-    "safe_ef": MEMORY,
-    "three_point_compressor": {"compressor": ("additive", CONTRACTIVE), "second": ("additive",)},
-}
-"""For each rule, and each compressor it takes, the needs by name."""
+ADDITIVE = Need(
+    lambda codec: codec.additive,
+    "does not give the mean of what the workers sent, but the rule keeps the mean of the workers' "
+    "estimates",
+    "choose an additive compressor such as top_k or scaled_sign",
+)
+DETERMINISTIC = Need(
+    lambda codec: codec.deterministic,
+    "is randomised, but the rule compares what it sends with its input",
+    "choose a deterministic compressor such as top_k or scaled_sign",
+)
+INDEPENDENT = Need(
+    lambda codec: codec.independent,
+    "decides together with the other workers what is sent, but the rule tries out messages on each "
+    "worker alone",
+    "choose a compressor of one worker's own values such as top_k or scaled_sign",
+)
+UNBIASED = Need(
+    lambda codec: codec.unbiased,
+    "is biased, but the rule is defined for unbiased compressors only",
+    "choose an unbiased compressor such as random_k(..., scaled=True) or natural, or a rule for "
+    "biased ones such as ef21 or ef_bv",
+)
+BROADCAST = Need(
+    lambda codec: codec.broadcast,
+    "travels only between several workers, but this message goes from one sender to all",
+    "choose a compressor that is not an exchange of its own, such as top_k",
+)
+CONTRACTIVE = Need(
+    lambda codec: True,  # its error depends on the leaf: see HeldExchange
+    "is no contraction",
+    "use ef_optax.scale_to_contractive(compressor) or scaled=False, or a rule for unbiased "
+    "compressors such as diana or marina",
+)
 
 
 def exchange_for(
-    rule: str, compressor: Compressor, axis_name: AxisName = None, argument: str = "compressor"
+    rule: str,
+    compressor: Compressor,
+    axis_name: AxisName = None,
+    *,
+    argument: str = "compressor",
+    needs: Sequence[Need] = (),
 ) -> Exchange:
     """The exchange of a rule's compressor, after the rule's needs have been held against it.
 
     Args:
-      rule: the rule's name, a row of ``REQUIRES``.
-      compressor: what the user gave; the choices of :func:`ef_optax.per_leaf` are checked when
-        they are made.
+      rule: the rule's name.
+      compressor: what the user gave. What :func:`ef_optax.per_leaf` chooses is checked where the
+        leaves are known, in the exchange's ``init``.
       axis_name: the worker axis, or None.
       argument: the name of the rule's argument.
-
-    Returns:
-      The exchange, whose ``init`` looks at what depends on the leaves.
+      needs: what the rule relies on, of ``ADDITIVE``, ``BROADCAST``, ``CONTRACTIVE``,
+        ``DETERMINISTIC``, ``INDEPENDENT`` and ``UNBIASED``.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor.
       ValueError: if its codec lacks what the rule needs, with the reason and the remedy.
     """
-    codec, needs = codec_of(compressor, argument), REQUIRES[rule][argument]
-    declared = tuple(name for name in needs if name != CONTRACTIVE)
-    held = _held(rule, argument, codec, declared)
-    if CONTRACTIVE in needs:
-        return ContractiveExchange(held, axis_name, asked_by=f"{rule}: {argument}")
-    return Exchange(held, axis_name)
+    codec = codec_of(compressor, argument)
+    require(f"{rule}: {argument}", codec, needs)
+    return HeldExchange(codec, axis_name, asked_by=f"{rule}: {argument}", needs=tuple(needs))
+
+
+def require(asked_by: str, codec: Codec, needs: Sequence[Need]) -> None:
+    """Refuses a codec that lacks a need in some stage; a policy by leaf has none before a leaf."""
+    for stage in stages_of(codec).stages:
+        for need in needs:
+            if not (isinstance(stage.codec, LeafPolicy) or need.met(stage.codec)):
+                raise ValueError(
+                    f"{asked_by} {type(stage.codec).__name__} {need.reason}; {need.remedy}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
-class ContractiveExchange(Exchange):
-    """An exchange for a memory of what was not sent; ``asked_by`` names rule and argument."""
+class HeldExchange(Exchange):
+    """An exchange that holds each leaf's codec to a rule's needs, where its state is made."""
 
     asked_by: str = ""
+    needs: tuple[Need, ...] = ()
 
     def init(self, tree: Any) -> ExchangeState:
         paths, likes, _ = self.located(tree)
         for path, like in zip(paths, likes, strict=True):
-            self._check(path, like)
+            codec = for_leaf(self.codec, path, like)
+            require(f"{self.asked_by}, at {path!r},", codec, self.needs)
+            if CONTRACTIVE in self.needs:
+                self._require_contraction(codec, path, like)
         return super().init(tree)
 
-    def _check(self, path: str, like: jax.ShapeDtypeStruct) -> None:
+    def _require_contraction(self, codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> None:
         """Refuses a codec that makes the leaf's memory grow whatever the gradients are."""
-        codec = for_leaf(self.codec, path, like)
-        least = codec.least_error(like.shape, coll.bound_size(self.axis_name))
+        least = codec.least_error(like.shape, collectives.bound_size(self.axis_name))
         if least < 1:
             return
         raise ValueError(
-            f"{self.asked_by} {type(codec).__name__} is no contraction for the leaf {path!r} of "
+            f"{self.asked_by} {type(codec).__name__} {CONTRACTIVE.reason} for the leaf {path!r} of "
             f"shape {like.shape}: its error is at least omega = {least:.3g} times the square of "
-            "any input, so what the rule remembers would grow at every step. Use "
-            "ef_optax.scale_to_contractive(compressor) or scaled=False, or a rule for unbiased "
-            "compressors such as diana or marina."
+            f"any input, so what the rule remembers would grow at every step; {CONTRACTIVE.remedy}."
         )
-
-
-def _held(rule: str, argument: str, codec: Codec, needs: tuple[str, ...]) -> Codec:
-    """The codec if it has all that is needed; policies and schedules with checked parts."""
-    if isinstance(codec, Scheduled):
-        return Scheduled(
-            codec.starts, tuple(_held(rule, argument, one, needs) for one in codec.codecs)
-        )
-    if isinstance(codec, PerLeaf) and needs:
-        chooser: PerLeaf = codec
-
-        def policy(path: str, like: jax.ShapeDtypeStruct) -> Compressor:
-            chosen: Any = chooser.policy(path, like)
-            leaf = for_leaf(codec_of(chosen, f"policy({path!r})"), path, like)
-            return Compressor(_held(rule, f"{argument}, at {path!r},", leaf, needs))
-
-        return PerLeaf(policy)
-    for name in needs:
-        need = NEEDS[name]
-        if not need.met(codec):
-            raise ValueError(
-                f"{rule}: {argument} {type(codec).__name__} {need.reason}; {need.remedy}."
-            )
-    return codec

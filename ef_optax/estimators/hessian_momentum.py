@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._numeric.random import as_key
-from ef_optax._rules import arguments, memory
-from ef_optax.estimators._average import _average, _copy
 from ef_optax.estimators.points import HessianVector
+from ef_optax.extend import (
+    Array,
+    arguments,
+    as_key,
+    as_transformation,
+    check,
+    memory,
+    moving_average,
+    trees,
+)
 
 
 class HessianMomentumState(NamedTuple):
@@ -75,7 +79,9 @@ def hessian_momentum(
 
     def init_fn(params: Any) -> HessianMomentumState:
         steps = jnp.zeros((), jnp.int32)
-        return HessianMomentumState(memory.zeros(params), _copy(params), fraction(steps), steps)
+        return HessianMomentumState(
+            memory.zeros(params), trees.copy(params), fraction(steps), steps
+        )
 
     def update_fn(
         updates: Any, state: HessianMomentumState, params: Any = None, **extra_args: Any
@@ -83,7 +89,7 @@ def hessian_momentum(
         params = arguments.require_params("hessian_momentum", params)
         product = arguments.gradient_at("hessian_momentum", "hessian_momentum", extra_args)
         moved = trees.add(state.estimate, product)
-        v = _average(fresh_weight, state.steps, moved, trees.wide(updates))
+        v = moving_average(fresh_weight, state.steps, moved, trees.wide(updates))
         steps = state.steps + 1
         return trees.emit(v, updates), HessianMomentumState(v, params, fraction(steps), steps)
 

@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._rules import arguments, memory
-from ef_optax.estimators._average import _average, _copy
+from ef_optax.extend import (
+    Array,
+    arguments,
+    as_transformation,
+    check,
+    memory,
+    moving_average,
+    trees,
+)
 
 
 class IGTState(NamedTuple):
@@ -62,14 +66,14 @@ def igt(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationExt
 
     def init_fn(params: Any) -> IGTState:
         steps = jnp.zeros((), jnp.int32)
-        return IGTState(memory.zeros(params), _copy(params), jnp.zeros((), jnp.float32), steps)
+        return IGTState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.float32), steps)
 
     def update_fn(
         updates: Any, state: IGTState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, IGTState]:
         params = arguments.require_params("igt", params)
         ahead = trees.wide(arguments.gradient_at("igt", "igt", extra_args))
-        v = _average(fresh_weight, state.steps, state.estimate, ahead)
+        v = moving_average(fresh_weight, state.steps, state.estimate, ahead)
         steps = state.steps + 1
         return trees.emit(v, updates), IGTState(v, params, reach(steps), steps)
 

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._numeric import trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._rules import arguments, memory
-from ef_optax.estimators._average import _copy
+from ef_optax.extend import (
+    Array,
+    arguments,
+    as_transformation,
+    memory,
+    trees,
+)
 
 
 class PageState(NamedTuple):
@@ -59,7 +61,7 @@ def page() -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params: Any) -> PageState:
-        return PageState(memory.zeros(params), _copy(params), jnp.zeros((), jnp.int32))
+        return PageState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.int32))
 
     def update_fn(
         updates: Any,

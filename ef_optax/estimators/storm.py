@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._rules import arguments, memory
-from ef_optax.estimators._average import _average, _copy
+from ef_optax.extend import (
+    Array,
+    arguments,
+    as_transformation,
+    check,
+    memory,
+    moving_average,
+    trees,
+)
 
 
 class StormState(NamedTuple):
@@ -59,7 +63,7 @@ def storm(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationE
     check.weight("storm", "fresh_weight", fresh_weight, schedule=True)
 
     def init_fn(params: Any) -> StormState:
-        return StormState(memory.zeros(params), _copy(params), jnp.zeros((), jnp.int32))
+        return StormState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.int32))
 
     def update_fn(
         updates: Any, state: StormState, params: Any = None, **extra_args: Any
@@ -68,7 +72,7 @@ def storm(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationE
         now = trees.wide(updates)
         before = arguments.gradient_at("storm", "storm", extra_args)
         moved = trees.add(state.estimate, trees.sub(now, before))
-        v = _average(fresh_weight, state.steps, moved, now)
+        v = moving_average(fresh_weight, state.steps, moved, now)
         return trees.emit(v, updates), StormState(v, params, state.steps + 1)
 
     return as_transformation(init_fn, update_fn)

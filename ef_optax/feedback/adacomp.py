@@ -13,16 +13,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._bits import fields
-from ef_optax._core.codec import Codec
-from ef_optax._core.requests import Message
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
-from ef_optax._numeric.shapes import Shape, size_of
-from ef_optax._rules import memory
+from ef_optax.extend import (
+    Array,
+    AxisName,
+    Codec,
+    Exchange,
+    ExchangeState,
+    Message,
+    Shape,
+    as_transformation,
+    bits_of,
+    check,
+    memory,
+    pack,
+    size_of,
+    trees,
+    unpack,
+    wide_dtype,
+)
 
 
 class AdaCompState(NamedTuple):
@@ -40,10 +48,10 @@ class ThreeLevels(Codec):
         del key
         flat = x.reshape(-1)
         codes = jnp.where(flat > 0, 1, jnp.where(flat < 0, 2, 0)).astype(jnp.uint32)
-        return {"codes": fields.pack(codes, 2), "scale": jnp.max(jnp.abs(flat), initial=0)[None]}
+        return {"codes": pack(codes, 2), "scale": jnp.max(jnp.abs(flat), initial=0)[None]}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        codes = fields.unpack(message["codes"], 2, size_of(like.shape))
+        codes = unpack(message["codes"], 2, size_of(like.shape))
         scale = message["scale"][0].astype(like.dtype)
         level = jnp.where(codes == 1, scale, jnp.where(codes == 2, -scale, 0))
         return level.astype(like.dtype).reshape(like.shape)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._numeric import check
 from ef_optax.compressors.combine.dense import dense
+from ef_optax.extend import AxisName, check
 from ef_optax.feedback.ef21 import ef21
 
 

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric.dtypes import wide_dtype
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    exchange_for,
+    wide_dtype,
+)
 
 
 class CompressedMeanState(NamedTuple):

@@ -13,19 +13,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core import context
-from ef_optax._core.codec import Codec
-from ef_optax._core.policy import for_leaf
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.shapes import like_of
-from ef_optax._rules import memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.combine.identity import Identity
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    CONTRACTIVE,
+    AxisName,
+    Codec,
+    Compressor,
+    ExchangeState,
+    Identity,
+    as_transformation,
+    check,
+    collectives,
+    exchange_for,
+    for_leaf,
+    like_of,
+    memory,
+    path_string,
+    trees,
+)
 
 
 class DGCState(NamedTuple):
@@ -89,12 +93,12 @@ def dgc(
     check.flag("dgc", "masking", masking)
     if clip_norm is not None:
         check.positive("dgc", "clip_norm", clip_norm)
-    exchange = exchange_for("dgc", compressor, axis_name)
+    exchange = exchange_for("dgc", compressor, axis_name, needs=(CONTRACTIVE,))
 
     def clip(g: Any) -> Any:
         if clip_norm is None:
             return g
-        threshold = clip_norm / math.sqrt(coll.axis_size(axis_name))
+        threshold = clip_norm / math.sqrt(collectives.axis_size(axis_name))
         norm = jnp.sqrt(trees.squared_norm(g))
         return trees.scale(jnp.where(norm > threshold, threshold / norm, 1), g)
 
@@ -127,6 +131,6 @@ def _dense_leaves(codec: Codec, tree: Any) -> Any:
     """Which leaves are sent dense: their momentum is never masked."""
 
     def dense(path: Any, x: Any) -> bool:
-        return isinstance(for_leaf(codec, context.path_string(path), like_of(x)), Identity)
+        return isinstance(for_leaf(codec, path_string(path), like_of(x)), Identity)
 
     return jax.tree_util.tree_map_with_path(dense, tree)

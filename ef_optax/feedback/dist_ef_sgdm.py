@@ -13,14 +13,20 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._rules import arguments, memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    BROADCAST,
+    CONTRACTIVE,
+    Array,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    arguments,
+    as_transformation,
+    check,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class DistEFSGDMState(NamedTuple):
@@ -85,9 +91,11 @@ def dist_ef_sgdm(
     check.rate("dist_ef_sgdm", "learning_rate", learning_rate)
     check.decay("dist_ef_sgdm", "momentum", momentum)
     check.flag("dist_ef_sgdm", "nesterov", nesterov)
-    uplink = exchange_for("dist_ef_sgdm", compressor, axis_name)
+    uplink = exchange_for("dist_ef_sgdm", compressor, axis_name, needs=(CONTRACTIVE,))
     server = compressor if server is None else server
-    downlink = exchange_for("dist_ef_sgdm", server, argument="server")
+    downlink = exchange_for(
+        "dist_ef_sgdm", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
+    )
 
     def init_fn(params: Any) -> DistEFSGDMState:
         m, e, E = memory.several_zeros(params, 3)

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import trees
-from ef_optax._rules import memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    BROADCAST,
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class DoubleSqueezeState(NamedTuple):
@@ -64,9 +68,11 @@ def double_squeeze(
       Tang, Lian, Yu, Zhang, Liu, "DoubleSqueeze: Parallel Stochastic Gradient Descent with
       Double-Pass Error-Compensated Compression", ICML 2019.
     """
-    uplink = exchange_for("double_squeeze", compressor, axis_name)
+    uplink = exchange_for("double_squeeze", compressor, axis_name, needs=(CONTRACTIVE,))
     server = compressor if server is None else server
-    downlink = exchange_for("double_squeeze", server, argument="server")
+    downlink = exchange_for(
+        "double_squeeze", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
+    )
 
     def init_fn(params: Any) -> DoubleSqueezeState:
         e, E = memory.several_zeros(params, 2)

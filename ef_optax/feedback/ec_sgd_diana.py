@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    check,
+    exchange_for,
+    memory,
+    trees,
+)
 from ef_optax.feedback.ef14 import error_feedback
 
 
@@ -59,7 +63,7 @@ def gradient_shift(
       ([4.0], [2.0])
     """
     check.weight("gradient_shift", "rate", rate)
-    exchange = exchange_for("gradient_shift", compressor, axis_name)
+    exchange = exchange_for("gradient_shift", compressor, axis_name, needs=(ADDITIVE,))
 
     def init_fn(params: Any) -> ShiftState:
         h_i, h = memory.several_zeros(params, 2)

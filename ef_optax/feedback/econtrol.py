@@ -10,13 +10,19 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import difference, memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    check,
+    difference,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class EControlState(NamedTuple):
@@ -71,7 +77,7 @@ def econtrol(
     """
     check.word("econtrol", "init", init, difference.INITS)
     check.not_negative("econtrol", "strength", strength)
-    exchange = exchange_for("econtrol", compressor, axis_name)
+    exchange = exchange_for("econtrol", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
 
     def init_fn(params: Any) -> EControlState:
         e, h_i, h = memory.several_zeros(params, 3)

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    check,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class ECQState(NamedTuple):
@@ -60,6 +63,7 @@ def ecq_sgd(
     """
     check.not_negative("ecq_sgd", "alpha", alpha)
     check.share("ecq_sgd", "beta", beta)
+    # No need of a contraction: the two factors hold the memory of an unbiased codec down.
     exchange = exchange_for("ecq_sgd", compressor, axis_name)
 
     def init_fn(params: Any) -> ECQState:

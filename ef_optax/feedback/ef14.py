@@ -18,13 +18,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check
-from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    CONTRACTIVE,
+    Array,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    bits_of,
+    check,
+    exchange_for,
+    wide_dtype,
+)
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -118,9 +123,9 @@ def error_feedback(
     check.share("error_feedback", "decay", decay)
     check.finite("error_feedback", "injection", injection)
     plain = _is_one(decay) and _is_one(injection)
-    exchange = exchange_for(
-        "error_feedback" if plain else "error_feedback, blended", compressor, axis_name
-    )
+    # Decay and injection hold the memory of a codec down that is no contraction.
+    needs = (CONTRACTIVE,) if plain else ()
+    exchange = exchange_for("error_feedback", compressor, axis_name, needs=needs)
 
     def rate_at(count: Array) -> Array:
         rate = learning_rate(count) if callable(learning_rate) else learning_rate

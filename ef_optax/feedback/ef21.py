@@ -11,13 +11,19 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import difference, memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    check,
+    difference,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class EF21State(NamedTuple):
@@ -70,7 +76,7 @@ def ef21(
       faster error feedback", NeurIPS 2021.
     """
     check.word("ef21", "init", init, difference.INITS)
-    exchange = exchange_for("ef21", compressor, axis_name)
+    exchange = exchange_for("ef21", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
 
     def init_fn(params: Any) -> EF21State:
         g_i, g = memory.several_zeros(params, 2)

@@ -11,13 +11,19 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import trees
-from ef_optax._rules import difference, memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    BROADCAST,
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    difference,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class EF21BidirectionalState(NamedTuple):
@@ -66,8 +72,12 @@ def ef21_bidirectional(
     References:
       Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021.
     """
-    uplink = exchange_for("ef21_bidirectional", compressor, axis_name)
-    downlink = exchange_for("ef21_bidirectional", server, argument="server")
+    uplink = exchange_for(
+        "ef21_bidirectional", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE)
+    )
+    downlink = exchange_for(
+        "ef21_bidirectional", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
+    )
 
     def init_fn(params: Any) -> EF21BidirectionalState:
         gw_i, mean, g = memory.several_zeros(params, 3)

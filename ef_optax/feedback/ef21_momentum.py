@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._rules import arguments, difference, memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    check,
+    difference,
+    exchange_for,
+    memory,
+    moving_average,
+    trees,
+)
 
 
 class EF21MomentumState(NamedTuple):
@@ -128,11 +133,7 @@ def _with_averages(
 ) -> optax.GradientTransformationExtraArgs:
     check.word(rule, "init", init, difference.INITS)
     check.weight(rule, "fresh_weight", fresh_weight, schedule=True)
-    exchange = exchange_for(rule, compressor, axis_name)
-
-    def weight_at(count: Array) -> Array:
-        eta = jnp.asarray(arguments.value_at(fresh_weight, count))
-        return jnp.where(count == 0, jnp.ones_like(eta), eta)  # the first average is the gradient
+    exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
 
     def init_fn(params: Any) -> EF21MomentumState:
         *averages, g_i, g = memory.several_zeros(params, depth + 2)
@@ -142,10 +143,10 @@ def _with_averages(
         updates: Any, state: EF21MomentumState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21MomentumState]:
         del params, extra_args
-        eta = weight_at(state.exchange.count)
+        count = state.exchange.count
         fresh, averages = trees.wide(updates), []
         for old in state.averages:
-            fresh = trees.add(trees.scale(1 - eta, old), trees.scale(eta, fresh))
+            fresh = moving_average(fresh_weight, count, old, fresh)
             averages.append(fresh)
         g_i, g, sent = difference.start(
             init, exchange, fresh, state.estimate, state.mean, state.exchange

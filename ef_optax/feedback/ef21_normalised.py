@@ -14,16 +14,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.division import safe_divisor
-from ef_optax._numeric.dtypes import Array, wide_dtype
-from ef_optax._numeric.random import as_key
-from ef_optax._rules import difference
-from ef_optax.compressors.compressor import Compressor
 from ef_optax.estimators.hessian_momentum import hessian_momentum
 from ef_optax.estimators.igt import igt
 from ef_optax.estimators.storm import storm
+from ef_optax.extend import (
+    Array,
+    AxisName,
+    Compressor,
+    as_key,
+    check,
+    difference,
+    safe_divisor,
+    trees,
+    wide_dtype,
+)
 from ef_optax.feedback.ef21 import ef21
 from ef_optax.feedback.ef21_momentum import ef21_momentum
 

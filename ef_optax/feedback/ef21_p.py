@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import trees
-from ef_optax._rules import memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    BROADCAST,
+    CONTRACTIVE,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class EF21PState(NamedTuple):
@@ -57,7 +61,7 @@ def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
       Gruntkowska, Tyurin, Richtarik, "EF21-P and Friends: Improved Theoretical Communication
       Complexity for Distributed Optimization with Bidirectional Compression", ICML 2023.
     """
-    exchange = exchange_for("ef21_p", compressor)
+    exchange = exchange_for("ef21_p", compressor, needs=(BROADCAST, CONTRACTIVE))
 
     def init_fn(params: Any) -> EF21PState:
         behind = memory.zeros(params)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._numeric import check
-from ef_optax._rules import difference
-from ef_optax.compressors.compressor import Compressor
 from ef_optax.estimators.page import page
+from ef_optax.extend import AxisName, Compressor, check, difference
 from ef_optax.feedback.ef21 import ef21
 
 

@@ -13,16 +13,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._numeric.random import as_key
-from ef_optax._rules import difference, memory, shares
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    Array,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_key,
+    as_transformation,
+    check,
+    collectives,
+    difference,
+    exchange_for,
+    memory,
+    shares,
+    trees,
+)
 
 
 class EF21PartialParticipationState(NamedTuple):
@@ -92,14 +99,14 @@ def ef21_partial_participation(
     if weights is not None:
         shares.check_shares(rule, weights)
     key = as_key(key, rule)
-    exchange = exchange_for(rule, compressor, axis_name)
+    exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
 
     def drawn(count: Array) -> Array:
         """1 or 0: whether this worker takes part."""
-        n = coll.axis_size(axis_name)
+        n = collectives.axis_size(axis_name)
         if len(several) not in (1, n):
             raise ValueError(f"{rule}: probability has {len(several)} numbers for {n} workers.")
-        own = coll.axis_index(axis_name) if len(several) > 1 else 0
+        own = collectives.axis_index(axis_name) if len(several) > 1 else 0
         p = jnp.asarray(several, jnp.float32)[own]
         draw = jax.random.uniform(shares.draw(key, count, axis_name), dtype=jnp.float32)
         takes_part = draw < p

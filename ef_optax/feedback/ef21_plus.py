@@ -13,15 +13,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import difference, memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.combine.identity import Identity
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    DETERMINISTIC,
+    INDEPENDENT,
+    AxisName,
+    Compressor,
+    Exchange,
+    ExchangeState,
+    Identity,
+    as_transformation,
+    check,
+    collectives,
+    difference,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class EF21PlusState(NamedTuple):
@@ -70,7 +79,12 @@ def ef21_plus(
       code, IgorSokoloff/ef21_experiments_source_code.
     """
     check.word("ef21_plus", "init", init, difference.INITS)
-    exchange = exchange_for("ef21_plus", compressor, axis_name)
+    exchange = exchange_for(
+        "ef21_plus",
+        compressor,
+        axis_name,
+        needs=(ADDITIVE, CONTRACTIVE, DETERMINISTIC, INDEPENDENT),
+    )
     local, dense = Exchange(exchange.codec), Exchange(Identity(), axis_name)
 
     def init_fn(params: Any) -> EF21PlusState:
@@ -94,8 +108,8 @@ def ef21_plus(
             forget = error_b < error_m
             out = exchange(trees.where(forget, grad, difference), state.exchange, want=("sent",))
             forgotten = jax.tree.map(lambda x: jnp.where(forget, x, 0), g_i)
-            anybody = coll.pmax(forget.astype(jnp.int32), axis_name) > 0
-            taken_back = coll.agreed_cond(
+            anybody = collectives.pmax(forget.astype(jnp.int32), axis_name) > 0
+            taken_back = collectives.agreed_cond(
                 anybody,
                 lambda: dense(forgotten, out.state._replace(codec=())).aggregate,
                 lambda: jax.tree.map(jnp.zeros_like, state.mean),

@@ -12,12 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._rules import arguments, difference
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    Array,
+    AxisName,
+    Compressor,
+    arguments,
+    as_transformation,
+    check,
+    difference,
+    trees,
+)
 from ef_optax.feedback.ef21 import ef21
 
 Prox = Callable[[Any, Any], Any]

@@ -12,12 +12,19 @@ from typing import Any
 import jax
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._numeric import check, trees
-from ef_optax._rules import difference, memory, shares
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    as_transformation,
+    check,
+    difference,
+    exchange_for,
+    memory,
+    shares,
+    trees,
+)
 from ef_optax.feedback.ef21 import EF21State
 
 
@@ -70,7 +77,7 @@ def ef21_w(
     """
     check.word("ef21_w", "init", init, difference.INITS)
     shares.check_shares("ef21_w", weights)
-    exchange = exchange_for("ef21_w", compressor, axis_name)
+    exchange = exchange_for("ef21_w", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
 
     def init_fn(params: Any) -> EF21State:
         g_i, g = memory.several_zeros(params, 2)

@@ -12,16 +12,22 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from ef_optax._core import context
-from ef_optax._core.policy import for_leaf
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    UNBIASED,
+    AxisName,
+    Compressor,
+    Exchange,
+    ExchangeState,
+    as_transformation,
+    check,
+    collectives,
+    exchange_for,
+    for_leaf,
+    memory,
+    path_string,
+    trees,
+)
 
 
 class EFBVState(NamedTuple):
@@ -69,7 +75,9 @@ def ef_bv(
     """
     check.weight("ef_bv", "lam", lam)
     check.weight("ef_bv", "nu", nu)
-    return _control_variates("ef_bv", compressor, lam, nu, axis_name)
+    # lam and nu are chosen for omega, so the estimates need no contraction.
+    exchange = exchange_for("ef_bv", compressor, axis_name, needs=(ADDITIVE,))
+    return _control_variates("ef_bv", exchange, lam, nu)
 
 
 def diana(
@@ -106,21 +114,20 @@ def diana(
     """
     if rate is not None:
         check.weight("diana", "rate", rate)
-    return _control_variates("diana", compressor, rate, 1.0, axis_name)
+    exchange = exchange_for("diana", compressor, axis_name, needs=(ADDITIVE, UNBIASED))
+    return _control_variates("diana", exchange, rate, 1.0)
 
 
 def _control_variates(
-    rule: str, compressor: Compressor, lam: float | None, nu: float, axis_name: AxisName
+    rule: str, exchange: Exchange, lam: float | None, nu: float
 ) -> optax.GradientTransformationExtraArgs:
-    exchange = exchange_for(rule, compressor, axis_name)
-
     def step(path: Any, x: Any) -> float:
         """The lambda of one leaf."""
         if lam is not None:
             return lam
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        omega = for_leaf(exchange.codec, context.path_string(path), like).omega(
-            x.shape, coll.axis_size(axis_name)
+        omega = for_leaf(exchange.codec, path_string(path), like).omega(
+            x.shape, collectives.axis_size(exchange.axis_name)
         )
         if omega is None:
             raise ValueError(

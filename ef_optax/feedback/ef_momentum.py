@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import memory
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    AxisName,
+    Compressor,
+    ExchangeState,
+    as_transformation,
+    check,
+    exchange_for,
+    memory,
+    trees,
+)
 
 
 class EFMomentumState(NamedTuple):
@@ -64,6 +67,7 @@ def ef_momentum(
       Algorithm 2.
     """
     check.decay("ef_momentum", "beta", beta)
+    # The damping makes a contraction of any omega < (1 + beta)/(1 - beta).
     exchange = exchange_for("ef_momentum", compressor, axis_name)
 
     def init_fn(params: Any) -> EFMomentumState:

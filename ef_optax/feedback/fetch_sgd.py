@@ -17,18 +17,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ef_optax._core import context
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
-from ef_optax._numeric.random import as_key
-from ef_optax._rules import steps
-from ef_optax._select.leaf import top_k_indices
-from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
-from ef_optax.compressors.combine.identity import Identity
-from ef_optax.compressors.sparse.count_sketch import estimates, sketch
+from ef_optax.extend import (
+    Array,
+    AxisName,
+    Exchange,
+    ExchangeState,
+    Identity,
+    as_key,
+    as_transformation,
+    bits_of,
+    check,
+    check_ratio_or_k,
+    path_string,
+    resolve_k,
+    sketch,
+    sketch_estimates,
+    steps,
+    top_k_indices,
+    trees,
+    wide_dtype,
+)
 
 Clear = Literal["zero", "subtract"]
 
@@ -111,7 +119,7 @@ def fetch_sgd(
 
     def keys_of(tree: Any) -> list[Array]:
         """Every leaf's own hashes."""
-        paths = [context.path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
         return [jax.random.fold_in(key, np.uint32(zlib.crc32(p.encode()))) for p in paths]
 
     def summed(leaves: list[Array], keys: list[Array], dtype: Any) -> Array:
@@ -124,7 +132,7 @@ def fetch_sgd(
 
     def unsketch(S_e: Array, like: list[Array], keys: list[Array]) -> list[Array]:
         """The top-k of U(S_e), leaf by leaf."""
-        parts = [estimates(S_e, own, x.size) for x, own in zip(like, keys, strict=True)]
+        parts = [sketch_estimates(S_e, own, x.size) for x, own in zip(like, keys, strict=True)]
         U = jnp.concatenate([jnp.zeros(0, S_e.dtype), *parts])
         chosen = top_k_indices(U, resolve_k(ratio, k, U.size))
         D = jnp.zeros_like(U).at[chosen].set(U[chosen])

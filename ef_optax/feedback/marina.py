@@ -13,16 +13,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._numeric.random import as_key
-from ef_optax._rules import arguments, memory, shares, steps
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    UNBIASED,
+    Array,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    arguments,
+    as_key,
+    as_transformation,
+    check,
+    collectives,
+    exchange_for,
+    memory,
+    shares,
+    steps,
+    trees,
+)
 
 
 class MarinaState(NamedTuple):
@@ -98,23 +106,23 @@ def marina(
     if participants is not None:
         check.count("marina", "participants", participants)
     key = as_key(key, "marina")
-    exchange = exchange_for("marina", compressor, axis_name)
+    exchange = exchange_for("marina", compressor, axis_name, needs=(ADDITIVE, UNBIASED))
 
     def init_fn(params: Any) -> MarinaState:
         g = memory.zeros(params)
-        last = jax.tree.map(jnp.array, params)  # a copy: the caller may donate the parameters
+        last = trees.copy(params)  # the caller may donate the parameters
         everybody = jnp.ones((), jnp.float32)
         return MarinaState(g, last, jnp.ones((), bool), everybody, exchange.init(g))
 
     def takes_part(draw: Array) -> Array:
         """1 or 0: whether this worker is one of the r, drawn alike by all workers."""
-        n = coll.axis_size(axis_name)
+        n = collectives.axis_size(axis_name)
         if participants is None:
             return jnp.ones((), jnp.float32)
         if participants > n:
             raise ValueError(f"marina: participants={participants} must be at most {n} workers.")
         S = jax.random.permutation(jax.random.fold_in(draw, 1), jnp.arange(n, dtype=jnp.int32))
-        return jnp.any(S[:participants] == coll.axis_index(axis_name)).astype(jnp.float32)
+        return jnp.any(S[:participants] == collectives.axis_index(axis_name)).astype(jnp.float32)
 
     def update_fn(
         updates: Any, state: MarinaState, params: Any = None, **extra_args: Any
@@ -126,8 +134,8 @@ def marina(
         draw = shares.draw(key, count, axis_name, shared=True)
         exact = (count == 0) | (jax.random.uniform(draw) < probability)
         present, weight = takes_part(draw), None
-        if participants is not None:
-            weight = present * coll.axis_size(axis_name) / participants  # the mean over the r
+        if participants is not None:  # the mean over the r
+            weight = present * collectives.axis_size(axis_name) / participants
 
         def compressed() -> tuple[Any, ExchangeState]:
             out = exchange(trees.sub(now, before), state.exchange, weight=weight)
@@ -136,7 +144,7 @@ def marina(
         def full() -> tuple[Any, ExchangeState]:
             return steps.send_dense(exchange, now, state.exchange)
 
-        g, sent = coll.agreed_cond(exact, full, compressed, axis=axis_name)
+        g, sent = collectives.agreed_cond(exact, full, compressed, axis=axis_name)
         present = jnp.where(exact, 1, present).astype(jnp.float32)
         return trees.emit(g, updates), MarinaState(g, params, exact, present, sent)
 

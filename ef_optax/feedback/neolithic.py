@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._numeric import check
 from ef_optax.compressors.combine.fcc import fcc
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import AxisName, Compressor, check
 from ef_optax.feedback.compressed_mean import compressed_mean
 
 

@@ -12,15 +12,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._rules import memory, steps
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.combine.identity import Identity
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    CONTRACTIVE,
+    Array,
+    AxisName,
+    Compressor,
+    Exchange,
+    ExchangeState,
+    Identity,
+    as_transformation,
+    check,
+    exchange_for,
+    memory,
+    steps,
+    trees,
+)
 
 
 class SafeEFState(NamedTuple):
@@ -75,7 +81,7 @@ def safe_ef(
       ICML 2025; update as in the authors' code, yardenas/safe-ef.
     """
     check.finite("safe_ef", "tolerance", tolerance)
-    exchange = exchange_for("safe_ef", compressor, axis_name)
+    exchange = exchange_for("safe_ef", compressor, axis_name, needs=(CONTRACTIVE,))
     dense = Exchange(Identity(), axis_name)
 
     def init_fn(params: Any) -> SafeEFState:

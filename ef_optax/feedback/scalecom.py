@@ -10,14 +10,18 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import memory
-from ef_optax.compressors._ratio import check_ratio_or_k
-from ef_optax.compressors.compressor import codec_of
 from ef_optax.exchanges.leader import leader_top_k
+from ef_optax.extend import (
+    AxisName,
+    Exchange,
+    ExchangeState,
+    as_transformation,
+    check,
+    check_ratio_or_k,
+    codec_of,
+    memory,
+    trees,
+)
 
 
 class ScaleComState(NamedTuple):

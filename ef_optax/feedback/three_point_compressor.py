@@ -18,16 +18,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._numeric.random import as_key
-from ef_optax._rules import difference, memory, shares, steps
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    Array,
+    AxisName,
+    Compressor,
+    Exchange,
+    ExchangeState,
+    as_key,
+    as_transformation,
+    check,
+    collectives,
+    difference,
+    exchange_for,
+    memory,
+    shares,
+    steps,
+    trees,
+)
 
 _Kind = Literal["toward", "lazy", "drift"]
 Variant = Literal["ef21", "clag", "v1", "v2", "v3", "v4", "v5"]
@@ -134,7 +143,8 @@ def three_point_compressor(
         raise ValueError(f'{rule}: init={init!r}; variant "v1" knows all gradients: init="full".')
 
     def made(one: Compressor, name: str) -> Exchange:
-        return exchange_for(rule, one, axis_name, name)
+        needs = (ADDITIVE, CONTRACTIVE) if name == "compressor" else (ADDITIVE,)
+        return exchange_for(rule, one, axis_name, argument=name, needs=needs)
 
     first = _Stage(
         "drift" if variant in ("v1", "v5") else "lazy" if variant == "clag" else "toward",
@@ -199,7 +209,7 @@ def three_point_compressor(
             if probability is None:
                 return go_on()
             coin = jax.random.uniform(shares.draw(key, last.count, axis_name, shared=True))
-            return coll.agreed_cond(coin < probability, exact, go_on, axis=axis_name)
+            return collectives.agreed_cond(coin < probability, exact, go_on, axis=axis_name)
 
         h, g, base, sent, after = steps.first_step(main, last, begin, later)
         return trees.emit(g, updates), ThreePointState(h, x, g, base, sent, after)

@@ -14,15 +14,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import Exchange, ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._numeric.dtypes import Array
-from ef_optax._numeric.magnitude import magnitude_order
-from ef_optax._rules import memory
-from ef_optax.compressors._ratio import resolve_k
-from ef_optax.compressors.sparse._threshold import ThresholdCodec
+from ef_optax.extend import (
+    Array,
+    AxisName,
+    Exchange,
+    ExchangeState,
+    ThresholdCodec,
+    as_transformation,
+    check,
+    magnitude_order,
+    memory,
+    resolve_k,
+    trees,
+)
 
 
 class VarianceBasedState(NamedTuple):

@@ -13,15 +13,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import arguments, memory, steps
-from ef_optax._rules.needs import exchange_for
 from ef_optax.compressors.combine.identity import identity
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    ADDITIVE,
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    arguments,
+    as_transformation,
+    check,
+    collectives,
+    exchange_for,
+    memory,
+    steps,
+    trees,
+)
 
 
 class CSERState(NamedTuple):
@@ -88,9 +95,11 @@ def cser(
     """
     check.rate("cser", "learning_rate", learning_rate)
     check.count("cser", "period", period)
-    reset = exchange_for("cser", errors, axis_name, "errors")
+    reset = exchange_for(
+        "cser", errors, axis_name, argument="errors", needs=(ADDITIVE, CONTRACTIVE)
+    )
     whole = identity() if gradients is None else gradients
-    every = exchange_for("cser", whole, axis_name, "gradients")
+    every = exchange_for("cser", whole, axis_name, argument="gradients", needs=(ADDITIVE,))
 
     def init_fn(params: Any) -> CSERState:
         e = memory.zeros(params)
@@ -119,7 +128,7 @@ def cser(
             return z_step, e, state.errors
 
         due = state_g.count % period == 0
-        z_step, e, state_e = coll.agreed_cond(due, synchronise, go_on, axis=axis_name)
+        z_step, e, state_e = collectives.agreed_cond(due, synchronise, go_on, axis=axis_name)
         return trees.emit(z_step, updates), CSERState(e, state_g, state_e)
 
     return as_transformation(init_fn, update_fn)

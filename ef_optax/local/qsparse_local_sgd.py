@@ -13,14 +13,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._core.transformation import as_transformation
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric import check, trees
-from ef_optax._rules import arguments, memory, steps
-from ef_optax._rules.needs import exchange_for
-from ef_optax.compressors.compressor import Compressor
+from ef_optax.extend import (
+    CONTRACTIVE,
+    AxisName,
+    Compressor,
+    ExchangeState,
+    arguments,
+    as_transformation,
+    check,
+    collectives,
+    exchange_for,
+    memory,
+    steps,
+    trees,
+)
 
 
 class QsparseLocalSGDState(NamedTuple):
@@ -87,7 +93,7 @@ def qsparse_local_sgd(
     """
     check.rate("qsparse_local_sgd", "learning_rate", learning_rate)
     check.count("qsparse_local_sgd", "period", period)
-    exchange = exchange_for("qsparse_local_sgd", compressor, axis_name)
+    exchange = exchange_for("qsparse_local_sgd", compressor, axis_name, needs=(CONTRACTIVE,))
 
     def init_fn(params: Any) -> QsparseLocalSGDState:
         ahead, m = memory.several_zeros(params, 2)
@@ -113,7 +119,7 @@ def qsparse_local_sgd(
             return zero, y, state.residual, state.exchange
 
         due = flags.count % period == 0
-        step, ahead, m, sent = coll.agreed_cond(due, synchronise, go_on, axis=axis_name)
+        step, ahead, m, sent = collectives.agreed_cond(due, synchronise, go_on, axis=axis_name)
         return trees.emit(step, updates), QsparseLocalSGDState(ahead, m, sent, flags)
 
     return as_transformation(init_fn, update_fn)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ef_optax._numeric import check
 from ef_optax.compressors.combine.scheduled import scheduled
-from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.sparse.top_k import top_k
+from ef_optax.extend import Compressor, check
 
 
 def dgc_warmup(

@@ -16,7 +16,7 @@ from ef_optax.compressors.low_rank.power_sgd import power_sgd
 from ef_optax.compressors.quantize.cast import cast
 from ef_optax.compressors.quantize.qsgd import qsgd
 from ef_optax.compressors.quantize.ternary import ternary
-from ef_optax.compressors.sparse.count_sketch import count_sketch, estimates, sketch
+from ef_optax.compressors.sparse.count_sketch import count_sketch, sketch, sketch_estimates
 from ef_optax.compressors.sparse.global_top_k import global_top_k
 from ef_optax.compressors.sparse.random_k import random_k
 from ef_optax.compressors.sparse.top_k import top_k
@@ -175,7 +175,7 @@ def test_sketch_is_linear_and_finds_large_values() -> None:
     both = sketch(x, key, 3, 20) + sketch(y, key, 3, 20)
     np.testing.assert_allclose(both, sketch(x + y, key, 3, 20), atol=1e-5)
     spike = jnp.zeros(50).at[jnp.asarray([4, 30])].set(jnp.asarray([2.0, -7.0]))
-    found = np.asarray(estimates(sketch(spike, key, 5, 40), key, 50))
+    found = np.asarray(sketch_estimates(sketch(spike, key, 5, 40), key, 50))
     assert found[[4, 30]].tolist() == [2, -7] and np.argmax(np.abs(found)) == 30
 
 
@@ -183,7 +183,7 @@ def test_sketch_estimates_are_unbiased_in_each_row() -> None:
     """One row: E s(i) T[h(i)] = x_i over the hashes, with variance about ||x||^2/columns."""
     x = jnp.asarray(normal(30))
     keys = jax.random.split(jax.random.key(1), 4000)
-    found = jax.jit(jax.vmap(lambda key: estimates(sketch(x, key, 1, 10), key, 30)))(keys)
+    found = jax.jit(jax.vmap(lambda key: sketch_estimates(sketch(x, key, 1, 10), key, 30)))(keys)
     error = np.asarray(found, np.float64) - np.asarray(x)
     assert np.abs(error.mean(0)).max() < 5 * error.std() / np.sqrt(4000)
     assert error.var() == pytest.approx(float(jnp.sum(x**2)) / 10, rel=0.1)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import ef_optax as ef
 from tests.paths import ROOT
+from tests.public import public_names
 
 PACKAGE = ROOT / "ef_optax"
 
@@ -40,6 +44,9 @@ MOST_LINES, MOST_LINES_OF_CODE = 400, 60
 LONG = {"_over_virtual_slices", "three_point_compressor", "data_parallel", "simulate"}
 """Functions that are longer, and will be cut."""
 
+WRITTEN_WITH_THE_KIT = ("policies", "estimators", "feedback", "local")
+"""The rooms whose files are examples for authors: they use what is public, as an author would."""
+
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -51,13 +58,10 @@ def room_of(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Line and room of every import from the package."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not (isinstance(node, ast.ImportFrom) and node.module):
-            continue
-        parts = node.module.split(".")
+    for line, module, name in imported(path):
+        parts = module.split(".")
         if parts[0] == "ef_optax":
-            for name in [parts[1]] if len(parts) > 1 else [a.name for a in node.names]:
-                yield node.lineno, name
+            yield line, parts[1] if len(parts) > 1 else name
 
 
 def test_imports_go_down() -> None:
@@ -73,6 +77,40 @@ def test_imports_go_down() -> None:
 def test_every_room_has_its_place_and_nothing_lies_flat() -> None:
     assert {room_of(path) for path in FILES} == set(RANK)
     assert {path.name for path in PACKAGE.glob("*.py")} == FLAT
+
+
+def test_our_rules_are_written_with_the_authors_kit() -> None:
+    """They import from ``ef_optax.extend`` and each other's public functions, nothing private."""
+    public = {
+        path.rpartition(".")[2]: value
+        for path, value in public_names().items()
+        if not path.startswith("extend.")
+    }
+
+    def allowed(module: str, name: str) -> bool:
+        if module.partition(".")[0] != "ef_optax":
+            return module.partition(".")[0] in {"jax", "numpy", "optax", *sys.stdlib_module_names}
+        if module == "ef_optax.extend":
+            return name in ef.extend.__all__
+        return public.get(name) is getattr(importlib.import_module(module), name, ...)
+
+    private = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name or module} from {module}"
+        for path in FILES
+        if room_of(path) in WRITTEN_WITH_THE_KIT
+        for line, module, name in imported(path)
+        if not allowed(module, name)
+    ]
+    assert not private, private
+
+
+def imported(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, module and name of everything that a file imports; no name for ``import module``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, node.module or "", alias.name) for alias in node.names)
 
 
 def test_files_and_functions_are_short() -> None:

@@ -38,7 +38,7 @@ def sketch(x: Array, key: Array, rows: int, columns: int) -> Array:
     return table.at[row, bucket].add(sign.astype(x.dtype) * x)
 
 
-def estimates(table: Array, key: Array, size: int) -> Array:
+def sketch_estimates(table: Array, key: Array, size: int) -> Array:
     """The median over the rows of ``s_r(i) T[r, h_r(i)]`` for each coordinate i."""
     rows, columns = table.shape
     bucket, sign = hashes(key, rows, columns, size)
@@ -73,7 +73,7 @@ class CountSketch(MessagelessCodec):
         like, flat = like_of(x), x.reshape(-1)
         key = workers.fold(self.key, shared=True)
         table = yield Mean(sketch(flat.astype(wide_dtype(x.dtype)), key, self.rows, self.columns))
-        indices = top_k_indices(estimates(table, key, flat.size), self.count(flat.size))
+        indices = top_k_indices(sketch_estimates(table, key, flat.size), self.count(flat.size))
         values = flat[indices]
         mean = yield Mean(values)
 
