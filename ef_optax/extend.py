@@ -7,8 +7,9 @@ The rules of this library import from here and from each other's public function
   Where one gather is not enough its ``protocol`` yields requests (:class:`Mean`, :class:`Gather`,
   ...) and returns an :class:`Outcome`.
 - **A rule** is an Optax transformation with an :class:`Exchange` inside. :func:`exchange_for` makes
-  it and holds the compressor to what the rule needs; ``memory`` has its zeros, ``difference`` the
-  estimates of EF21 and its kin, ``steps`` the first, dense and silent steps.
+  it and holds the compressor to what the rule needs, :func:`memory_for` what it remembers with.
+  ``difference`` has the estimates of EF21 and its kin, ``local_steps`` several steps between two
+  exchanges, ``steps`` the first, dense and silent ones.
 - ``check`` refuses bad options by name, ``trees`` is arithmetic on trees, ``collectives`` is what
   may be asked of the worker axis besides an exchange.
 
@@ -41,8 +42,9 @@ from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, like_of, size_of
-from ef_optax._rules import arguments, difference, memory, shares, steps
+from ef_optax._rules import arguments, difference, local_steps, shares, steps
 from ef_optax._rules.average import moving_average
+from ef_optax._rules.memory import Memory, MemoryLike, memory_for
 from ef_optax._rules.needs import (
     ADDITIVE,
     BROADCAST,
@@ -104,12 +106,15 @@ __all__ = [
     "Exchange",
     "ExchangeState",
     "Identity",
+    "Memory",
+    "MemoryLike",
     "arguments",
     "as_transformation",
     "collectives",
     "difference",
     "exchange_for",
-    "memory",
+    "local_steps",
+    "memory_for",
     "moving_average",
     "shares",
     "steps",

@@ -1,20 +1,103 @@
-"""The memories of a rule: how they begin."""
+"""The memories of a rule: how they begin, how they are read, how they are kept.
+
+A rule computes in float32, or wider where its gradients are. What it remembers from step to step
+(residuals, estimates, momenta) passes through a :class:`Memory` in both directions, so that every
+rule takes the same option ``memory`` and none knows how its memories are stored.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from ef_optax._numeric.dtypes import wide_dtype
-
-
-def zeros(params: Any) -> Any:
-    """Zeros like ``params``, in float32 at the least: the memories of a rule."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(jnp.result_type(p))), params)
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import trees
+from ef_optax._numeric.dtypes import Array, wide_dtype
 
 
-def several_zeros(params: Any, count: int) -> list[Any]:
-    """Several :func:`zeros`, each with buffers of its own, so that a state may be donated."""
-    return [zeros(params) for _ in range(count)]
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Memories are kept as they are, in one dtype.
+
+    Another way to store them (stochastic rounding, blocks of 8 bits) is a subclass: rules call
+    these three methods and nothing else.
+
+    Attributes:
+      dtype: what all memories are kept in; None for float32, or wider where the parameters are.
+      axis_name: the worker axis, for a subclass that rounds with noise of each worker's own.
+    """
+
+    dtype: DTypeLike | None = None
+    axis_name: AxisName = None
+
+    def zeros(self, params: Any) -> Any:
+        """A memory like ``params`` before the first step.
+
+        Every call makes buffers of its own, so that a state may be donated.
+        """
+
+        def zero(p: Any) -> Array:
+            dtype = wide_dtype(jnp.result_type(p)) if self.dtype is None else self.dtype
+            return jnp.zeros_like(p, dtype)
+
+        return jax.tree.map(zero, params)
+
+    @staticmethod
+    def read(kept: Any) -> Any:
+        """What is remembered, in float32 at the least.
+
+        It needs nothing but what is kept, so the ``points`` of a State class may read as well.
+        """
+        return trees.wide(kept)
+
+    def write(self, value: Any, kept: Any, step: Array, *, shared: bool = False) -> Any:
+        """What to keep of ``value`` until the next step.
+
+        Args:
+          value: the rule's new memory, as computed.
+          kept: the old one, as it was kept.
+          step: exchanges made so far, an int32 scalar, for rounding with fresh noise.
+          shared: whether all workers hold the same ``value`` and must keep the same.
+        """
+        del step, shared
+        return jax.tree.map(lambda x, old: x.astype(old.dtype), value, kept)
+
+
+MemoryLike = Memory | DTypeLike | None
+"""What the option ``memory`` of a rule may be."""
+
+
+def memory_for(rule: str, memory: MemoryLike, axis_name: AxisName = None) -> Memory:
+    """The memory of a rule from its option.
+
+    Args:
+      rule: the rule's name.
+      memory: None, a floating-point dtype, or a :class:`Memory`.
+      axis_name: the worker axis, or None.
+
+    Raises:
+      ValueError: for anything else.
+
+    Example:
+      >>> kept = memory_for("ef21", "bfloat16").zeros(jnp.ones(3))
+      >>> kept.dtype, Memory.read(kept).dtype
+      (dtype(bfloat16), dtype('float32'))
+    """
+    if isinstance(memory, Memory):
+        return dataclasses.replace(memory, axis_name=axis_name)
+    if memory is None:
+        return Memory(axis_name=axis_name)
+    try:
+        dtype = jnp.dtype(memory)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{rule}: memory={memory!r} must be a floating-point dtype such as 'bfloat16', or None "
+            "for float32."
+        )
+    return Memory(dtype, axis_name)

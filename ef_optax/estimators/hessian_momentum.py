@@ -11,11 +11,12 @@ import optax
 from ef_optax.estimators.points import HessianVector
 from ef_optax.extend import (
     Array,
+    MemoryLike,
     arguments,
     as_key,
     as_transformation,
     check,
-    memory,
+    memory_for,
     moving_average,
     trees,
 )
@@ -36,7 +37,7 @@ class HessianMomentumState(NamedTuple):
 
 
 def hessian_momentum(
-    fresh_weight: optax.ScalarOrSchedule, key: Any = None
+    fresh_weight: optax.ScalarOrSchedule, key: Any = None, *, memory: MemoryLike = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hessian-corrected momentum: the average is moved by a Hessian-vector product.
 
@@ -48,6 +49,7 @@ def hessian_momentum(
     Args:
       fresh_weight: eta in (0, 1], or a schedule of it; 1 is the plain minibatch gradient.
       key: None, or a JAX random key or an int for RHM's point, the same on all workers.
+      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is a :class:`HessianMomentumState`. Call
@@ -70,6 +72,7 @@ def hessian_momentum(
     """
     check.weight("hessian_momentum", "fresh_weight", fresh_weight, schedule=True)
     key = None if key is None else as_key(key, "hessian_momentum")
+    memory = memory_for("hessian_momentum", memory)
 
     def fraction(steps: Array) -> Array:
         """Where the next step's product is taken."""
@@ -88,9 +91,9 @@ def hessian_momentum(
     ) -> tuple[Any, HessianMomentumState]:
         params = arguments.require_params("hessian_momentum", params)
         product = arguments.gradient_at("hessian_momentum", "hessian_momentum", extra_args)
-        moved = trees.add(state.estimate, product)
+        moved = trees.add(memory.read(state.estimate), product)
         v = moving_average(fresh_weight, state.steps, moved, trees.wide(updates))
-        steps = state.steps + 1
-        return trees.emit(v, updates), HessianMomentumState(v, params, fraction(steps), steps)
+        kept, steps = memory.write(v, state.estimate, state.steps), state.steps + 1
+        return trees.emit(v, updates), HessianMomentumState(kept, params, fraction(steps), steps)
 
     return as_transformation(init_fn, update_fn)

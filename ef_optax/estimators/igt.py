@@ -9,10 +9,11 @@ import optax
 
 from ef_optax.extend import (
     Array,
+    MemoryLike,
     arguments,
     as_transformation,
     check,
-    memory,
+    memory_for,
     moving_average,
     trees,
 )
@@ -31,7 +32,9 @@ class IGTState(NamedTuple):
         return {"igt": trees.axpy(self.reach, trees.sub(params, self.last), params)}
 
 
-def igt(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+def igt(
+    fresh_weight: optax.ScalarOrSchedule, *, memory: MemoryLike = None
+) -> optax.GradientTransformationExtraArgs:
     r"""Implicit gradient transport: gradients are taken ahead, so that their average is up to date.
 
     .. math:: v' = (1 - \eta) v + \eta\,\nabla f_i\left(x + \tfrac{1 - \eta}{\eta}
@@ -39,6 +42,7 @@ def igt(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationExt
 
     Args:
       fresh_weight: eta in (0, 1], or a schedule of it; 1 is the plain minibatch gradient.
+      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is an :class:`IGTState`. Call
@@ -58,6 +62,7 @@ def igt(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationExt
       2025.
     """
     check.weight("igt", "fresh_weight", fresh_weight, schedule=True)
+    memory = memory_for("igt", memory)
 
     def reach(steps: Array) -> Array:
         """The factor of the next step's query; 0 at first, where there is no last step."""
@@ -73,8 +78,9 @@ def igt(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationExt
     ) -> tuple[Any, IGTState]:
         params = arguments.require_params("igt", params)
         ahead = trees.wide(arguments.gradient_at("igt", "igt", extra_args))
-        v = moving_average(fresh_weight, state.steps, state.estimate, ahead)
+        v = moving_average(fresh_weight, state.steps, memory.read(state.estimate), ahead)
         steps = state.steps + 1
-        return trees.emit(v, updates), IGTState(v, params, reach(steps), steps)
+        kept = memory.write(v, state.estimate, state.steps)
+        return trees.emit(v, updates), IGTState(kept, params, reach(steps), steps)
 
     return as_transformation(init_fn, update_fn)

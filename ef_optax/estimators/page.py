@@ -9,9 +9,10 @@ import optax
 
 from ef_optax.extend import (
     Array,
+    MemoryLike,
     arguments,
     as_transformation,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -29,7 +30,7 @@ class PageState(NamedTuple):
         return {"page": self.last}
 
 
-def page() -> optax.GradientTransformationExtraArgs:
+def page(*, memory: MemoryLike = None) -> optax.GradientTransformationExtraArgs:
     r"""PAGE: a full gradient now and then, gradient differences of minibatches in between.
 
     .. math:: v' = \nabla f_i(x)\ \text{when exact, else}\
@@ -38,6 +39,9 @@ def page() -> optax.GradientTransformationExtraArgs:
     The caller draws the coin, because it decides which batch to load: pass ``exact=True`` (or a
     boolean scalar, the same for all workers) to ``update`` when the gradients are those of the full
     local data. The first step counts as exact. EF21-PAGE is ``chain(page(), ef21(...))``.
+
+    Args:
+      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is a :class:`PageState`. Call
@@ -59,6 +63,7 @@ def page() -> optax.GradientTransformationExtraArgs:
       Li, Bao, Zhang, Richtarik, "PAGE", ICML 2021; with EF21: Fatkhullin et al., "EF21 with Bells &
       Whistles", 2021.
     """
+    memory = memory_for("page", memory)
 
     def init_fn(params: Any) -> PageState:
         return PageState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.int32))
@@ -74,8 +79,9 @@ def page() -> optax.GradientTransformationExtraArgs:
         params = arguments.require_params("page", params)
         now = trees.wide(updates)
         before = arguments.gradient_at("page", "page", extra_args)
-        v = trees.add(state.estimate, trees.sub(now, before))
+        v = trees.add(memory.read(state.estimate), trees.sub(now, before))
         v = trees.where((state.steps == 0) | jnp.asarray(exact), now, v)
-        return trees.emit(v, updates), PageState(v, params, state.steps + 1)
+        kept = memory.write(v, state.estimate, state.steps)
+        return trees.emit(v, updates), PageState(kept, params, state.steps + 1)
 
     return as_transformation(init_fn, update_fn)

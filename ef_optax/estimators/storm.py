@@ -9,10 +9,11 @@ import optax
 
 from ef_optax.extend import (
     Array,
+    MemoryLike,
     arguments,
     as_transformation,
     check,
-    memory,
+    memory_for,
     moving_average,
     trees,
 )
@@ -31,7 +32,9 @@ class StormState(NamedTuple):
         return {"storm": self.last}
 
 
-def storm(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+def storm(
+    fresh_weight: optax.ScalarOrSchedule, *, memory: MemoryLike = None
+) -> optax.GradientTransformationExtraArgs:
     r"""STORM (momentum-based variance reduction): an average that is moved along with the iterate.
 
     .. math:: v' = (1 - \eta)\,(v + \nabla f_i(x; \xi) - \nabla f_i(x^{\text{last}}; \xi))
@@ -39,6 +42,7 @@ def storm(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationE
 
     Args:
       fresh_weight: eta in (0, 1], or a schedule of it; 1 is the plain minibatch gradient.
+      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is a :class:`StormState`. Call
@@ -61,6 +65,7 @@ def storm(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationE
       EF21: Fatkhullin, Tyurin, Richtarik, 2023, and Sadiev et al., 2025.
     """
     check.weight("storm", "fresh_weight", fresh_weight, schedule=True)
+    memory = memory_for("storm", memory)
 
     def init_fn(params: Any) -> StormState:
         return StormState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.int32))
@@ -71,8 +76,9 @@ def storm(fresh_weight: optax.ScalarOrSchedule) -> optax.GradientTransformationE
         params = arguments.require_params("storm", params)
         now = trees.wide(updates)
         before = arguments.gradient_at("storm", "storm", extra_args)
-        moved = trees.add(state.estimate, trees.sub(now, before))
+        moved = trees.add(memory.read(state.estimate), trees.sub(now, before))
         v = moving_average(fresh_weight, state.steps, moved, now)
-        return trees.emit(v, updates), StormState(v, params, state.steps + 1)
+        kept = memory.write(v, state.estimate, state.steps)
+        return trees.emit(v, updates), StormState(kept, params, state.steps + 1)
 
     return as_transformation(init_fn, update_fn)

@@ -19,12 +19,13 @@ from ef_optax.extend import (
     Codec,
     Exchange,
     ExchangeState,
+    MemoryLike,
     Message,
     Shape,
     as_transformation,
     bits_of,
     check,
-    memory,
+    memory_for,
     pack,
     size_of,
     trees,
@@ -64,7 +65,9 @@ class ThreeLevels(Codec):
         return 2 * size_of(shape) + bits_of(wide_dtype(dtype))
 
 
-def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTransformationExtraArgs:
+def adacomp(
+    bin_size: int, *, axis_name: AxisName = None, memory: MemoryLike = None
+) -> optax.GradientTransformationExtraArgs:
     r"""AdaComp: every bin decides by itself how much it sends.
 
     .. math:: G = r + g, \quad H = G + g, \quad
@@ -78,6 +81,7 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
       bin_size: entries of a bin: 50 for convolutions and 500 for other layers in the publication;
         the last bin of a leaf may be shorter.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`AdaCompState`.
@@ -98,6 +102,7 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
     """
     check.count("adacomp", "bin_size", bin_size)
     exchange = Exchange(ThreeLevels(), axis_name)
+    memory = memory_for("adacomp", memory, axis_name)
 
     def chosen(r: Array, dW: Array) -> Array:
         """What is sent of one leaf: three levels."""
@@ -112,16 +117,18 @@ def adacomp(bin_size: int, *, axis_name: AxisName = None) -> optax.GradientTrans
 
     def init_fn(params: Any) -> AdaCompState:
         r = memory.zeros(params)
-        return AdaCompState(residual=r, exchange=exchange.init(r))
+        return AdaCompState(residual=r, exchange=exchange.init(memory.read(r)))
 
     def update_fn(
         updates: Any, state: AdaCompState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, AdaCompState]:
         del params, extra_args
-        dW = jax.tree.map(lambda g, r: g.astype(r.dtype), updates, state.residual)
-        levels = jax.tree.map(chosen, state.residual, dW)
+        r = memory.read(state.residual)
+        dW = jax.tree.map(lambda g, r: g.astype(r.dtype), updates, r)
+        levels = jax.tree.map(chosen, r, dW)
         out = exchange(levels, state.exchange, want=("sent",))
-        r = trees.sub(trees.add(state.residual, dW), out.sent)
+        r = trees.sub(trees.add(r, dW), out.sent)
+        r = memory.write(r, state.residual, out.state.count)
         return trees.emit(out.aggregate, updates), AdaCompState(r, out.state)
 
     return as_transformation(init_fn, update_fn)

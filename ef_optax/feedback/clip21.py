@@ -8,12 +8,16 @@ from __future__ import annotations
 import optax
 
 from ef_optax.compressors.combine.dense import dense
-from ef_optax.extend import AxisName, check
+from ef_optax.extend import (
+    AxisName,
+    MemoryLike,
+    check,
+)
 from ef_optax.feedback.ef21 import ef21
 
 
 def clip21(
-    threshold: float, *, axis_name: AxisName = None
+    threshold: float, *, axis_name: AxisName = None, memory: MemoryLike = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip21: clips the *difference* to the estimate, so that clipping leaves no bias.
 
@@ -27,6 +31,7 @@ def clip21(
     Args:
       threshold: tau, the largest norm of a worker's difference over all leaves.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an ``EF21State``.
@@ -49,4 +54,4 @@ def clip21(
       Clipping", 2023.
     """
     check.positive("clip21", "threshold", threshold)
-    return ef21(dense(optax.clip_by_global_norm(threshold)), axis_name=axis_name)
+    return ef21(dense(optax.clip_by_global_norm(threshold)), axis_name=axis_name, memory=memory)

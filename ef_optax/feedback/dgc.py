@@ -20,13 +20,14 @@ from ef_optax.extend import (
     Compressor,
     ExchangeState,
     Identity,
+    MemoryLike,
     as_transformation,
     check,
     collectives,
     exchange_for,
     for_leaf,
     like_of,
-    memory,
+    memory_for,
     path_string,
     trees,
 )
@@ -48,6 +49,7 @@ def dgc(
     masking: bool = True,
     clip_norm: float | None = None,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""DGC: the *velocity* is accumulated and sparsified, so that delayed entries keep momentum.
 
@@ -68,6 +70,7 @@ def dgc(
       clip_norm: the threshold for the norm of the *mean* gradient; every worker clips its own to
         ``clip_norm/sqrt(n)`` before anything else. None: no clipping.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which momentum and residual are kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation; its state is a :class:`DGCState`.
@@ -94,6 +97,7 @@ def dgc(
     if clip_norm is not None:
         check.positive("dgc", "clip_norm", clip_norm)
     exchange = exchange_for("dgc", compressor, axis_name, needs=(CONTRACTIVE,))
+    memory = memory_for("dgc", memory, axis_name)
 
     def clip(g: Any) -> Any:
         if clip_norm is None:
@@ -103,26 +107,32 @@ def dgc(
         return trees.scale(jnp.where(norm > threshold, threshold / norm, 1), g)
 
     def init_fn(params: Any) -> DGCState:
-        u, v = memory.several_zeros(params, 2)
-        return DGCState(momentum=u, residual=v, exchange=exchange.init(v))
+        u, v = memory.zeros(params), memory.zeros(params)
+        return DGCState(momentum=u, residual=v, exchange=exchange.init(memory.read(v)))
 
     def update_fn(
         updates: Any, state: DGCState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, DGCState]:
         del params, extra_args
         g = clip(trees.wide(updates))
+        u, v = memory.read((state.momentum, state.residual))
         if nesterov:
-            u = trees.scale(momentum, trees.add(state.momentum, g))
-            v = trees.add(trees.add(state.residual, u), g)
+            u = trees.scale(momentum, trees.add(u, g))
+            v = trees.add(trees.add(v, u), g)
         else:
-            u = trees.axpy(momentum, state.momentum, g)
-            v = trees.add(state.residual, u)
+            u = trees.axpy(momentum, u, g)
+            v = trees.add(v, u)
         out = exchange(v, state.exchange, want=("residual", "support"))
         if masking:
             masked = jax.tree.map(lambda x, mask: jnp.where(mask, 0, x), u, out.support)
             kept = _dense_leaves(exchange.codec, u)
             u = jax.tree.map(lambda x, y, dense: x if dense else y, u, masked, kept)
-        return trees.emit(out.aggregate, updates), DGCState(u, out.residual, out.state)
+        after = DGCState(
+            momentum=memory.write(u, state.momentum, out.state.count),
+            residual=memory.write(out.residual, state.residual, out.state.count),
+            exchange=out.state,
+        )
+        return trees.emit(out.aggregate, updates), after
 
     return as_transformation(init_fn, update_fn)
 

@@ -20,11 +20,12 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     arguments,
     as_transformation,
     check,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -48,6 +49,7 @@ def dist_ef_sgdm(
     nesterov: bool = True,
     server: Compressor | None = None,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""dist-EF-SGDM: momentum before the compression, learning-rate-corrected residuals.
 
@@ -67,6 +69,7 @@ def dist_ef_sgdm(
       nesterov: send ``mu m + g`` (the paper's main form) instead of m (heavy ball).
       server: C of the server; default the same; the identity switches the second compression off.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which momentum and residuals are kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd(learning_rate)``; its state is a
@@ -96,11 +99,12 @@ def dist_ef_sgdm(
     downlink = exchange_for(
         "dist_ef_sgdm", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
     )
+    memory = memory_for("dist_ef_sgdm", memory, axis_name)
 
     def init_fn(params: Any) -> DistEFSGDMState:
-        m, e, E = memory.several_zeros(params, 3)
-        rate = jnp.zeros((), jnp.float32)
-        return DistEFSGDMState(m, e, E, rate, uplink.init(e), downlink.init(e))
+        m, e, E = memory.zeros(params), memory.zeros(params), memory.zeros(params)
+        rate, wide = jnp.zeros((), jnp.float32), memory.read(e)
+        return DistEFSGDMState(m, e, E, rate, uplink.init(wide), downlink.init(wide))
 
     def update_fn(
         updates: Any, state: DistEFSGDMState, params: Any = None, **extra_args: Any
@@ -110,15 +114,19 @@ def dist_ef_sgdm(
         rate = jnp.asarray(arguments.value_at(learning_rate, state.uplink.count), jnp.float32)
         active = rate != 0
         ratio = state.last_rate / jnp.where(active, rate, 1)
-        m_i = trees.axpy(momentum, state.momentum, g)
+        m_i, e, E = memory.read((state.momentum, state.residual, state.server_residual))
+        m_i = trees.axpy(momentum, m_i, g)
         p_i = trees.axpy(momentum, m_i, g) if nesterov else m_i
-        up = uplink(trees.axpy(ratio, state.residual, p_i), state.uplink, want=("residual",))
-        q = trees.axpy(ratio, state.server_residual, up.aggregate)
+        up = uplink(trees.axpy(ratio, e, p_i), state.uplink, want=("residual",))
+        q = trees.axpy(ratio, E, up.aggregate)
         down = downlink(q, state.downlink, want=("residual",))
+        step = up.state.count
+        e = memory.write(up.residual, state.residual, step)
+        E = memory.write(down.residual, state.server_residual, step, shared=True)
         after = DistEFSGDMState(
-            momentum=m_i,
-            residual=trees.where(active, up.residual, state.residual),
-            server_residual=trees.where(active, down.residual, state.server_residual),
+            momentum=memory.write(m_i, state.momentum, step),
+            residual=trees.where(active, e, state.residual),
+            server_residual=trees.where(active, E, state.server_residual),
             last_rate=jnp.where(active, rate, state.last_rate),
             uplink=up.state,
             downlink=down.state,

@@ -16,9 +16,10 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -33,7 +34,11 @@ class DoubleSqueezeState(NamedTuple):
 
 
 def double_squeeze(
-    compressor: Compressor, server: Compressor | None = None, *, axis_name: AxisName = None
+    compressor: Compressor,
+    server: Compressor | None = None,
+    *,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""DoubleSqueeze: both directions compressed, both errors remembered, in gradient units.
 
@@ -48,6 +53,7 @@ def double_squeeze(
       compressor: Q of the workers.
       server: Q of the server; default the same. The identity makes it :func:`error_feedback`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which both residuals are kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is a
@@ -73,20 +79,29 @@ def double_squeeze(
     downlink = exchange_for(
         "double_squeeze", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
     )
+    memory = memory_for("double_squeeze", memory, axis_name)
 
     def init_fn(params: Any) -> DoubleSqueezeState:
-        e, E = memory.several_zeros(params, 2)
-        return DoubleSqueezeState(e, E, uplink.init(e), downlink.init(e))
+        e, E = memory.zeros(params), memory.zeros(params)
+        wide = memory.read(e)
+        return DoubleSqueezeState(e, E, uplink.init(wide), downlink.init(wide))
 
     def update_fn(
         updates: Any, state: DoubleSqueezeState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, DoubleSqueezeState]:
         del params, extra_args
-        v_i = trees.add(trees.wide(updates), state.residual)
+        e, E = memory.read((state.residual, state.server_residual))
+        v_i = trees.add(trees.wide(updates), e)
         up = uplink(v_i, state.uplink, want=("residual",))
-        v = trees.add(up.aggregate, state.server_residual)
+        v = trees.add(up.aggregate, E)
         down = downlink(v, state.downlink, want=("residual",))
-        after = DoubleSqueezeState(up.residual, down.residual, up.state, down.state)
+        step = up.state.count
+        after = DoubleSqueezeState(
+            residual=memory.write(up.residual, state.residual, step),
+            server_residual=memory.write(down.residual, state.server_residual, step, shared=True),
+            uplink=up.state,
+            downlink=down.state,
+        )
         return trees.emit(down.aggregate, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -16,10 +16,11 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 from ef_optax.feedback.ef14 import error_feedback
@@ -34,7 +35,11 @@ class ShiftState(NamedTuple):
 
 
 def gradient_shift(
-    compressor: Compressor, rate: float, *, axis_name: AxisName = None
+    compressor: Compressor,
+    rate: float,
+    *,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shifts each worker's gradient by what is known of it: ``g_i = ghat_i - h_i + h``.
 
@@ -47,6 +52,7 @@ def gradient_shift(
       compressor: Q of the control variates, unbiased.
       rate: a in (0, 1], at most ``1/(1 + omega)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation; its state is a :class:`ShiftState`.
@@ -64,21 +70,28 @@ def gradient_shift(
     """
     check.weight("gradient_shift", "rate", rate)
     exchange = exchange_for("gradient_shift", compressor, axis_name, needs=(ADDITIVE,))
+    memory = memory_for("gradient_shift", memory, axis_name)
 
     def init_fn(params: Any) -> ShiftState:
-        h_i, h = memory.several_zeros(params, 2)
-        return ShiftState(control=h_i, mean=h, exchange=exchange.init(h))
+        h_i, h = memory.zeros(params), memory.zeros(params)
+        return ShiftState(control=h_i, mean=h, exchange=exchange.init(memory.read(h)))
 
     def update_fn(
         updates: Any, state: ShiftState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ShiftState]:
         del params, extra_args
-        difference = trees.sub(trees.wide(updates), state.control)
+        h_i, h = memory.read((state.control, state.mean))
+        difference = trees.sub(trees.wide(updates), h_i)
         out = exchange(difference, state.exchange, want=("sent",))
-        h_i = trees.axpy(rate, out.sent, state.control)
-        h = trees.axpy(rate, out.aggregate, state.mean)
-        shifted = trees.add(difference, state.mean)
-        return trees.emit(shifted, updates), ShiftState(h_i, h, out.state)
+        shifted = trees.add(difference, h)
+        h_i = trees.axpy(rate, out.sent, h_i)
+        h = trees.axpy(rate, out.aggregate, h)
+        after = ShiftState(
+            control=memory.write(h_i, state.control, out.state.count),
+            mean=memory.write(h, state.mean, out.state.count, shared=True),
+            exchange=out.state,
+        )
+        return trees.emit(shifted, updates), after
 
     return as_transformation(init_fn, update_fn)
 
@@ -90,6 +103,7 @@ def ec_sgd_diana(
     *,
     learning_rate: optax.ScalarOrSchedule | None = None,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     """EC-SGD-DIANA: ``chain(gradient_shift(control, rate), error_feedback(compressor))``.
 
@@ -103,6 +117,7 @@ def ec_sgd_diana(
       rate: a in (0, 1], at most ``1/(1 + omega)``.
       learning_rate: the optimizer's rate or schedule, as in :func:`error_feedback`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``.
@@ -125,7 +140,9 @@ def ec_sgd_diana(
     check.rate("ec_sgd_diana", "learning_rate", learning_rate, optional=True)
     return optax.with_extra_args_support(
         optax.chain(
-            gradient_shift(control, rate, axis_name=axis_name),
-            error_feedback(compressor, axis_name=axis_name, learning_rate=learning_rate),
+            gradient_shift(control, rate, axis_name=axis_name, memory=memory),
+            error_feedback(
+                compressor, axis_name=axis_name, learning_rate=learning_rate, memory=memory
+            ),
         )
     )

@@ -16,11 +16,12 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -40,6 +41,7 @@ def econtrol(
     *,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EControl: EF21's estimate, corrected by a controlled share of the accumulated error.
 
@@ -55,6 +57,7 @@ def econtrol(
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates h_i, as in :func:`ef21`; ``"full"`` is the paper's start with a
         dense first message.
+      memory: the dtype in which residual and estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EControlState`.
@@ -78,25 +81,30 @@ def econtrol(
     check.word("econtrol", "init", init, difference.INITS)
     check.not_negative("econtrol", "strength", strength)
     exchange = exchange_for("econtrol", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
+    memory = memory_for("econtrol", memory, axis_name)
 
     def init_fn(params: Any) -> EControlState:
-        e, h_i, h = memory.several_zeros(params, 3)
-        return EControlState(residual=e, estimate=h_i, mean=h, exchange=exchange.init(h))
+        e, h_i, h = memory.zeros(params), memory.zeros(params), memory.zeros(params)
+        return EControlState(e, h_i, h, exchange.init(memory.read(h)))
 
     def update_fn(
         updates: Any, state: EControlState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EControlState]:
         del params, extra_args
-        g_i, e = trees.wide(updates), state.residual
+        g_i, count = trees.wide(updates), state.exchange.count
+        e, h_i, h = memory.read((state.residual, state.estimate, state.mean))
         target = trees.axpy(strength, e, g_i)  # eta e_i + g_i; the difference to h_i is sent
         if init == "full":
-            target = trees.where(state.exchange.count == 0, g_i, target)
-        h_i, h, sent = difference.start(
-            init, exchange, target, state.estimate, state.mean, state.exchange
+            target = trees.where(count == 0, g_i, target)
+        h_i, h, sent = difference.start(init, exchange, target, h_i, h, state.exchange)
+        grown = trees.add(e, trees.sub(g_i, h_i))
+        e = trees.where(count == 0, e, grown) if init == "zero" else grown
+        after = EControlState(
+            residual=memory.write(e, state.residual, count),
+            estimate=memory.write(h_i, state.estimate, count),
+            mean=memory.write(h, state.mean, count, shared=True),
+            exchange=sent,
         )
-        e = trees.add(e, trees.sub(g_i, h_i))
-        if init == "zero":
-            e = trees.where(state.exchange.count == 0, state.residual, e)
-        return trees.emit(h, updates), EControlState(e, h_i, h, sent)
+        return trees.emit(h, updates), after
 
     return as_transformation(init_fn, update_fn)

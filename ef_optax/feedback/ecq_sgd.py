@@ -13,10 +13,11 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -29,7 +30,12 @@ class ECQState(NamedTuple):
 
 
 def ecq_sgd(
-    compressor: Compressor, alpha: float, beta: float, *, axis_name: AxisName = None
+    compressor: Compressor,
+    alpha: float,
+    beta: float,
+    *,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ECQ-SGD: a share of the accumulated error is injected, and the old error decays.
 
@@ -43,6 +49,7 @@ def ecq_sgd(
       alpha: strength of the compensation, at least 0.
       beta: decay of the old memory in [0, 1].
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`ECQState`.
@@ -65,20 +72,22 @@ def ecq_sgd(
     check.share("ecq_sgd", "beta", beta)
     # No need of a contraction: the two factors hold the memory of an unbiased codec down.
     exchange = exchange_for("ecq_sgd", compressor, axis_name)
+    memory = memory_for("ecq_sgd", memory, axis_name)
 
     def init_fn(params: Any) -> ECQState:
         h = memory.zeros(params)
-        return ECQState(residual=h, exchange=exchange.init(h))
+        return ECQState(residual=h, exchange=exchange.init(memory.read(h)))
 
     def update_fn(
         updates: Any, state: ECQState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ECQState]:
         del params, extra_args
-        h = state.residual
+        h = memory.read(state.residual)
         p = trees.axpy(alpha, h, trees.wide(updates))
         out = exchange(p, state.exchange, want=("residual",))
         # g - q = (p - q) - alpha h
         h = trees.axpy(beta - alpha, h, out.residual)
+        h = memory.write(h, state.residual, out.state.count)
         return trees.emit(out.aggregate, updates), ECQState(h, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -24,10 +24,12 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     bits_of,
     check,
     exchange_for,
+    memory_for,
     wide_dtype,
 )
 
@@ -38,16 +40,6 @@ class ErrorFeedbackState(NamedTuple):
     residual: Any  # per worker, like the parameters: what was not yet sent (e_i)
     last_rate: Any  # float32 scalar: the last non-zero learning rate; () without learning_rate
     exchange: ExchangeState
-
-
-def residual_like(params: Any, dtype: Any) -> Any:
-    """Zeros like ``params`` in the residual dtype (None: float32, or wider where they are)."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, residual_dtype_of(p, dtype)), params)
-
-
-def residual_dtype_of(leaf: Any, dtype: Any) -> Any:
-    """The dtype that a residual is kept in: float32 unless asked otherwise or the leaf is wider."""
-    return wide_dtype(jnp.result_type(leaf)) if dtype is None else dtype
 
 
 def compensate(g: Array, e: Array) -> Array:
@@ -68,7 +60,7 @@ def error_feedback(
     learning_rate: optax.ScalarOrSchedule | None = None,
     decay: float = 1.0,
     injection: float = 1.0,
-    residual_dtype: Any = None,
+    memory: MemoryLike = None,
     update_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Error feedback: what compression drops is kept and added to the next gradient.
@@ -87,7 +79,7 @@ def error_feedback(
         and e is kept; the ratio uses the last non-zero rate.
       decay: retention b; below 1 it gives (1 - b) of the residual away at every step.
       injection: strength a of the residual in what is compressed; no mass is lost for any a.
-      residual_dtype: storage dtype of the residual; default float32 (float64 for float64
+      memory: the dtype in which the residual is kept; None for float32 (float64 for float64
         parameters). A narrower one loses the rounding error at every step.
       update_dtype: dtype of the emitted updates; default that of the input. bfloat16 rounds the
         aggregate *after* the residual was taken; float32 keeps it.
@@ -126,21 +118,22 @@ def error_feedback(
     # Decay and injection hold the memory of a codec down that is no contraction.
     needs = (CONTRACTIVE,) if plain else ()
     exchange = exchange_for("error_feedback", compressor, axis_name, needs=needs)
+    memory = memory_for("error_feedback", memory, axis_name)
 
     def rate_at(count: Array) -> Array:
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
         return jnp.asarray(rate, jnp.float32)
 
     def init_fn(params: Any) -> ErrorFeedbackState:
-        residual = residual_like(params, residual_dtype)
+        residual = memory.zeros(params)
         rate = () if learning_rate is None else jnp.zeros((), jnp.float32)
-        return ErrorFeedbackState(residual, rate, exchange.init(residual))
+        return ErrorFeedbackState(residual, rate, exchange.init(memory.read(residual)))
 
     def update_fn(
         updates: Any, state: ErrorFeedbackState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ErrorFeedbackState]:
         del params, extra_args
-        e, last, active = state.residual, state.last_rate, None
+        e, last, active = memory.read(state.residual), state.last_rate, None
         if learning_rate is not None:
             rate = rate_at(state.exchange.count)
             active = rate != 0
@@ -162,7 +155,7 @@ def error_feedback(
             kept = jax.tree.map(lambda r, x: r + (1.0 - injection) * x.astype(r.dtype), kept, e)
         if not _is_one(decay):
             kept = jax.tree.map(lambda r: decay * r, kept)
-        kept = jax.tree.map(lambda r, x: r.astype(x.dtype), kept, state.residual)
+        kept = memory.write(kept, state.residual, out.state.count)
         aggregate = out.aggregate
         if active is not None:
             kept = jax.tree.map(lambda r, x: jnp.where(active, r, x), kept, state.residual)

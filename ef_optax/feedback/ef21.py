@@ -17,11 +17,12 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -35,7 +36,11 @@ class EF21State(NamedTuple):
 
 
 def ef21(
-    compressor: Compressor, *, axis_name: AxisName = None, init: difference.Init = "compressed"
+    compressor: Compressor,
+    *,
+    axis_name: AxisName = None,
+    init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21: the compressed differences add up to an estimate of every worker's gradient.
 
@@ -52,6 +57,9 @@ def ef21(
       init: the first estimates: ``"compressed"`` is C of the first gradient (the paper),
         ``"full"`` the gradient itself, sent dense once (the authors' code), ``"zero"`` is zero, so
         that the first update is zero and nothing is sent but one number, whether all is finite.
+      memory: the dtype in which the estimates are kept; None for float32 (float64 for float64
+        parameters). A narrower one loses small differences, and rounds the estimates and their mean
+        apart.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21State`.
@@ -77,18 +85,23 @@ def ef21(
     """
     check.word("ef21", "init", init, difference.INITS)
     exchange = exchange_for("ef21", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
+    memory = memory_for("ef21", memory, axis_name)
 
     def init_fn(params: Any) -> EF21State:
-        g_i, g = memory.several_zeros(params, 2)
-        return EF21State(estimate=g_i, mean=g, exchange=exchange.init(g))
+        g_i, g = memory.zeros(params), memory.zeros(params)
+        return EF21State(estimate=g_i, mean=g, exchange=exchange.init(memory.read(g)))
 
     def update_fn(
         updates: Any, state: EF21State, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21State]:
         del params, extra_args
-        g_i, g, sent = difference.start(
-            init, exchange, trees.wide(updates), state.estimate, state.mean, state.exchange
+        g_i, g = memory.read((state.estimate, state.mean))
+        g_i, g, sent = difference.start(init, exchange, trees.wide(updates), g_i, g, state.exchange)
+        after = EF21State(
+            estimate=memory.write(g_i, state.estimate, sent.count),
+            mean=memory.write(g, state.mean, sent.count, shared=True),
+            exchange=sent,
         )
-        return trees.emit(g, updates), EF21State(g_i, g, sent)
+        return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -18,10 +18,11 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -37,7 +38,11 @@ class EF21BidirectionalState(NamedTuple):
 
 
 def ef21_bidirectional(
-    compressor: Compressor, server: Compressor, *, axis_name: AxisName = None
+    compressor: Compressor,
+    server: Compressor,
+    *,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-BC: workers compress towards the server, the server compresses towards the workers.
 
@@ -51,6 +56,7 @@ def ef21_bidirectional(
       compressor: C_w, the uplink; contractive.
       server: C_M, the downlink; contractive. The identity makes it :func:`ef21`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an
@@ -78,20 +84,28 @@ def ef21_bidirectional(
     downlink = exchange_for(
         "ef21_bidirectional", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
     )
+    memory = memory_for("ef21_bidirectional", memory, axis_name)
 
     def init_fn(params: Any) -> EF21BidirectionalState:
-        gw_i, mean, g = memory.several_zeros(params, 3)
-        return EF21BidirectionalState(gw_i, mean, g, uplink.init(g), downlink.init(g))
+        gw_i, mean, g = memory.zeros(params), memory.zeros(params), memory.zeros(params)
+        wide = memory.read(g)
+        return EF21BidirectionalState(gw_i, mean, g, uplink.init(wide), downlink.init(wide))
 
     def update_fn(
         updates: Any, state: EF21BidirectionalState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21BidirectionalState]:
         del params, extra_args
-        gw_i, mean, sent = difference.track(
-            uplink, trees.wide(updates), state.estimate, state.mean, state.uplink
+        gw_i, mean, g = memory.read((state.estimate, state.mean, state.broadcast))
+        gw_i, mean, sent = difference.track(uplink, trees.wide(updates), gw_i, mean, state.uplink)
+        out = downlink(trees.sub(mean, g), state.downlink)
+        g = trees.add(g, out.aggregate)
+        after = EF21BidirectionalState(
+            estimate=memory.write(gw_i, state.estimate, sent.count),
+            mean=memory.write(mean, state.mean, sent.count, shared=True),
+            broadcast=memory.write(g, state.broadcast, sent.count, shared=True),
+            uplink=sent,
+            downlink=out.state,
         )
-        out = downlink(trees.sub(mean, state.broadcast), state.downlink)
-        g = trees.add(state.broadcast, out.aggregate)
-        return trees.emit(g, updates), EF21BidirectionalState(gw_i, mean, g, sent, out.state)
+        return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

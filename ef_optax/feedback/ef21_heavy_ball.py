@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import optax
 
-from ef_optax.extend import AxisName, Compressor, check, difference
+from ef_optax.extend import (
+    AxisName,
+    Compressor,
+    MemoryLike,
+    check,
+    difference,
+)
 from ef_optax.feedback.ef21 import ef21
 
 
@@ -14,6 +20,7 @@ def ef21_heavy_ball(
     *,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-HB: ``chain(ef21(compressor), optax.trace(decay))``, momentum after the aggregation.
 
@@ -26,6 +33,7 @@ def ef21_heavy_ball(
       decay: eta in [0, 1), the weight of the *old* momentum; 0 is EF21.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``.
@@ -47,5 +55,5 @@ def ef21_heavy_ball(
     """
     check.decay("ef21_heavy_ball", "decay", decay)
     check.word("ef21_heavy_ball", "init", init, difference.INITS)
-    inner = ef21(compressor, axis_name=axis_name, init=init)
+    inner = ef21(compressor, axis_name=axis_name, init=init, memory=memory)
     return optax.with_extra_args_support(optax.chain(inner, optax.trace(decay)))

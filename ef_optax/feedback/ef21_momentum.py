@@ -17,11 +17,12 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     moving_average,
     trees,
 )
@@ -42,6 +43,7 @@ def ef21_momentum(
     *,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-SGDM: EF21 that tracks an average of stochastic gradients, so that small batches work.
 
@@ -58,6 +60,7 @@ def ef21_momentum(
         or a schedule of it.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which averages and estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an
@@ -79,7 +82,7 @@ def ef21_momentum(
     References:
       Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023.
     """
-    return _with_averages("ef21_momentum", 1, compressor, fresh_weight, axis_name, init)
+    return _with_averages("ef21_momentum", 1, compressor, fresh_weight, axis_name, init, memory)
 
 
 def ef21_double_momentum(
@@ -88,6 +91,7 @@ def ef21_double_momentum(
     *,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-SGD2M: as :func:`ef21_momentum`, with the average averaged once more.
 
@@ -99,6 +103,7 @@ def ef21_double_momentum(
       fresh_weight: eta in (0, 1], the weight of the *fresh* value in both averages, or a schedule.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which averages and estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an
@@ -120,7 +125,9 @@ def ef21_double_momentum(
     References:
       Fatkhullin, Tyurin, Richtarik, "Momentum Provably Improves Error Feedback!", NeurIPS 2023.
     """
-    return _with_averages("ef21_double_momentum", 2, compressor, fresh_weight, axis_name, init)
+    return _with_averages(
+        "ef21_double_momentum", 2, compressor, fresh_weight, axis_name, init, memory
+    )
 
 
 def _with_averages(
@@ -130,14 +137,17 @@ def _with_averages(
     fresh_weight: optax.ScalarOrSchedule,
     axis_name: AxisName,
     init: difference.Init,
+    memory: MemoryLike,
 ) -> optax.GradientTransformationExtraArgs:
     check.word(rule, "init", init, difference.INITS)
     check.weight(rule, "fresh_weight", fresh_weight, schedule=True)
     exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
+    memory = memory_for(rule, memory, axis_name)
 
     def init_fn(params: Any) -> EF21MomentumState:
-        *averages, g_i, g = memory.several_zeros(params, depth + 2)
-        return EF21MomentumState(tuple(averages), estimate=g_i, mean=g, exchange=exchange.init(g))
+        averages = tuple(memory.zeros(params) for _ in range(depth))
+        g_i, g = memory.zeros(params), memory.zeros(params)
+        return EF21MomentumState(averages, g_i, g, exchange.init(memory.read(g)))
 
     def update_fn(
         updates: Any, state: EF21MomentumState, params: Any = None, **extra_args: Any
@@ -145,12 +155,17 @@ def _with_averages(
         del params, extra_args
         count = state.exchange.count
         fresh, averages = trees.wide(updates), []
-        for old in state.averages:
+        for old in memory.read(state.averages):
             fresh = moving_average(fresh_weight, count, old, fresh)
             averages.append(fresh)
-        g_i, g, sent = difference.start(
-            init, exchange, fresh, state.estimate, state.mean, state.exchange
+        g_i, g = memory.read((state.estimate, state.mean))
+        g_i, g, sent = difference.start(init, exchange, fresh, g_i, g, state.exchange)
+        after = EF21MomentumState(
+            averages=memory.write(tuple(averages), state.averages, count),
+            estimate=memory.write(g_i, state.estimate, count),
+            mean=memory.write(g, state.mean, count, shared=True),
+            exchange=sent,
         )
-        return trees.emit(g, updates), EF21MomentumState(tuple(averages), g_i, g, sent)
+        return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -21,6 +21,7 @@ from ef_optax.extend import (
     Array,
     AxisName,
     Compressor,
+    MemoryLike,
     as_key,
     check,
     difference,
@@ -111,6 +112,7 @@ def ef21_normalised(
     per_leaf: bool = True,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Normalised EF21: no smoothness constant is needed to choose the step.
 
@@ -138,6 +140,7 @@ def ef21_normalised(
       per_leaf: normalise every leaf (the authors' code) or all leaves together.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which average and estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation. With an estimator other than ``"sgdm"`` call
@@ -169,12 +172,15 @@ def ef21_normalised(
     if key is not None:
         key = as_key(key, "ef21_normalised")
     eta = power_decay(1.0, POWERS[estimator]) if fresh_weight is None else fresh_weight
-    options: dict[str, Any] = {"axis_name": axis_name, "init": init}
-    rule = {
-        "sgdm": lambda: ef21_momentum(compressor, eta, **options),
-        "igt": lambda: optax.chain(igt(eta), ef21(compressor, **options)),
-        "mvr": lambda: optax.chain(storm(eta), ef21(compressor, **options)),
-        "hm": lambda: optax.chain(hessian_momentum(eta), ef21(compressor, **options)),
-        "rhm": lambda: optax.chain(hessian_momentum(eta, key), ef21(compressor, **options)),
-    }[estimator]()
+    options: dict[str, Any] = {"axis_name": axis_name, "init": init, "memory": memory}
+    if estimator == "sgdm":
+        rule = ef21_momentum(compressor, eta, **options)
+    else:
+        own = {
+            "igt": lambda: igt(eta, memory=memory),
+            "mvr": lambda: storm(eta, memory=memory),
+            "hm": lambda: hessian_momentum(eta, memory=memory),
+            "rhm": lambda: hessian_momentum(eta, key, memory=memory),
+        }[estimator]()
+        rule = optax.chain(own, ef21(compressor, **options))
     return optax.with_extra_args_support(optax.chain(rule, normalise(per_leaf=per_leaf)))

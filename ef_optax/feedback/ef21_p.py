@@ -14,9 +14,10 @@ from ef_optax.extend import (
     CONTRACTIVE,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -28,7 +29,9 @@ class EF21PState(NamedTuple):
     exchange: ExchangeState
 
 
-def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
+def ef21_p(
+    compressor: Compressor, *, memory: MemoryLike = None
+) -> optax.GradientTransformationExtraArgs:
     r"""EF21-P: workers hold the model w, which follows the server's x by compressed differences.
 
     .. math:: x' = x + u, \quad w' = w + C(x' - w)
@@ -41,6 +44,7 @@ def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
 
     Args:
       compressor: C, contractive, such as ``ef.top_k(0.01)``.
+      memory: the dtype in which x - w is kept, as in :func:`ef21`.
 
     Returns:
       The transformation; its state is an :class:`EF21PState`.
@@ -62,17 +66,19 @@ def ef21_p(compressor: Compressor) -> optax.GradientTransformationExtraArgs:
       Complexity for Distributed Optimization with Bidirectional Compression", ICML 2023.
     """
     exchange = exchange_for("ef21_p", compressor, needs=(BROADCAST, CONTRACTIVE))
+    memory = memory_for("ef21_p", memory)
 
     def init_fn(params: Any) -> EF21PState:
         behind = memory.zeros(params)
-        return EF21PState(behind=behind, exchange=exchange.init(behind))
+        return EF21PState(behind=behind, exchange=exchange.init(memory.read(behind)))
 
     def update_fn(
         updates: Any, state: EF21PState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21PState]:
         del params, extra_args
-        ahead = trees.add(state.behind, updates)  # x' - w
+        ahead = trees.add(memory.read(state.behind), updates)  # x' - w
         out = exchange(ahead, state.exchange, want=("residual",))
-        return trees.emit(out.aggregate, updates), EF21PState(out.residual, out.state)
+        behind = memory.write(out.residual, state.behind, out.state.count, shared=True)
+        return trees.emit(out.aggregate, updates), EF21PState(behind, out.state)
 
     return as_transformation(init_fn, update_fn)

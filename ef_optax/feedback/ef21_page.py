@@ -5,12 +5,22 @@ from __future__ import annotations
 import optax
 
 from ef_optax.estimators.page import page
-from ef_optax.extend import AxisName, Compressor, check, difference
+from ef_optax.extend import (
+    AxisName,
+    Compressor,
+    MemoryLike,
+    check,
+    difference,
+)
 from ef_optax.feedback.ef21 import ef21
 
 
 def ef21_page(
-    compressor: Compressor, *, axis_name: AxisName = None, init: difference.Init = "full"
+    compressor: Compressor,
+    *,
+    axis_name: AxisName = None,
+    init: difference.Init = "full",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-PAGE: ``chain(page(), ef21(compressor))``, minibatches with rare full gradients.
 
@@ -26,6 +36,7 @@ def ef21_page(
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`; ``"full"`` as in the authors' code.
+      memory: the dtype in which gradient and estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``. Call
@@ -50,5 +61,7 @@ def ef21_page(
     """
     check.word("ef21_page", "init", init, difference.INITS)
     return optax.with_extra_args_support(
-        optax.chain(page(), ef21(compressor, axis_name=axis_name, init=init))
+        optax.chain(
+            page(memory=memory), ef21(compressor, axis_name=axis_name, init=init, memory=memory)
+        )
     )

@@ -20,13 +20,14 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_key,
     as_transformation,
     check,
     collectives,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     shares,
     trees,
 )
@@ -49,6 +50,7 @@ def ef21_partial_participation(
     weights: Sequence[float] | None = None,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-PP: EF21 in which absent workers keep their old estimates; the mean stays over all.
 
@@ -67,6 +69,7 @@ def ef21_partial_participation(
       weights: None, or EF21-W's weights (EF21-W-PP; its step size is an unverified constant).
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an
@@ -100,6 +103,7 @@ def ef21_partial_participation(
         shares.check_shares(rule, weights)
     key = as_key(key, rule)
     exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
+    memory = memory_for(rule, memory, axis_name)
 
     def drawn(count: Array) -> Array:
         """1 or 0: whether this worker takes part."""
@@ -113,8 +117,9 @@ def ef21_partial_participation(
         return jnp.where(count == 0, True, takes_part).astype(jnp.float32)
 
     def init_fn(params: Any) -> EF21PartialParticipationState:
-        g_i, g = memory.several_zeros(params, 2)
-        return EF21PartialParticipationState(g_i, g, jnp.ones((), jnp.float32), exchange.init(g))
+        g_i, g = memory.zeros(params), memory.zeros(params)
+        everybody, sent = jnp.ones((), jnp.float32), exchange.init(memory.read(g))
+        return EF21PartialParticipationState(g_i, g, everybody, sent)
 
     def update_fn(
         updates: Any, state: EF21PartialParticipationState, params: Any = None, **extra_args: Any
@@ -125,16 +130,16 @@ def ef21_partial_participation(
             share = shares.own_share(rule, weights, axis_name)
             target = jax.tree.map(lambda x: x / share.astype(x.dtype), target)
         present = drawn(state.exchange.count)
+        g_i, g = memory.read((state.estimate, state.mean))
         g_i, g, sent = difference.start(
-            init,
-            exchange,
-            target,
-            state.estimate,
-            state.mean,
-            state.exchange,
-            share=share,
-            present=present,
+            init, exchange, target, g_i, g, state.exchange, share=share, present=present
         )
-        return trees.emit(g, updates), EF21PartialParticipationState(g_i, g, present, sent)
+        after = EF21PartialParticipationState(
+            estimate=memory.write(g_i, state.estimate, sent.count),
+            mean=memory.write(g, state.mean, sent.count, shared=True),
+            present=present,
+            exchange=sent,
+        )
+        return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -23,12 +23,13 @@ from ef_optax.extend import (
     Exchange,
     ExchangeState,
     Identity,
+    MemoryLike,
     as_transformation,
     check,
     collectives,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -42,7 +43,11 @@ class EF21PlusState(NamedTuple):
 
 
 def ef21_plus(
-    compressor: Compressor, *, axis_name: AxisName = None, init: difference.Init = "compressed"
+    compressor: Compressor,
+    *,
+    axis_name: AxisName = None,
+    init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21+: every worker takes the nearer of C(gradient) and EF21's estimate.
 
@@ -58,6 +63,7 @@ def ef21_plus(
       compressor: what is sent; deterministic and contractive, such as ``ef.top_k(0.01)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21PlusState`.
@@ -86,16 +92,18 @@ def ef21_plus(
         needs=(ADDITIVE, CONTRACTIVE, DETERMINISTIC, INDEPENDENT),
     )
     local, dense = Exchange(exchange.codec), Exchange(Identity(), axis_name)
+    memory = memory_for("ef21_plus", memory, axis_name)
 
     def init_fn(params: Any) -> EF21PlusState:
-        g_i, g = memory.several_zeros(params, 2)
-        return EF21PlusState(estimate=g_i, mean=g, exchange=exchange.init(g))
+        g_i, g = memory.zeros(params), memory.zeros(params)
+        return EF21PlusState(estimate=g_i, mean=g, exchange=exchange.init(memory.read(g)))
 
     def update_fn(
         updates: Any, state: EF21PlusState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21PlusState]:
         del params, extra_args
-        grad, g_i = trees.wide(updates), state.estimate
+        grad = trees.wide(updates)
+        g_i, mean = memory.read((state.estimate, state.mean))
 
         def compressed(x: Any) -> Any:
             return local(x, state.exchange, want=("sent",)).sent
@@ -112,15 +120,20 @@ def ef21_plus(
             taken_back = collectives.agreed_cond(
                 anybody,
                 lambda: dense(forgotten, out.state._replace(codec=())).aggregate,
-                lambda: jax.tree.map(jnp.zeros_like, state.mean),
+                lambda: jax.tree.map(jnp.zeros_like, mean),
                 axis=axis_name,
             )
             own = trees.add(trees.sub(g_i, forgotten), out.sent)
-            return own, trees.sub(trees.add(state.mean, out.aggregate), taken_back), out.state
+            return own, trees.sub(trees.add(mean, out.aggregate), taken_back), out.state
 
         own, g, sent = difference.start(
-            init, exchange, grad, g_i, state.mean, state.exchange, later=nearer
+            init, exchange, grad, g_i, mean, state.exchange, later=nearer
         )
-        return trees.emit(g, updates), EF21PlusState(own, g, sent)
+        after = EF21PlusState(
+            estimate=memory.write(own, state.estimate, sent.count),
+            mean=memory.write(g, state.mean, sent.count, shared=True),
+            exchange=sent,
+        )
+        return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

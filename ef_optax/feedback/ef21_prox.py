@@ -16,6 +16,7 @@ from ef_optax.extend import (
     Array,
     AxisName,
     Compressor,
+    MemoryLike,
     arguments,
     as_transformation,
     check,
@@ -129,6 +130,7 @@ def ef21_prox(
     *,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-Prox: ``chain(ef21(...), scale_by_learning_rate, proximal(prox))``, a whole optimizer.
 
@@ -140,6 +142,7 @@ def ef21_prox(
       learning_rate: gamma, a number or a schedule.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
 
     Returns:
       The optimizer; nothing that changes updates may stand after it.
@@ -162,7 +165,7 @@ def ef21_prox(
     check.word("ef21_prox", "init", init, difference.INITS)
     return optax.with_extra_args_support(
         optax.chain(
-            ef21(compressor, axis_name=axis_name, init=init),
+            ef21(compressor, axis_name=axis_name, init=init, memory=memory),
             optax.scale_by_learning_rate(learning_rate),
             proximal(prox, learning_rate),
         )

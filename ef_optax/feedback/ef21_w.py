@@ -17,11 +17,12 @@ from ef_optax.extend import (
     CONTRACTIVE,
     AxisName,
     Compressor,
+    MemoryLike,
     as_transformation,
     check,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     shares,
     trees,
 )
@@ -34,6 +35,7 @@ def ef21_w(
     *,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF21-W: workers with steep objectives get a larger share, so that the step can be larger.
 
@@ -52,6 +54,7 @@ def ef21_w(
       weights: n positive numbers that sum to 1, one per worker in the order of the axis.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
+      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21State` whose
@@ -78,10 +81,11 @@ def ef21_w(
     check.word("ef21_w", "init", init, difference.INITS)
     shares.check_shares("ef21_w", weights)
     exchange = exchange_for("ef21_w", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
+    memory = memory_for("ef21_w", memory, axis_name)
 
     def init_fn(params: Any) -> EF21State:
-        g_i, g = memory.several_zeros(params, 2)
-        return EF21State(estimate=g_i, mean=g, exchange=exchange.init(g))
+        g_i, g = memory.zeros(params), memory.zeros(params)
+        return EF21State(estimate=g_i, mean=g, exchange=exchange.init(memory.read(g)))
 
     def update_fn(
         updates: Any, state: EF21State, params: Any = None, **extra_args: Any
@@ -89,9 +93,13 @@ def ef21_w(
         del params, extra_args
         share = shares.own_share("ef21_w", weights, axis_name)  # n w_i
         target = jax.tree.map(lambda x: x / share.astype(x.dtype), trees.wide(updates))
-        g_i, g, sent = difference.start(
-            init, exchange, target, state.estimate, state.mean, state.exchange, share=share
+        g_i, g = memory.read((state.estimate, state.mean))
+        g_i, g, sent = difference.start(init, exchange, target, g_i, g, state.exchange, share=share)
+        after = EF21State(
+            estimate=memory.write(g_i, state.estimate, sent.count),
+            mean=memory.write(g, state.mean, sent.count, shared=True),
+            exchange=sent,
         )
-        return trees.emit(g, updates), EF21State(g_i, g, sent)
+        return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

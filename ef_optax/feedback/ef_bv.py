@@ -19,12 +19,13 @@ from ef_optax.extend import (
     Compressor,
     Exchange,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     collectives,
     exchange_for,
     for_leaf,
-    memory,
+    memory_for,
     path_string,
     trees,
 )
@@ -39,7 +40,12 @@ class EFBVState(NamedTuple):
 
 
 def ef_bv(
-    compressor: Compressor, lam: float, nu: float = 1.0, *, axis_name: AxisName = None
+    compressor: Compressor,
+    lam: float,
+    nu: float = 1.0,
+    *,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EF-BV: one form for biased and unbiased compressors.
 
@@ -54,6 +60,7 @@ def ef_bv(
       lam: lambda in (0, 1], how far the control variates follow.
       nu: weight in (0, 1] of the fresh differences.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EFBVState`.
@@ -77,11 +84,15 @@ def ef_bv(
     check.weight("ef_bv", "nu", nu)
     # lam and nu are chosen for omega, so the estimates need no contraction.
     exchange = exchange_for("ef_bv", compressor, axis_name, needs=(ADDITIVE,))
-    return _control_variates("ef_bv", exchange, lam, nu)
+    return _control_variates("ef_bv", exchange, lam, nu, memory)
 
 
 def diana(
-    compressor: Compressor, rate: float | None = None, *, axis_name: AxisName = None
+    compressor: Compressor,
+    rate: float | None = None,
+    *,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""DIANA: unbiased compression of differences to slowly learned control variates.
 
@@ -92,6 +103,7 @@ def diana(
       compressor: what is sent; unbiased, such as ``ef.random_k(0.1, key=0, scaled=True)``.
       rate: a in (0, 1]; default ``1/(1 + omega)`` of each leaf.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EFBVState`.
@@ -115,12 +127,14 @@ def diana(
     if rate is not None:
         check.weight("diana", "rate", rate)
     exchange = exchange_for("diana", compressor, axis_name, needs=(ADDITIVE, UNBIASED))
-    return _control_variates("diana", exchange, rate, 1.0)
+    return _control_variates("diana", exchange, rate, 1.0, memory)
 
 
 def _control_variates(
-    rule: str, exchange: Exchange, lam: float | None, nu: float
+    rule: str, exchange: Exchange, lam: float | None, nu: float, memory: MemoryLike
 ) -> optax.GradientTransformationExtraArgs:
+    memory = memory_for(rule, memory, exchange.axis_name)
+
     def step(path: Any, x: Any) -> float:
         """The lambda of one leaf."""
         if lam is not None:
@@ -136,19 +150,24 @@ def _control_variates(
         return 1 / (1 + omega)
 
     def init_fn(params: Any) -> EFBVState:
-        h_i, h = memory.several_zeros(params, 2)
-        return EFBVState(control=h_i, mean=h, exchange=exchange.init(h))
+        h_i, h = memory.zeros(params), memory.zeros(params)
+        return EFBVState(control=h_i, mean=h, exchange=exchange.init(memory.read(h)))
 
     def update_fn(
         updates: Any, state: EFBVState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EFBVState]:
         del params, extra_args
-        difference = trees.sub(trees.wide(updates), state.control)
-        out = exchange(difference, state.exchange, want=("sent",))
-        g = trees.axpy(nu, out.aggregate, state.mean)
-        slow = jax.tree_util.tree_map_with_path(step, state.control)
-        h_i = jax.tree.map(lambda h, a, d: h + a * d, state.control, slow, out.sent)
-        h = jax.tree.map(lambda h, a, d: h + a * d, state.mean, slow, out.aggregate)
-        return trees.emit(g, updates), EFBVState(h_i, h, out.state)
+        h_i, h = memory.read((state.control, state.mean))
+        out = exchange(trees.sub(trees.wide(updates), h_i), state.exchange, want=("sent",))
+        g = trees.axpy(nu, out.aggregate, h)
+        slow = jax.tree_util.tree_map_with_path(step, h_i)
+        h_i = jax.tree.map(lambda h, a, d: h + a * d, h_i, slow, out.sent)
+        h = jax.tree.map(lambda h, a, d: h + a * d, h, slow, out.aggregate)
+        after = EFBVState(
+            control=memory.write(h_i, state.control, out.state.count),
+            mean=memory.write(h, state.mean, out.state.count, shared=True),
+            exchange=out.state,
+        )
+        return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -14,10 +14,11 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     exchange_for,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -30,7 +31,11 @@ class EFMomentumState(NamedTuple):
 
 
 def ef_momentum(
-    compressor: Compressor, beta: float, *, axis_name: AxisName = None
+    compressor: Compressor,
+    beta: float,
+    *,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Error feedback that sends from a damped residual, ``C((1 - beta) r)``.
 
@@ -48,6 +53,7 @@ def ef_momentum(
       compressor: what is sent, such as ``ef.top_k(0.01)``.
       beta: weight of the past in [0, 1); 0 is :func:`error_feedback`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is an :class:`EFMomentumState`.
@@ -69,19 +75,21 @@ def ef_momentum(
     check.decay("ef_momentum", "beta", beta)
     # The damping makes a contraction of any omega < (1 + beta)/(1 - beta).
     exchange = exchange_for("ef_momentum", compressor, axis_name)
+    memory = memory_for("ef_momentum", memory, axis_name)
 
     def init_fn(params: Any) -> EFMomentumState:
         r = memory.zeros(params)
-        return EFMomentumState(residual=r, exchange=exchange.init(r))
+        return EFMomentumState(residual=r, exchange=exchange.init(memory.read(r)))
 
     def update_fn(
         updates: Any, state: EFMomentumState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EFMomentumState]:
         del params, extra_args
-        r = trees.add(state.residual, trees.wide(updates))
+        r = trees.add(memory.read(state.residual), trees.wide(updates))
         out = exchange(trees.scale(1 - beta, r), state.exchange, want=("residual",))
         # r - c, with the exact residual (1 - beta) r - c of the codec
         r = trees.axpy(beta, r, out.residual)
+        r = memory.write(r, state.residual, out.state.count)
         return trees.emit(out.aggregate, updates), EFMomentumState(r, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -23,11 +23,13 @@ from ef_optax.extend import (
     Exchange,
     ExchangeState,
     Identity,
+    MemoryLike,
     as_key,
     as_transformation,
     bits_of,
     check,
     check_ratio_or_k,
+    memory_for,
     path_string,
     resolve_k,
     sketch,
@@ -59,6 +61,7 @@ def fetch_sgd(
     clear: Clear = "zero",
     key: Any = 0,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""FetchSGD: virtual (server-side) error feedback and momentum inside a count sketch.
 
@@ -84,6 +87,7 @@ def fetch_sgd(
       clear: ``"zero"`` (the authors' code) or ``"subtract"`` (the paper's Algorithm 1).
       key: of the hashes, the same on all workers; a JAX random key or an int.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the two tables are kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is a :class:`FetchSGDState`.
@@ -116,6 +120,7 @@ def fetch_sgd(
     check.decay("fetch_sgd", "momentum", momentum)
     check.word("fetch_sgd", "clear", clear, ("zero", "subtract"))
     key, exchange = as_key(key, "fetch_sgd"), Exchange(Identity(), axis_name)
+    memory = memory_for("fetch_sgd", memory, axis_name)
 
     def keys_of(tree: Any) -> list[Array]:
         """Every leaf's own hashes."""
@@ -141,27 +146,33 @@ def fetch_sgd(
         return [part.reshape(x.shape) for part, x in zip(flat, like, strict=True)]
 
     def init_fn(params: Any) -> FetchSGDState:
-        dtype = _table_dtype(jax.tree.leaves(params))
-        S_u, S_e = jnp.zeros((rows, columns), dtype), jnp.zeros((rows, columns), dtype)
-        return FetchSGDState(S_u, S_e, exchange.init(steps.lone(S_e)))
+        table = jnp.zeros((rows, columns), _table_dtype(jax.tree.leaves(params)))
+        S_u, S_e = memory.zeros(table), memory.zeros(table)
+        return FetchSGDState(S_u, S_e, exchange.init(steps.lone(memory.read(S_e))))
 
     def update_fn(
         updates: Any, state: FetchSGDState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, FetchSGDState]:
         del params, extra_args
         g, treedef = jax.tree.flatten(updates)
-        keys, dtype = keys_of(updates), state.error.dtype
+        S_u, S_e = memory.read((state.momentum, state.error))
+        keys, dtype = keys_of(updates), S_e.dtype
         out = exchange(steps.lone(summed(g, keys, dtype)), state.exchange)
         S = out.aggregate[steps.LONE]
-        S_u = momentum * state.momentum + S
-        S_e = state.error + S_u
+        S_u = momentum * S_u + S
+        S_e = S_e + S_u
         D = unsketch(S_e, g, keys)
         S_D = summed(D, keys, dtype)
         if clear == "subtract":
             S_e = S_e - S_D
         else:
             S_u, S_e = (jnp.where(S_D == 0, table, 0) for table in (S_u, S_e))
-        return trees.emit(treedef.unflatten(D), updates), FetchSGDState(S_u, S_e, out.state)
+        after = FetchSGDState(
+            momentum=memory.write(S_u, state.momentum, out.state.count, shared=True),
+            error=memory.write(S_e, state.error, out.state.count, shared=True),
+            exchange=out.state,
+        )
+        return trees.emit(treedef.unflatten(D), updates), after
 
     return as_transformation(init_fn, update_fn)
 

@@ -20,13 +20,14 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
+    MemoryLike,
     arguments,
     as_key,
     as_transformation,
     check,
     collectives,
     exchange_for,
-    memory,
+    memory_for,
     shares,
     steps,
     trees,
@@ -55,6 +56,7 @@ def marina(
     *,
     participants: int | None = None,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""MARINA: gradients at two points on one minibatch; mostly only their compressed difference.
 
@@ -77,6 +79,7 @@ def marina(
       key: a JAX random key or an int for the coin and for who takes part.
       participants: r, the number of workers that take part in a compressed round; None for all.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which g is kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is a :class:`MarinaState`. Call
@@ -107,12 +110,14 @@ def marina(
         check.count("marina", "participants", participants)
     key = as_key(key, "marina")
     exchange = exchange_for("marina", compressor, axis_name, needs=(ADDITIVE, UNBIASED))
+    memory = memory_for("marina", memory, axis_name)
 
     def init_fn(params: Any) -> MarinaState:
         g = memory.zeros(params)
         last = trees.copy(params)  # the caller may donate the parameters
         everybody = jnp.ones((), jnp.float32)
-        return MarinaState(g, last, jnp.ones((), bool), everybody, exchange.init(g))
+        sent = exchange.init(memory.read(g))
+        return MarinaState(g, last, jnp.ones((), bool), everybody, sent)
 
     def takes_part(draw: Array) -> Array:
         """1 or 0: whether this worker is one of the r, drawn alike by all workers."""
@@ -139,13 +144,14 @@ def marina(
 
         def compressed() -> tuple[Any, ExchangeState]:
             out = exchange(trees.sub(now, before), state.exchange, weight=weight)
-            return trees.add(state.mean, out.aggregate), out.state
+            return trees.add(memory.read(state.mean), out.aggregate), out.state
 
         def full() -> tuple[Any, ExchangeState]:
             return steps.send_dense(exchange, now, state.exchange)
 
         g, sent = collectives.agreed_cond(exact, full, compressed, axis=axis_name)
         present = jnp.where(exact, 1, present).astype(jnp.float32)
-        return trees.emit(g, updates), MarinaState(g, params, exact, present, sent)
+        mean = memory.write(g, state.mean, sent.count, shared=True)
+        return trees.emit(g, updates), MarinaState(mean, params, exact, present, sent)
 
     return as_transformation(init_fn, update_fn)

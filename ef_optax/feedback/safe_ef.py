@@ -20,10 +20,11 @@ from ef_optax.extend import (
     Exchange,
     ExchangeState,
     Identity,
+    MemoryLike,
     as_transformation,
     check,
     exchange_for,
-    memory,
+    memory_for,
     steps,
     trees,
 )
@@ -39,7 +40,11 @@ class SafeEFState(NamedTuple):
 
 
 def safe_ef(
-    compressor: Compressor, *, tolerance: float = 0.0, axis_name: AxisName = None
+    compressor: Compressor,
+    *,
+    tolerance: float = 0.0,
+    axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Safe-EF: follows the objective while the constraint holds, else the constraint.
 
@@ -55,6 +60,7 @@ def safe_ef(
       compressor: C, what is sent.
       tolerance: tau, up to which the mean constraint counts as satisfied.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation; its state is a :class:`SafeEFState`. Call ``update(grads, state, params,
@@ -83,10 +89,12 @@ def safe_ef(
     check.finite("safe_ef", "tolerance", tolerance)
     exchange = exchange_for("safe_ef", compressor, axis_name, needs=(CONTRACTIVE,))
     dense = Exchange(Identity(), axis_name)
+    memory = memory_for("safe_ef", memory, axis_name)
 
     def init_fn(params: Any) -> SafeEFState:
         e = memory.zeros(params)
-        return SafeEFState(e, jnp.ones((), bool), exchange.init(e), dense.init(e))
+        wide = memory.read(e)
+        return SafeEFState(e, jnp.ones((), bool), exchange.init(wide), dense.init(wide))
 
     def update_fn(
         updates: Any,
@@ -110,8 +118,10 @@ def safe_ef(
         value = dense(steps.lone(own), state.constraint)
         safe = value.aggregate[steps.LONE] <= tolerance
         h = trees.where(safe, trees.wide(updates), constraint_grads)
-        out = exchange(trees.add(h, state.residual), state.exchange, want=("residual",))
-        after = SafeEFState(out.residual, safe, out.state, value.state)
+        e = memory.read(state.residual)
+        out = exchange(trees.add(h, e), state.exchange, want=("residual",))
+        e = memory.write(out.residual, state.residual, out.state.count)
+        after = SafeEFState(e, safe, out.state, value.state)
         return trees.emit(out.aggregate, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -15,11 +15,12 @@ from ef_optax.extend import (
     AxisName,
     Exchange,
     ExchangeState,
+    MemoryLike,
     as_transformation,
     check,
     check_ratio_or_k,
     codec_of,
-    memory,
+    memory_for,
     trees,
 )
 
@@ -37,6 +38,7 @@ def scalecom(
     k: int | None = None,
     beta: float = 1.0,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ScaleCom: cyclic local top-k (:func:`leader_top_k`) with a low-pass filter on the memory.
 
@@ -51,6 +53,7 @@ def scalecom(
       k: number of values kept of each leaf; give either this or ``ratio``.
       beta: the filter's weight in (0, 1].
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is a :class:`ScaleComState`.
@@ -72,19 +75,21 @@ def scalecom(
     check_ratio_or_k("scalecom", ratio, k)
     check.weight("scalecom", "beta", beta)
     exchange = Exchange(codec_of(leader_top_k(ratio, k=k)), axis_name)
+    memory = memory_for("scalecom", memory, axis_name)
 
     def init_fn(params: Any) -> ScaleComState:
         m = memory.zeros(params)
-        return ScaleComState(residual=m, exchange=exchange.init(m))
+        return ScaleComState(residual=m, exchange=exchange.init(memory.read(m)))
 
     def update_fn(
         updates: Any, state: ScaleComState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ScaleComState]:
         del params, extra_args
-        m, g = state.residual, trees.wide(updates)
+        m, g = memory.read(state.residual), trees.wide(updates)
         out = exchange(trees.add(m, g), state.exchange, want=("residual",))
         # m + beta (g - sent) = (1 - beta) m + beta (m + g - sent)
         m = trees.axpy(beta, out.residual, trees.scale(1 - beta, m))
+        m = memory.write(m, state.residual, out.state.count)
         return trees.emit(out.aggregate, updates), ScaleComState(m, out.state)
 
     return as_transformation(init_fn, update_fn)

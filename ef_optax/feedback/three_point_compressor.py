@@ -26,13 +26,14 @@ from ef_optax.extend import (
     Compressor,
     Exchange,
     ExchangeState,
+    MemoryLike,
     as_key,
     as_transformation,
     check,
     collectives,
     difference,
     exchange_for,
-    memory,
+    memory_for,
     shares,
     steps,
     trees,
@@ -58,8 +59,22 @@ class ThreePointState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
+    """What is added to an estimate h: C(x - h), perhaps withheld (``"lazy"``), or C(x - y)."""
+
     kind: _Kind
     exchange: Exchange
+    zeta: float | None
+
+    def __call__(self, x: Any, y: Any, h: Any, g: Any, state: ExchangeState) -> tuple[Any, ...]:
+        """The next h, the next mean, the exchange's state, whether a lazy message was sent."""
+        if self.kind == "drift":
+            out = self.exchange(trees.sub(x, y), state, want=("sent",))
+            return trees.add(h, out.sent), trees.add(g, out.aggregate), out.state, None
+        news = None
+        if self.kind == "lazy":
+            distance, drift = (trees.squared_norm(trees.sub(x, z)) for z in (h, y))
+            news = (distance > jnp.asarray(self.zeta, drift.dtype) * drift).astype(jnp.float32)
+        return *difference.track(self.exchange, x, h, g, state, present=news), news
 
 
 def three_point_compressor(
@@ -72,6 +87,7 @@ def three_point_compressor(
     key: Any = None,
     axis_name: AxisName = None,
     init: difference.Init = "compressed",
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""3PC: workers send what turns the last estimate and the last gradient into the new estimate.
 
@@ -105,6 +121,7 @@ def three_point_compressor(
       key: a JAX random key or an int for v5's coin.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`. v1 needs ``"full"``.
+      memory: the dtype in which estimates and gradients are kept, as in :func:`ef21`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is a :class:`ThreePointState`.
@@ -129,6 +146,99 @@ def three_point_compressor(
     """
     rule = "three_point_compressor"
     check.word(rule, "init", init, difference.INITS)
+    _check(variant, second, zeta, probability, key, init)
+    key = None if key is None else as_key(key, rule)
+    stages = _stages(variant, compressor, second, zeta, axis_name)
+    main = stages[-1].exchange
+    memory = memory_for(rule, memory, axis_name)
+
+    def init_fn(params: Any) -> ThreePointState:
+        h, y, g, base = (memory.zeros(params) for _ in range(4))
+        return ThreePointState(
+            estimate=h,
+            last=y,
+            mean=g,
+            base=base if variant == "v1" else (),
+            sent=jnp.ones((), jnp.float32),
+            exchanges=tuple(stage.exchange.init(memory.read(g)) for stage in stages),
+        )
+
+    def update_fn(
+        updates: Any, state: ThreePointState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ThreePointState]:
+        del params, extra_args
+        x, *others, last = trees.wide(updates), *state.exchanges
+        h, y, g, base = memory.read((state.estimate, state.last, state.mean, state.base))
+        everybody = jnp.ones_like(state.sent)
+
+        def begin() -> tuple[Any, ...]:
+            own, mean, after = difference.start(init, main, x, h, g, last)
+            return own, mean, mean if variant == "v1" else (), everybody, (*others, after)
+
+        def go_on() -> tuple[Any, ...]:
+            own, mean, known, sent, after = h, g, base, everybody, []
+            if variant == "v1":  # both sides start from the last gradients
+                own, mean = y, base
+                known, _ = steps.send_dense(main, x, last)
+            for stage, before in zip(stages, state.exchanges, strict=True):
+                own, mean, done, news = stage(x, y, own, mean, before)
+                sent = sent if news is None else news
+                after.append(done)
+            return own, mean, known, sent, tuple(after)
+
+        def exact() -> tuple[Any, ...]:
+            mean, after = steps.send_dense(main, x, last)
+            return x, mean, (), everybody, (after,)
+
+        def later() -> tuple[Any, ...]:
+            if probability is None:
+                return go_on()
+            coin = jax.random.uniform(shares.draw(key, last.count, axis_name, shared=True))
+            return collectives.agreed_cond(coin < probability, exact, go_on, axis=axis_name)
+
+        own, mean, known, sent, after = steps.first_step(main, last, begin, later)
+        kept = ThreePointState(
+            estimate=memory.write(own, state.estimate, last.count),
+            last=memory.write(x, state.last, last.count),
+            mean=memory.write(mean, state.mean, last.count, shared=True),
+            base=memory.write(known, state.base, last.count, shared=True),
+            sent=sent,
+            exchanges=after,
+        )
+        return trees.emit(mean, updates), kept
+
+    return as_transformation(init_fn, update_fn)
+
+
+def _stages(
+    variant: Variant,
+    compressor: Compressor,
+    second: Compressor | None,
+    zeta: float | None,
+    axis_name: AxisName,
+) -> tuple[_Stage, ...]:
+    """The stages of a variant: Q's, where it has one, and C's."""
+    rule = "three_point_compressor"
+    exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
+    kinds: dict[str, _Kind] = {"clag": "lazy", "v1": "drift", "v5": "drift"}
+    main = _Stage(kinds.get(variant, "toward"), exchange, zeta)
+    if second is None:
+        return (main,)
+    exchange = exchange_for(rule, second, axis_name, argument="second", needs=(ADDITIVE,))
+    kinds = {"v2": "drift", "v3": "lazy", "v4": "toward"}
+    return _Stage(kinds[variant], exchange, zeta), main
+
+
+def _check(
+    variant: Variant,
+    second: Compressor | None,
+    zeta: float | None,
+    probability: float | None,
+    key: Any,
+    init: difference.Init,
+) -> None:
+    """Refuses an unknown variant, and options that it lacks or does not use."""
+    rule = "three_point_compressor"
     check.word(rule, "variant", variant, VARIANTS)
     _needed(variant, "second", second, variant in WITH_SECOND)
     _needed(variant, "zeta", zeta, variant in WITH_ZETA)
@@ -138,83 +248,8 @@ def three_point_compressor(
         check.not_negative(rule, "zeta", zeta)
     if probability is not None:
         check.weight(rule, "probability", probability)
-        key = as_key(key, rule)
     if variant == "v1" and init != "full":
         raise ValueError(f'{rule}: init={init!r}; variant "v1" knows all gradients: init="full".')
-
-    def made(one: Compressor, name: str) -> Exchange:
-        needs = (ADDITIVE, CONTRACTIVE) if name == "compressor" else (ADDITIVE,)
-        return exchange_for(rule, one, axis_name, argument=name, needs=needs)
-
-    first = _Stage(
-        "drift" if variant in ("v1", "v5") else "lazy" if variant == "clag" else "toward",
-        made(compressor, "compressor"),
-    )
-    stages = (first,)
-    if second is not None:
-        kinds: dict[str, _Kind] = {"v2": "drift", "v3": "lazy", "v4": "toward"}
-        stages = (_Stage(kinds[variant], made(second, "second")), first)
-    main = first.exchange
-
-    def apply(stage: _Stage, sent: Any, x: Any, y: Any, h: Any, g: Any) -> tuple[Any, ...]:
-        """One stage: the next h, the next mean, the exchange's state, whether it was sent."""
-        if stage.kind == "drift":
-            out = stage.exchange(trees.sub(x, y), sent, want=("sent",))
-            return trees.add(h, out.sent), trees.add(g, out.aggregate), out.state, None
-        news = None
-        if stage.kind == "lazy":
-            distance, drift = (trees.squared_norm(trees.sub(x, z)) for z in (h, y))
-            news = (distance > jnp.asarray(zeta, drift.dtype) * drift).astype(jnp.float32)
-        return *difference.track(stage.exchange, x, h, g, sent, present=news), news
-
-    def init_fn(params: Any) -> ThreePointState:
-        h, y, g, base = memory.several_zeros(params, 4)
-        return ThreePointState(
-            estimate=h,
-            last=y,
-            mean=g,
-            base=base if variant == "v1" else (),
-            sent=jnp.ones((), jnp.float32),
-            exchanges=tuple(stage.exchange.init(g) for stage in stages),
-        )
-
-    def update_fn(
-        updates: Any, state: ThreePointState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, ThreePointState]:
-        del params, extra_args
-        x, *others = trees.wide(updates), *state.exchanges[:-1]
-        last = state.exchanges[-1]
-
-        def begin() -> tuple[Any, ...]:
-            h, g, after = difference.start(init, main, x, state.estimate, state.mean, last)
-            return h, g, g if variant == "v1" else (), jnp.ones_like(state.sent), (*others, after)
-
-        def go_on() -> tuple[Any, ...]:
-            h, g, sent, after = state.estimate, state.mean, jnp.ones_like(state.sent), []
-            base = state.base
-            if variant == "v1":
-                h, g = state.last, state.base
-                base, _ = steps.send_dense(main, x, last)
-            for stage, before in zip(stages, state.exchanges, strict=True):
-                h, g, done, news = apply(stage, before, x, state.last, h, g)
-                sent = sent if news is None else news
-                after.append(done)
-            return h, g, base, sent, tuple(after)
-
-        def exact() -> tuple[Any, ...]:
-            g, after = steps.send_dense(main, x, last)
-            return x, g, (), jnp.ones_like(state.sent), (after,)
-
-        def later() -> tuple[Any, ...]:
-            if probability is None:
-                return go_on()
-            coin = jax.random.uniform(shares.draw(key, last.count, axis_name, shared=True))
-            return collectives.agreed_cond(coin < probability, exact, go_on, axis=axis_name)
-
-        h, g, base, sent, after = steps.first_step(main, last, begin, later)
-        return trees.emit(g, updates), ThreePointState(h, x, g, base, sent, after)
-
-    return as_transformation(init_fn, update_fn)
 
 
 def _needed(variant: str, name: str, value: Any, needed: bool) -> None:

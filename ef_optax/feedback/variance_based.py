@@ -19,11 +19,12 @@ from ef_optax.extend import (
     AxisName,
     Exchange,
     ExchangeState,
+    MemoryLike,
     ThresholdCodec,
     as_transformation,
     check,
     magnitude_order,
-    memory,
+    memory_for,
     resolve_k,
     trees,
 )
@@ -56,6 +57,7 @@ def variance_based(
     capacity: float,
     decay: float = 0.999,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""A coordinate is sent once its accumulated gradient is large beside its own variance.
 
@@ -80,6 +82,7 @@ def variance_based(
       decay: zeta in (0, 1], by which the variance of what was not sent is forgotten in each step;
         0.999 in public code, not verified against the publication.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which residual and variance are kept, as in :func:`error_feedback`.
 
     Returns:
       The transformation, to stand before ``optax.sgd``; its state is a :class:`VarianceBasedState`.
@@ -107,6 +110,7 @@ def variance_based(
     check.ratio("variance_based", "capacity", capacity)
     check.weight("variance_based", "decay", decay)
     exchange = Exchange(NonZero(float(capacity)), axis_name)
+    memory = memory_for("variance_based", memory, axis_name)
 
     def unambiguous(r: Array, v: Array) -> Array:
         ambiguous = r * r <= jnp.asarray(alpha, r.dtype) * v
@@ -114,8 +118,8 @@ def variance_based(
         return jnp.where(ambiguous, 0, r) + 0 * v
 
     def init_fn(params: Any) -> VarianceBasedState:
-        r, v = memory.several_zeros(params, 2)
-        return VarianceBasedState(residual=r, variance=v, exchange=exchange.init(r))
+        r, v = memory.zeros(params), memory.zeros(params)
+        return VarianceBasedState(residual=r, variance=v, exchange=exchange.init(memory.read(r)))
 
     def update_fn(
         updates: Any,
@@ -127,14 +131,19 @@ def variance_based(
     ) -> tuple[Any, VarianceBasedState]:
         del params, extra_args
         _check_squares(squares, updates)
-        r = trees.add(state.residual, updates)
-        v = trees.add(state.variance, squares)
+        r, v = memory.read((state.residual, state.variance))
+        r, v = trees.add(r, updates), trees.add(v, squares)
         levels = jax.tree.map(unambiguous, r, v)
         out = exchange(levels, state.exchange, want=("support",))
         waiting = jax.tree.map(lambda x, sent: jnp.where(sent, 0, x), r, out.support)
         forgotten = trees.scale(decay, v)
         kept = jax.tree.map(lambda x, sent: jnp.where(sent, 0, x), forgotten, out.support)
-        return trees.emit(out.aggregate, updates), VarianceBasedState(waiting, kept, out.state)
+        after = VarianceBasedState(
+            residual=memory.write(waiting, state.residual, out.state.count),
+            variance=memory.write(kept, state.variance, out.state.count),
+            exchange=out.state,
+        )
+        return trees.emit(out.aggregate, updates), after
 
     return as_transformation(init_fn, update_fn)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -20,12 +19,12 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
-    arguments,
+    MemoryLike,
     as_transformation,
     check,
-    collectives,
     exchange_for,
-    memory,
+    local_steps,
+    memory_for,
     steps,
     trees,
 )
@@ -40,7 +39,7 @@ class CSERState(NamedTuple):
 
     def points(self, params: Any) -> dict[str, Any]:
         """Each worker's own model, where its gradient is taken."""
-        return {"cser": trees.emit(trees.add(self.ahead, params), params)}
+        return local_steps.own_model("cser", self.ahead, params)
 
 
 def cser(
@@ -50,6 +49,7 @@ def cser(
     period: int,
     *,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""CSER: what a worker does not send of its step it applies to its own model at once.
 
@@ -70,6 +70,7 @@ def cser(
       learning_rate: eta, a number or a schedule.
       period: H, at least 1.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which e is kept, as in :func:`ef_optax.error_feedback`.
 
     Returns:
       The optimizer; its state is a :class:`CSERState`. Call
@@ -100,25 +101,27 @@ def cser(
     )
     whole = identity() if gradients is None else gradients
     every = exchange_for("cser", whole, axis_name, argument="gradients", needs=(ADDITIVE,))
+    memory = memory_for("cser", memory, axis_name)
 
     def init_fn(params: Any) -> CSERState:
         e = memory.zeros(params)
-        return CSERState(ahead=e, gradients=every.init(e), errors=reset.init(e))
+        wide = memory.read(e)
+        return CSERState(ahead=e, gradients=every.init(wide), errors=reset.init(wide))
 
     def update_fn(
         updates: Any, state: CSERState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, CSERState]:
         del params
-        g = trees.wide(arguments.gradient_at("cser", "cser", extra_args))
-        eta = arguments.value_at(learning_rate, state.gradients.count)
+        count = state.gradients.count
+        g, eta = local_steps.own_gradient("cser", learning_rate, count, extra_args)
         if gradients is None:
             sent, state_g = steps.silent(every, g, state.gradients)
             unsent = g
         else:
             out = every(g, state.gradients, want=("residual",))
             sent, unsent, state_g = out.aggregate, out.residual, out.state
-        z_step = jax.tree.map(lambda c: -jnp.asarray(eta, c.dtype) * c, sent)
-        e = jax.tree.map(lambda x, r: x - jnp.asarray(eta, r.dtype) * r, state.ahead, unsent)
+        z_step = trees.scale(-jnp.asarray(eta), sent)
+        e = local_steps.descend(memory.read(state.ahead), eta, unsent)
 
         def synchronise() -> tuple[Any, Any, ExchangeState]:
             out = reset(e, state.errors, want=("residual",))
@@ -127,8 +130,8 @@ def cser(
         def go_on() -> tuple[Any, Any, ExchangeState]:
             return z_step, e, state.errors
 
-        due = state_g.count % period == 0
-        z_step, e, state_e = collectives.agreed_cond(due, synchronise, go_on, axis=axis_name)
+        z_step, e, state_e = local_steps.every(period, state_g.count, synchronise, go_on, axis_name)
+        e = memory.write(e, state.ahead, state_g.count)
         return trees.emit(z_step, updates), CSERState(e, state_g, state_e)
 
     return as_transformation(init_fn, update_fn)

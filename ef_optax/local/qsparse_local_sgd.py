@@ -18,12 +18,12 @@ from ef_optax.extend import (
     AxisName,
     Compressor,
     ExchangeState,
-    arguments,
+    MemoryLike,
     as_transformation,
     check,
-    collectives,
     exchange_for,
-    memory,
+    local_steps,
+    memory_for,
     steps,
     trees,
 )
@@ -39,7 +39,7 @@ class QsparseLocalSGDState(NamedTuple):
 
     def points(self, params: Any) -> dict[str, Any]:
         """Each worker's own model, where its gradient is taken."""
-        return {"qsparse_local_sgd": trees.emit(trees.add(self.ahead, params), params)}
+        return local_steps.own_model("qsparse_local_sgd", self.ahead, params)
 
 
 def qsparse_local_sgd(
@@ -48,6 +48,7 @@ def qsparse_local_sgd(
     period: int,
     *,
     axis_name: AxisName = None,
+    memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Qsparse-local-SGD: H local steps, then error feedback on how far they went.
 
@@ -67,6 +68,8 @@ def qsparse_local_sgd(
       learning_rate: eta of the local steps, a number or a schedule of the step.
       period: H, at least 1.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
+      memory: the dtype in which drift and residual are kept, as in
+        :func:`ef_optax.error_feedback`.
 
     Returns:
       The optimizer; its state is a :class:`QsparseLocalSGDState`. Call
@@ -94,32 +97,39 @@ def qsparse_local_sgd(
     check.rate("qsparse_local_sgd", "learning_rate", learning_rate)
     check.count("qsparse_local_sgd", "period", period)
     exchange = exchange_for("qsparse_local_sgd", compressor, axis_name, needs=(CONTRACTIVE,))
+    memory = memory_for("qsparse_local_sgd", memory, axis_name)
 
     def init_fn(params: Any) -> QsparseLocalSGDState:
-        ahead, m = memory.several_zeros(params, 2)
+        ahead, m = memory.zeros(params), memory.zeros(params)
         flags = steps.silent_init(exchange)
-        return QsparseLocalSGDState(ahead, m, exchange.init(m), flags)
+        return QsparseLocalSGDState(ahead, m, exchange.init(memory.read(m)), flags)
 
     def update_fn(
         updates: Any, state: QsparseLocalSGDState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, QsparseLocalSGDState]:
         del params
-        name = "qsparse_local_sgd"
-        g = trees.wide(arguments.gradient_at(name, name, extra_args))
-        eta = arguments.value_at(learning_rate, state.flags.count)
-        y = jax.tree.map(lambda a, x: a - jnp.asarray(eta, x.dtype) * x, state.ahead, g)  # y_i - x
+        g, eta = local_steps.own_gradient(
+            "qsparse_local_sgd", learning_rate, state.flags.count, extra_args
+        )
+        ahead, m = memory.read((state.ahead, state.residual))
+        y = local_steps.descend(ahead, eta, g)  # y_i - x
         zero, flags = steps.silent(exchange, g, state.flags)
 
         def synchronise() -> tuple[Any, Any, Any, ExchangeState]:
-            out = exchange(trees.sub(state.residual, y), state.exchange, want=("residual",))
+            out = exchange(trees.sub(m, y), state.exchange, want=("residual",))
             step = trees.scale(-1, out.aggregate)
             return step, jax.tree.map(jnp.zeros_like, y), out.residual, out.state
 
         def go_on() -> tuple[Any, Any, Any, ExchangeState]:
-            return zero, y, state.residual, state.exchange
+            return zero, y, m, state.exchange
 
-        due = flags.count % period == 0
-        step, ahead, m, sent = collectives.agreed_cond(due, synchronise, go_on, axis=axis_name)
-        return trees.emit(step, updates), QsparseLocalSGDState(ahead, m, sent, flags)
+        step, ahead, m, sent = local_steps.every(period, flags.count, synchronise, go_on, axis_name)
+        after = QsparseLocalSGDState(
+            ahead=memory.write(ahead, state.ahead, flags.count),
+            residual=memory.write(m, state.residual, flags.count),
+            exchange=sent,
+            flags=flags,
+        )
+        return trees.emit(step, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -92,7 +92,7 @@ def test_residual_is_float32_for_narrow_gradients_and_updates_keep_their_dtype()
         tx = ef.error_feedback(ef.top_k(k=2), **options)
         updates, state = tx.update(g, tx.init(params), params)
         assert updates.dtype == out and state.residual.dtype == jnp.float32
-    narrow = ef.error_feedback(ef.top_k(k=2), residual_dtype=jnp.bfloat16)
+    narrow = ef.error_feedback(ef.top_k(k=2), memory=jnp.bfloat16)
     assert narrow.update(g, narrow.init(params))[1].residual.dtype == jnp.bfloat16
 
 

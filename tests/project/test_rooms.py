@@ -41,7 +41,7 @@ FLAT = {"__init__.py", "checkpoint.py", "extend.py", "flat.py", "states.py"}
 MOST_LINES, MOST_LINES_OF_CODE = 400, 60
 """Of a file, and of a function (its docstring and comments do not count)."""
 
-LONG = {"_over_virtual_slices", "three_point_compressor", "data_parallel", "simulate"}
+LONG = {"_over_virtual_slices", "data_parallel", "simulate"}
 """Functions that are longer, and will be cut."""
 
 WRITTEN_WITH_THE_KIT = ("policies", "estimators", "feedback", "local")

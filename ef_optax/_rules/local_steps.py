@@ -1,0 +1,69 @@
+"""Local steps: between two synchronisations every worker moves a model of its own.
+
+x_i = x + a_i                     the worker's model: the common one and how far it is ahead
+a_i = a_i - eta grad f_i(x_i)     a local step
+every H steps                     the workers exchange what they have gone ahead
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ef_optax._exchange import collectives
+from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import trees
+from ef_optax._numeric.dtypes import Array
+from ef_optax._rules import arguments
+from ef_optax._rules.memory import Memory
+
+
+def own_model(rule: str, ahead: Any, params: Any) -> dict[str, Any]:
+    """The ``points`` of a rule with local steps: each worker's own model, under the rule's name.
+
+    Args:
+      rule: the rule's name.
+      ahead: a_i, as the rule's state keeps it.
+      params: x, what the training loop holds.
+    """
+    return {rule: trees.emit(trees.add(Memory.read(ahead), params), params)}
+
+
+def own_gradient(
+    rule: str, learning_rate: optax.ScalarOrSchedule, count: Array, extra_args: Any
+) -> tuple[Any, Any]:
+    """The gradient at the worker's own model, in float32 at the least, and this step's rate.
+
+    Raises:
+      ValueError: if the update was not given the gradients at all query points.
+    """
+    g = trees.wide(arguments.gradient_at(rule, rule, extra_args))
+    return g, arguments.value_at(learning_rate, count)
+
+
+def descend(x: Any, rate: Any, g: Any) -> Any:
+    """``x - rate g``."""
+    return jax.tree.map(lambda x, g: x - jnp.asarray(rate, g.dtype) * g, x, g)
+
+
+def every(
+    period: int,
+    count: Array,
+    synchronise: Callable[[], Any],
+    go_on: Callable[[], Any],
+    axis_name: AxisName,
+) -> Any:
+    """``synchronise()`` after each ``period`` steps, else ``go_on()``; only one of them is paid.
+
+    Args:
+      period: H.
+      count: steps made, this one included; the same on all workers.
+      synchronise: what is done when the workers exchange what they have gone ahead.
+      go_on: what is done otherwise, with results of the same shapes.
+      axis_name: the worker axis, or None.
+    """
+    return collectives.agreed_cond(count % period == 0, synchronise, go_on, axis=axis_name)
