@@ -96,7 +96,7 @@ CALLS = {
         scale_to_contractive(qsgd(7, key=0))
         probabilistic_mix([natural(key=0), ternary(key=0)], [0.5, 0.5], key=0)
         fcc(top_k(0.01), 3)
-        exchanges.two_shot(scaled_sign(), axis_name="data")
+        exchanges.two_shot(scaled_sign())
     """,
 }
 

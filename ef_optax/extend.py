@@ -32,6 +32,7 @@ from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Messa
 from ef_optax._core.timeline import Timeline
 from ef_optax._core.traits import Traits
 from ef_optax._core.transformation import as_transformation
+from ef_optax._core.transport import AllGather, AllReduce, Transport
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives
 from ef_optax._exchange.collectives import AxisName
@@ -102,6 +103,10 @@ __all__ = [
     "Timeline",
     "for_leaf",
     "stages_of",
+    # A transport: how any codec's messages travel
+    "AllGather",
+    "AllReduce",
+    "Transport",
     # A rule: the exchange, and what rules share
     "Exchange",
     "ExchangeState",

@@ -172,6 +172,11 @@ class Codec(abc.ABC):
         own_protocol = type(self).protocol is not Codec.protocol
         return not (own_protocol or self.stateful or self.granularity != "leaf")
 
+    @property
+    def name(self) -> str:
+        """What error messages call this codec."""
+        return type(self).__name__
+
     # -- the declared traits, one by one
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

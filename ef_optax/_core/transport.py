@@ -13,31 +13,64 @@ from typing import TYPE_CHECKING, Any
 
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Mean
+from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.shapes import Shape, like_of, size_of
 
 if TYPE_CHECKING:
     from ef_optax._core.codec import Codec
+    from ef_optax._core.need import Need
 
 
 @dataclasses.dataclass(frozen=True)
 class Transport(abc.ABC):
-    """A way in which messages travel. Subclasses are frozen dataclasses; they write ``run``."""
+    """A way in which messages travel. Subclasses are frozen dataclasses and final.
+
+    A transport is one function, :meth:`run`. It carries self-contained codecs, whose ``encode`` is
+    all there is to a message; what else it needs of them stands in :attr:`needs`. Everything below
+    has a default: that of a single round of messages whose mean is the aggregate.
+    """
+
+    @abc.abstractmethod
+    def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
+        """One exchange of one leaf: yields requests, receives answers, returns an outcome."""
+
+    # -- what is known about it
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What a codec must have to travel this way, besides being self-contained."""
+        return ()
 
     @property
     def stacks(self) -> bool:
         """Whether equal leaves may be stacked and travel as one, to the same result."""
         return False
 
-    @abc.abstractmethod
-    def run(self, codec: Codec, x: Any, state: Any, workers: Workers) -> Protocol:
-        """One exchange of one leaf: yields requests, receives answers, returns an outcome."""
-
     def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
-        """Bits that one worker contributes in each round: one message in one round."""
+        """Bits that one worker contributes in each round."""
         del num_workers
         return (codec.bits(shape, dtype),)
+
+    def traits(self, codec: Codec) -> Traits:
+        """What may be relied on when this codec travels this way."""
+        return codec.traits
+
+    def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
+        """The contraction of what a worker has *sent*; None where no bound is known."""
+        return codec.alpha(shape, num_workers)
+
+    def least_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
+        """The least error of what a worker has sent, as in :meth:`Codec.least_error`."""
+        return codec.least_error(shape, num_workers)
+
+    # -- state, for a transport whose traits are stateful
+
+    def init(self, codec: Codec, like: Any, num_workers: int) -> Any:
+        """The transport's state for one leaf."""
+        del codec, like, num_workers
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Global top-k of the sum: every worker applies the k largest entries of the mean message."""
+"""The largest of the sum: everybody applies the k largest entries of the mean message.
+
+all_gather:   C(x_i) of every worker, k values each, to everybody
+then          the k largest magnitudes of sum_i C(x_i)
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ef_optax._core.codec import Codec
+from ef_optax._core.need import Need
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered
 from ef_optax._core.traits import Traits
+from ef_optax._core.transport import Transport
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
@@ -17,42 +24,80 @@ from ef_optax._numeric.shapes import Shape, like_of
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k
 from ef_optax.compressors.compressor import Compressor
+from ef_optax.compressors.sparse._sparse import SparseCodec
 from ef_optax.compressors.sparse.top_k import TopK
-from ef_optax.exchanges.tree import GlobalTopKTree
+from ef_optax.exchanges.carried import SPARSE, Carried, carried
+from ef_optax.exchanges.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class GlobalTopKOfSum(TopK):
-    """Of the sum of the workers' top-k messages the k largest are applied; the rest is kept."""
+class LargestOfSum(Transport):
+    """Of the sum of the workers' messages the k largest are applied; the rest is kept."""
 
     @property
-    def traits(self) -> Traits:
-        return dataclasses.replace(super().traits, independent=False)
+    def needs(self) -> tuple[Need, ...]:
+        return (SPARSE,)
 
-    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
-        del workers
-        message, like = self.encode(x), like_of(x)
+    def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
+        assert isinstance(codec, SparseCodec)
+        message, like = codec.encode(x, codec.step_key(workers)), like_of(x)
         got: Gathered = yield Gather(message)
-        mean = self.decode_mean(got.messages, like, got.weights, got.total).reshape(-1)
-        chosen = top_k_indices(mean, self.count(mean.size))
+        mean = codec.decode_mean(got.messages, like, got.weights, got.total).reshape(-1)
+        chosen = top_k_indices(mean, codec.count(mean.size))
         applied = jnp.zeros(mean.size, bool).at[chosen].set(True).reshape(x.shape)
 
         def sent() -> Array:
-            return jnp.where(applied, self.decode(message, like), jnp.zeros((), x.dtype))
+            return jnp.where(applied, codec.decode(message, like), jnp.zeros((), x.dtype))
 
         return Outcome(
             aggregate=jnp.where(applied, mean.reshape(x.shape), jnp.zeros((), x.dtype)),
             state=state,
             sent=sent,
             residual=lambda: x - sent(),
-            support=lambda: applied & self.support(x, message),
+            support=lambda: applied & codec.support(x, message),
         )
 
-    def alpha(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, shape: Shape, num_workers: int = 1
-    ) -> float | None:
-        """k/d for one worker; none for several, whose values may all be kept back."""
-        return super().alpha(shape) if num_workers == 1 else None
+    def traits(self, codec: Codec) -> Traits:
+        own = codec.traits
+        return dataclasses.replace(own, unbiased=False, linear=False, independent=False)
+
+    def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
+        """The codec's for one worker; none for several, whose values may all be kept back."""
+        return codec.alpha(shape) if num_workers == 1 else None
+
+
+def largest_of_sum(compressor: Compressor) -> Compressor:
+    """Of the sum of all workers' sparse messages, only the k largest values are applied.
+
+    A worker has *sent* those of its values whose coordinate is among the k that are applied; error
+    feedback gets the others back. The aggregate is exactly the mean of what was sent (additive),
+    and as sparse as one message. For one worker it is the compressor itself; for several no
+    contraction constant is known.
+
+    Args:
+      compressor: a sparsifier; k is the number of values that its message has room for.
+
+    Returns:
+      The compressor. Bits: those of the message.
+
+    Raises:
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
+        encoded by one worker alone.
+      ValueError: if it does not send indices and values.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> largest = ef.exchanges.largest_of_sum(ef.block_top_k(k=1, block=2))
+      >>> tx = ef.simulate(ef.compressed_mean(largest, axis_name="w"), 2, "w")
+      >>> grads = jnp.array([[9.0, 1.0, 2.0, 0.0], [0.0, 8.0, 3.0, 0.0]])
+      >>> tx.update(grads, tx.init(jnp.zeros(4)), jnp.zeros(4))[0].tolist()
+      [4.5, 4.0, 0.0, 0.0]
+
+    References:
+      Shi et al., A distributed synchronous SGD algorithm with global top-k sparsification for low
+      bandwidth networks, 2019, section III.
+    """
+    return carried("largest_of_sum", compressor, LargestOfSum())
 
 
 def global_top_k_of_sum(
@@ -60,19 +105,11 @@ def global_top_k_of_sum(
 ) -> Compressor:
     """gTop-k: of the sum of all workers' top-k messages, only the k largest are applied.
 
-    A worker has *sent* those of its top-k values whose coordinate is among the k that are applied;
-    error feedback gets the others back. For one worker it is top-k (alpha = k/d); for several no
-    constant is known.
-
-    By gather, each worker sends its top-k, everybody adds them up and keeps the k largest
-    magnitudes of the sum: the aggregate is exactly the mean of what was sent (additive).
-
-    With ``tree``, as published, the messages are merged pairwise in log2 n rounds: worker i + 2^j
-    sends k pairs to worker i, which keeps the k largest of both; in the end worker 0 tells all
-    others, by an all-reduce to which they add zeros. Then k pairs cross every link whatever n is.
-    A value that was dropped on one branch, while another branch brought the same coordinate to the
-    end, is neither applied nor given back (so it is in the published method): the aggregate is not
-    the mean of what was sent, ``additive`` is False, and rules that need it refuse it.
+    :func:`largest_of_sum` of :func:`ef_optax.top_k`: each worker sends its top-k, everybody adds
+    them up and keeps the k largest magnitudes of the sum. With ``tree``, as published, it is
+    :func:`tree` of ``top_k``: the messages are merged pairwise, so that k pairs cross every link
+    whatever n is. A worker has sent those of its values that are applied. For one worker it is
+    top-k (alpha = k/d); for several no constant is known.
 
     Args:
       ratio: kept / total in (0, 1].
@@ -105,4 +142,4 @@ def global_top_k_of_sum(
     """
     check_ratio_or_k("global_top_k_of_sum", ratio, k)
     check.flag("global_top_k_of_sum", "tree", tree)
-    return Compressor(GlobalTopKTree(ratio, k) if tree else GlobalTopKOfSum(ratio, k))
+    return Compressor(Carried(TopK(ratio, k), Tree() if tree else LargestOfSum()))

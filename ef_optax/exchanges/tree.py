@@ -1,4 +1,9 @@
-"""gTop-k: the workers' top-k messages are merged pairwise in a tree, k pairs at every edge."""
+"""A tree: messages are merged pairwise, and only the k largest of both go on.
+
+round j = 0 .. log2 n - 1:   worker i + 2^j sends k pairs to worker i, a multiple of 2^(j+1),
+                             which keeps the k largest magnitudes of both
+sum:                         worker 0's k pairs to all, to which the others add zeros
+"""
 
 from __future__ import annotations
 
@@ -9,69 +14,83 @@ import jax
 import jax.numpy as jnp
 
 from ef_optax._bits import fields
+from ef_optax._core.codec import Codec
+from ef_optax._core.need import Need
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Message, Permute, Sum
 from ef_optax._core.traits import Traits
+from ef_optax._core.transport import Transport
 from ef_optax._core.workers import Workers
-from ef_optax._numeric.dtypes import Array
-from ef_optax._numeric.shapes import Shape, bits_for, like_of
+from ef_optax._numeric.dtypes import Array, bits_of
+from ef_optax._numeric.shapes import Shape, bits_for, like_of, size_of
 from ef_optax._select.leaf import top_k_indices
-from ef_optax.compressors.sparse.top_k import TopK
+from ef_optax.compressors.compressor import Compressor
+from ef_optax.compressors.sparse._sparse import SparseCodec, scatter
+from ef_optax.exchanges.carried import SPARSE, carried
 
 
 @dataclasses.dataclass(frozen=True)
-class GlobalTopKTree(TopK):
+class Tree(Transport):
     """Worker 0 ends up with the k largest of repeated pairwise sums, and tells everybody."""
 
     @property
-    def traits(self) -> Traits:
-        alone = super().traits
-        return dataclasses.replace(alone, additive=False, independent=False, broadcast=False)
+    def needs(self) -> tuple[Need, ...]:
+        return (SPARSE,)
 
-    def protocol(self, x: Array, state: Any, workers: Workers) -> Protocol:
-        n, like = workers.size, like_of(x)
+    def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
+        assert isinstance(codec, SparseCodec)
+        n, like, width = workers.size, like_of(x), bits_for(x.size)
         rounds = tree_rounds(n)
-        own = self.encode(x)
-        indices, values = self.parts(own, like)
+        own = codec.encode(x, codec.step_key(workers))
+        indices, values = codec.parts(own, like)
+        count = len(values)
+
+        def message() -> Message:
+            return {"indices": fields.pack(indices, width), "values": values}
+
         for j in range(rounds):
             step = 1 << j
             pairs = tuple((i + step, i) for i in range(0, n, 2 * step))
-            received = yield Permute(self._message(indices, values, x.size), pairs)
-            merged = merge(indices, values, *self.parts(received, like))
+            received = yield Permute(message(), pairs)
+            theirs = fields.unpack(received["indices"], width, count), received["values"]
+            merged = merge(indices, values, *theirs)
             receives = workers.index % (2 * step) == 0
             indices = jnp.where(receives, merged[0], indices)
             values = jnp.where(receives, merged[1], values)
-        message = self._message(indices, values, x.size)
+        last = message()
         # Only worker 0's words are not zero, so the sum is its message.
-        words = yield Sum(jnp.where(workers.index == 0, fields.to_words(message), 0))
-        result = fields.from_words(words, message)
-        chosen, _ = self.parts(result, like)
+        words = yield Sum(jnp.where(workers.index == 0, fields.to_words(last), 0))
+        result = fields.from_words(words, last)
+        chosen = fields.unpack(result["indices"], width, count)
         applied = jnp.zeros(x.size, bool).at[chosen].set(True).reshape(x.shape)
 
         def sent() -> Array:
-            return jnp.where(applied, self.decode(own, like), jnp.zeros((), x.dtype))
+            return jnp.where(applied, codec.decode(own, like), jnp.zeros((), x.dtype))
 
         return Outcome(
-            aggregate=self.decode(result, like) / jnp.asarray(n, x.dtype),
+            aggregate=scatter(result["values"], chosen, like) / jnp.asarray(n, x.dtype),
             state=state,
             sent=sent,
             residual=lambda: x - sent(),
-            support=lambda: applied & self.support(x, own),
+            support=lambda: applied & codec.support(x, own),
         )
 
-    @staticmethod
-    def _message(indices: Array, values: Array, size: int) -> Message:
-        return {"indices": fields.pack(indices, bits_for(size)), "values": values}
-
-    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+    def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         """K pairs from every sender in each round of the tree, and k pairs to all at the end."""
-        return (self.bits(shape, dtype),) * (tree_rounds(num_workers) + 1)
+        assert isinstance(codec, SparseCodec)
+        size = size_of(shape)
+        pairs = codec.count(size) * (bits_of(dtype) + bits_for(size))
+        return (pairs,) * (tree_rounds(num_workers) + 1)
 
-    def alpha(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, shape: Shape, num_workers: int = 1
-    ) -> float | None:
-        """k/d for one worker; none for several, whose values may all be kept back."""
-        return super().alpha(shape) if num_workers == 1 else None
+    def traits(self, codec: Codec) -> Traits:
+        own = codec.traits
+        return dataclasses.replace(
+            own, unbiased=False, linear=False, additive=False, independent=False, broadcast=False
+        )
+
+    def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
+        """The codec's for one worker; none for several, whose values may all be kept back."""
+        return codec.alpha(shape) if num_workers == 1 else None
 
 
 def tree_rounds(num_workers: int) -> int:
@@ -82,8 +101,8 @@ def tree_rounds(num_workers: int) -> int:
     """
     if num_workers & (num_workers - 1):
         raise ValueError(
-            f"global_top_k_of_sum(tree=True): {num_workers} workers cannot be merged in pairs; use "
-            "a power of two, or tree=False, which gathers."
+            f"tree: {num_workers} workers cannot be merged in pairs; use a power of two of them, "
+            "or largest_of_sum (global_top_k_of_sum with tree=False), which gathers."
         )
     return num_workers.bit_length() - 1
 
@@ -114,3 +133,42 @@ def merge(a: Array, x: Array, b: Array, y: Array) -> tuple[Array, Array]:
     total = jnp.where(first, sums[run], jnp.zeros((), values.dtype))
     kept = top_k_indices(total, x.size)
     return indices[kept], total[kept]
+
+
+def tree(compressor: Compressor) -> Compressor:
+    """Merges sparse messages pairwise in log2 n rounds; the k largest of each pair go on.
+
+    Worker i + 2^j sends its k index-value pairs to worker i, which adds both messages up and keeps
+    the k largest magnitudes; in the end worker 0 tells all others, by an all-reduce to which they
+    add zeros. Then k pairs cross every link whatever n is. A worker has *sent* those of its values
+    whose coordinate is among the k that are applied; error feedback gets the others back. A value
+    that was dropped on one branch, while another branch brought the same coordinate to the end, is
+    neither applied nor given back (so it is in the published method): the aggregate is not the mean
+    of what was sent, ``additive`` is False, and rules that need it refuse it.
+
+    Args:
+      compressor: a sparsifier; k is the number of values that its message has room for.
+
+    Returns:
+      The compressor. Bits: k (32 + ceil(log2 d)) in each of log2 n rounds and once more for the
+      result.
+
+    Raises:
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
+        encoded by one worker alone.
+      ValueError: if it does not send indices and values; at the first exchange, for a number of
+        workers that is no power of two.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> tx = ef.compressed_mean(ef.exchanges.tree(ef.top_k(k=1)), axis_name="data")
+      >>> tx = ef.simulate(tx, num_workers=2, axis_name="data")
+      >>> grads = jnp.array([[3.0, 0.0], [0.0, 4.0]])
+      >>> (2 * tx.update(grads, tx.init(jnp.zeros(2)), jnp.zeros(2))[0]).tolist()
+      [0.0, 4.0]
+
+    References:
+      Shi et al., A distributed synchronous SGD algorithm with global top-k sparsification for low
+      bandwidth networks, 2019, section III, and the authors' public implementation.
+    """
+    return carried("tree", compressor, Tree())

@@ -16,14 +16,13 @@ from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Message
 from ef_optax._core.traits import Traits, common
+from ef_optax._core.transport import Transport
 from ef_optax._core.workers import Workers
-from ef_optax._exchange import collectives as coll
-from ef_optax._exchange.collectives import AxisName
-from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, wide_dtype
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.combine._single import single_codec
 from ef_optax.compressors.compressor import Compressor
+from ef_optax.exchanges.carried import carried
 
 
 class TwoShotState(NamedTuple):
@@ -35,44 +34,26 @@ class TwoShotState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoShot(Codec):
-    """A worker codec for the rows, a server codec for the averaged shard."""
+class TwoShot(Transport):
+    """A codec for the rows; ``server`` (None: the same) for the averaged shard."""
 
-    worker: Codec
-    server: Codec
-    axis_name: AxisName
+    server: Codec | None = None
 
-    @property
-    def traits(self) -> Traits:
-        both = common(self.worker.traits, self.server.traits)
-        return Traits(
-            homogeneous=both.homogeneous,
-            deterministic=both.deterministic,
-            additive=False,
-            broadcast=False,
-            stateful=True,
-            basis=common(self.worker.traits).basis,
-        )
-
-    def init(self, like: Any, path: str, num_workers: int) -> TwoShotState:
-        del path, num_workers
-        chunk = _chunk(like.shape, coll.axis_size(self.axis_name))
-        return TwoShotState(jnp.zeros(chunk, wide_dtype(like.dtype)))
-
-    def protocol(self, x: Array, state: TwoShotState, workers: Workers) -> Protocol:
-        n = workers.size
+    def run(self, codec: Codec, x: Array, state: TwoShotState, workers: Workers) -> Protocol:
+        n, server = workers.size, self._server(codec)
         row = jax.ShapeDtypeStruct((_chunk(x.shape, n),), x.dtype)
+        _check_shards(state, row, x.shape, n)
         rows = jnp.pad(x.reshape(-1), (0, n * row.shape[0] - x.size)).reshape(n, -1)
 
-        message = self._encode_rows(rows, workers)
+        message = _encode_rows(codec, rows, workers)
         received: Gathered = yield AllToAll(message)
         real = jnp.arange(row.shape[0], dtype=jnp.int32) < x.size - workers.index * row.shape[0]
-        mean = self.worker.decode_mean(received.messages, row, received.weights, received.total)
+        mean = codec.decode_mean(received.messages, row, received.weights, received.total)
         shard = jnp.where(real, mean + state.residual.astype(x.dtype), 0)
-        answer = self.server.encode(shard, self.server.step_key(workers))
-        after = jnp.where(real, self.server.residual(shard, answer), 0)
+        answer = server.encode(shard, server.step_key(workers))
+        after = jnp.where(real, server.residual(shard, answer), 0)
         gathered: Gathered = yield Gather(answer)
-        result = jax.vmap(lambda m: self.server.decode(m, row))(gathered.messages)
+        result = jax.vmap(lambda m: server.decode(m, row))(gathered.messages)
 
         def whole(parts: Array) -> Array:
             return parts.reshape(-1)[: x.size].reshape(x.shape)
@@ -80,46 +61,55 @@ class TwoShot(Codec):
         return Outcome(
             aggregate=whole(result),
             state=TwoShotState(after.astype(state.residual.dtype)),
-            sent=lambda: whole(jax.vmap(lambda m: self.worker.decode(m, row))(message)),
-            residual=lambda: whole(jax.vmap(self.worker.residual)(rows, message)),
-            support=lambda: whole(jax.vmap(self.worker.support)(rows, message)),
+            sent=lambda: whole(jax.vmap(lambda m: codec.decode(m, row))(message)),
+            residual=lambda: whole(jax.vmap(codec.residual)(rows, message)),
+            support=lambda: whole(jax.vmap(codec.support)(rows, message)),
         )
 
-    def _encode_rows(self, rows: Array, workers: Workers) -> Message:
-        key = self.worker.step_key(workers)
-        if key is None:
-            return jax.vmap(self.worker.encode)(rows)
+    def init(self, codec: Codec, like: Any, num_workers: int) -> TwoShotState:
+        return TwoShotState(jnp.zeros(_chunk(like.shape, num_workers), wide_dtype(like.dtype)))
 
-        def one(j: Array, row: Array) -> Message:
-            return self.worker.encode(row, jax.tree.map(lambda k: jax.random.fold_in(k, j), key))
+    def _server(self, codec: Codec) -> Codec:
+        return codec if self.server is None else self.server
 
-        return jax.vmap(one)(jnp.arange(len(rows)), rows)
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        """One worker's rows are only defined together with the others; this is the worker codec."""
-        return self.worker.encode(x, key)
-
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        return self.worker.decode(message, like)
-
-    def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
+    def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         """Bits of a worker's rows, then of the shard it serves."""
         chunk = _chunk(shape, num_workers)
-        rows = num_workers * self.worker.bits((chunk,), dtype)
-        return rows, self.server.bits((chunk,), dtype)
+        rows = num_workers * codec.bits((chunk,), dtype)
+        return rows, self._server(codec).bits((chunk,), dtype)
 
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        return sum(self.traffic(shape, dtype, 1))
+    def traits(self, codec: Codec) -> Traits:
+        both = common(codec.traits, self._server(codec).traits)
+        return Traits(
+            homogeneous=both.homogeneous,
+            deterministic=both.deterministic,
+            additive=False,
+            broadcast=False,
+            stateful=True,
+            basis=common(codec.traits).basis,
+        )
 
-    def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
+    def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
         """Of the worker's part: the least of its rows."""
-        return self.worker.alpha((_chunk(shape, num_workers),), num_workers)
+        return codec.alpha((_chunk(shape, num_workers),), num_workers)
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+    def least_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
         """Of the worker's part; 0 where a row may lie in the padding."""
         chunk = _chunk(shape, num_workers)
         padded = size_of(shape) != num_workers * chunk
-        return 0.0 if padded else self.worker.least_error((chunk,), num_workers)
+        return 0.0 if padded else codec.least_error((chunk,), num_workers)
+
+
+def _encode_rows(codec: Codec, rows: Array, workers: Workers) -> Message:
+    """The message of each row, with a key of its own."""
+    key = codec.step_key(workers)
+    if key is None:
+        return jax.vmap(codec.encode)(rows)
+
+    def one(j: Array, row: Array) -> Message:
+        return codec.encode(row, jax.tree.map(lambda k: jax.random.fold_in(k, j), key))
+
+    return jax.vmap(one)(jnp.arange(len(rows)), rows)
 
 
 def _chunk(shape: Shape, n: int) -> int:
@@ -127,9 +117,19 @@ def _chunk(shape: Shape, n: int) -> int:
     return -(-size_of(shape) // n)
 
 
-def two_shot(
-    compressor: Compressor, server: Compressor | None = None, *, axis_name: AxisName
-) -> Compressor:
+def _check_shards(state: TwoShotState, row: jax.ShapeDtypeStruct, shape: Shape, n: int) -> None:
+    """Refuses a state that was made for another number of workers."""
+    if state.residual.shape != row.shape:
+        raise ValueError(
+            f"two_shot: the state of a leaf of shape {shape} is for shards of "
+            f"{state.residual.shape[0]} values, but {n} workers have shards of {row.shape[0]}. "
+            "Call init where update is called, inside the map over the workers, as "
+            "ef_optax.data_parallel and ef_optax.simulate do; change_workers carries a state over "
+            "to another number of them."
+        )
+
+
+def two_shot(compressor: Compressor, server: Compressor | None = None) -> Compressor:
     """Exchanges by shards: all_to_all, average, compress again with feedback, all_gather.
 
     Every worker serves one n-th of each leaf (padded with zeros to equal shards), so the traffic of
@@ -137,25 +137,24 @@ def two_shot(
     The server's residual lives on the shard's owner, in this compressor's state. Compression is per
     shard: a scale, or k, for each.
 
-    ``error_feedback(two_shot(C, C_server, axis_name=a), axis_name=a)`` is DoubleSqueeze with a
-    sharded server.
+    ``error_feedback(two_shot(C, C_server), axis_name=a)`` is DoubleSqueeze with a sharded server.
 
     Args:
       compressor: what the workers send to the owners of the shards; stateless, for single leaves.
       server: what the owners send to everybody; default the same; the identity makes the second
         shot exact.
-      axis_name: the worker axis, the same as that of the rule it is given to.
 
     Returns:
       The compressor. It is not additive: the aggregate is what the servers sent, while the worker's
       residual is about what the worker sent.
 
     Raises:
-      TypeError: if an argument is not a stateless Compressor of single leaves.
+      TypeError: if an argument is not a stateless Compressor of single leaves whose message is
+        encoded by one worker alone.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> shot = ef.exchanges.two_shot(ef.scaled_sign(), ef.identity(), axis_name="w")
+      >>> shot = ef.exchanges.two_shot(ef.scaled_sign(), ef.identity())
       >>> tx = ef.simulate(ef.compressed_mean(shot, axis_name="w"), 2, "w")
       >>> grads = jnp.array([[1.0, -3.0, 5.0, 5.0], [3.0, 1.0, 2.0, 4.0]])
       >>> tx.update(grads, tx.init(jnp.zeros(4)), jnp.zeros(4))[0].tolist()
@@ -165,7 +164,5 @@ def two_shot(
       Seide et al., "1-Bit Stochastic Gradient Descent", 2014; Tang et al., "DoubleSqueeze", 2019;
       the exchange of Tang et al., "1-bit Adam", 2021.
     """
-    check.axis(axis_name)
-    worker = single_codec(compressor, "two_shot", "compressor")
-    back = worker if server is None else single_codec(server, "two_shot", "server")
-    return Compressor(TwoShot(worker, back, axis_name))
+    codec = None if server is None else single_codec(server, "two_shot", "server")
+    return carried("two_shot", compressor, TwoShot(codec))

@@ -56,8 +56,6 @@ from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
 from ef_optax.compressors.sparse.threshold import threshold
 from ef_optax.compressors.sparse.top_k import top_k
 from ef_optax.compressors.sparse.wangni import wangni
-from ef_optax.exchanges.global_top_k_of_sum import global_top_k_of_sum
-from ef_optax.exchanges.majority import majority_vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,6 @@ class Case:
 
     make: Callable[[], Compressor]
     keeps_zero: bool = True  # a leaf of zeros decodes to zeros
-    additive: bool = True  # the aggregate is the mean of what was sent
     shape: tuple[int, ...] = (37,)  # where constants and properties are tested
     worst: Callable[[tuple[int, ...]], np.ndarray] | None = None  # attains an "exact" constant
 
@@ -162,10 +159,6 @@ CASES = {
     "drive": Case(lambda: drive(36)),
     "drive-mse": Case(lambda: drive(37, scale="mse")),
     "eden": Case(lambda: eden(3, 38)),
-    "global_top_k_of_sum": Case(lambda: global_top_k_of_sum(0.2), worst=EQUAL),
-    "global_top_k_of_sum-tree": Case(
-        lambda: global_top_k_of_sum(0.2, tree=True), additive=False, worst=EQUAL
-    ),
     "induced": Case(lambda: induced(top_k(0.3), random_k(0.3, 40, scaled=True))),
     "scale_to_contractive": Case(lambda: scale_to_contractive(qsgd(2, 41))),
     "probabilistic_mix": Case(
@@ -181,7 +174,6 @@ CASES = {
     ),
     "threshold_sign": Case(lambda: threshold_sign(0.3), keeps_zero=False),
     "two_bit": Case(lambda: two_bit(0.5)),
-    "majority_vote": Case(majority_vote, additive=False),
     "adaq": Case(lambda: adaq(0.3)),
     "block_top_k": Case(lambda: block_top_k(0.2, block=16), worst=lambda s: np.arange(s[0]) >= 32),
     "threshold": Case(lambda: threshold(1.0, capacity=0.25)),

@@ -81,7 +81,7 @@ def squares(x: np.ndarray) -> np.ndarray:
 def test_bits(name: str, dtype: str) -> None:
     """The message has exactly as many bits as the codec says, for every shape."""
     codec = codec_of(name)
-    assert CASES[name].additive == codec.additive
+    assert codec.additive  # the aggregate is the mean of what was sent
     key = None if codec.deterministic else jax.random.key(0)
     for shape in [(0,), (), (1,), (7,), (0, 3), (6, 11), (3, 3, 2, 5)]:
         like = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))

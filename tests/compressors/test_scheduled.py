@@ -171,7 +171,7 @@ def test_inside_another_compressor_it_is_refused(wrap) -> None:
     late = ef.scheduled([1], [ef.scaled_sign(), ef.top_k(0.5)])
     more = {ef.fcc: [2], ef.exchanges.two_shot: [], ef.rotate: [0]}.get(wrap, [ef.top_k(0.5)])
     with pytest.raises(TypeError, match="single leaves"):
-        wrap(late, *more, **({"axis_name": "w"} if wrap is ef.exchanges.two_shot else {}))
+        wrap(late, *more)
     with pytest.raises(TypeError, match=r"codec.at\(step\)"):
         late.codec.encode(jnp.ones(3))
 

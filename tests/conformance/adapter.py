@@ -70,7 +70,7 @@ class EfOptax:
     def mean_of_workers(self, name: str, rows: Any, **options: Any) -> np.ndarray:
         """The mean over workers of their decoded messages."""
         rows = jnp.asarray(rows, jnp.float32)
-        rule = ef.compressed_mean(getattr(ef, name)(**options), axis_name="w")
+        rule = ef.compressed_mean(getattr(ef, name)(**options))
         tx = ef.simulate(rule, len(rows), "w")
         zeros = jax.tree.map(jnp.zeros_like, rows[0])
         return np.asarray(tx.update(rows, tx.init(zeros), zeros)[0])
@@ -120,7 +120,7 @@ class EfOptax:
 
     def two_phase(self, name: str, steps: Any, **options: Any) -> tuple[list, list]:
         """Updates and worker memories when every worker serves, and compresses, one chunk."""
-        shot = ef.exchanges.two_shot(getattr(ef, name)(**options), axis_name="w")
+        shot = ef.exchanges.two_shot(getattr(ef, name)(**options))
         return self._run(ef.error_feedback(shot, axis_name="w"), steps)
 
     def _run(self, rule: Any, steps: Any) -> tuple[list, list]:

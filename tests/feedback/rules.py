@@ -89,9 +89,7 @@ RULES: dict[str, Make] = {
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
     "safe_ef": lambda: given(ef.safe_ef(TOP, axis_name=AXIS), met),
     "scheduled": lambda: ef.error_feedback(ef.scheduled([1], [SIGN, TOP]), axis_name=AXIS),
-    "two_shot": lambda: ef.error_feedback(
-        ef.exchanges.two_shot(SIGN, axis_name=AXIS), axis_name=AXIS
-    ),
+    "two_shot": lambda: ef.error_feedback(ef.exchanges.two_shot(SIGN), axis_name=AXIS),
     "scalecom": lambda: ef.scalecom(k=2, beta=0.5, axis_name=AXIS),
     "three_point clag": lambda: ef.three_point_compressor("clag", TOP, zeta=2.0, axis_name=AXIS),
     "three_point v1": lambda: ef.three_point_compressor("v1", TOP, axis_name=AXIS, init="full"),

@@ -174,7 +174,7 @@ def test_two_shot_is_double_squeeze_shard_by_shard(server):
         "sign": (ef.scaled_sign(), by_shard(compress.scaled_sign)),
         "identity": (ef.identity(), compress.identity),
     }[server]
-    shot = ef.exchanges.two_shot(ef.top_k(k=1), made, axis_name=AXIS)
+    shot = ef.exchanges.two_shot(ef.top_k(k=1), made)
     rule = ef.error_feedback(shot, axis_name=AXIS)
     oracle = two_sided.double_squeeze(GRADS, by_shard(compress.top_k(1)), C, START, GAMMA)
     got = check(optimizer(rule), oracle, residual="e")
@@ -190,7 +190,7 @@ def test_two_shot_is_double_squeeze_shard_by_shard(server):
 
 def test_two_shot_shards_are_cut_anew_for_other_workers():
     """Five entries: shards of 2, 2, 1 on three workers become 3 and 2 on two; none is lost."""
-    tx = ef.compressed_mean(ef.exchanges.two_shot(ef.scaled_sign(), axis_name=AXIS), axis_name=AXIS)
+    tx = ef.compressed_mean(ef.exchanges.two_shot(ef.scaled_sign()), axis_name=AXIS)
     three, two = ef.simulate(tx, 3, AXIS), ef.simulate(tx, 2, AXIS)
     params = jnp.zeros(5)
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
@@ -426,7 +426,7 @@ def test_cser_without_gradients_skips_a_bad_step():
         (lambda: ef.double_squeeze(ef.top_k(0.1), optax.sgd(0.1)), TypeError, "server="),
         (lambda: ef.dist_ef_sgdm(ef.top_k(0.1), 0.1, momentum=1.0), ValueError, "momentum=1.0"),
         (
-            lambda: ef.exchanges.two_shot(ef.exchanges.majority_vote(), axis_name="w"),
+            lambda: ef.exchanges.two_shot(ef.exchanges.majority_vote()),
             TypeError,
             "encoded by one worker alone",
         ),

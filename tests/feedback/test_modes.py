@@ -67,7 +67,7 @@ def test_types_in_a_checked_map(name):
     assert jax.tree.all(jax.tree.map(same, after, state))
 
 
-@pytest.mark.parametrize("name", sorted(EVERY.keys() - {"two_shot"}))  # made only inside a map
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_a_fresh_state_may_be_donated(name):
     """No two leaves share a buffer, with one another or with the parameters."""
     tx = EVERY[name]()

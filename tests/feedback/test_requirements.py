@@ -133,10 +133,10 @@ def test_each_need_is_missed_by_some_codec():
 
 def test_a_policy_and_a_schedule_are_held_to_the_needs_of_each_part():
     bad = ef.per_leaf(lambda path, x: ef.exchanges.majority_vote() if path == "b" else TOP)
-    with pytest.raises(ValueError, match="at 'b', MajorityVote does not give the mean"):
+    with pytest.raises(ValueError, match="at 'b', Sign by Majority does not give the mean"):
         ef.ef21(bad).init(PARAMS)
     for stages in ([TOP, ef.exchanges.majority_vote()], [TOP, bad]):
-        with pytest.raises(ValueError, match="MajorityVote does not give the mean"):
+        with pytest.raises(ValueError, match="Sign by Majority does not give the mean"):
             ef.ef21(ef.scheduled([5], stages)).init(PARAMS)
 
 

@@ -43,7 +43,7 @@ codecs = {"t": ef.top_k(0.3), "s": ef.scaled_sign(), "r": ef.random_k(0.3, key=1
 policy = ef.per_leaf(lambda path, like: codecs[path])
 unbiased = ef.random_k(0.5, key=2, scaled=True)
 low_rank = ef.power_sgd(1, local_error=True)
-shot = ef.exchanges.two_shot(ef.scaled_sign(), axis_name="data")
+shot = ef.exchanges.two_shot(ef.scaled_sign())
 rules = {
     "error_feedback": optax.chain(optax.trace(0.5), ef.error_feedback(policy, axis_name="data")),
     "power_sgd": ef.error_feedback(low_rank, axis_name="data"),

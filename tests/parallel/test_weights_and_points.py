@@ -68,7 +68,7 @@ def test_weights_ride_in_the_header(mesh4) -> None:
 @pytest.mark.parametrize("normalize", ["workers", "present"])
 def test_two_shot_averages_its_shards_with_the_weights(normalize: str) -> None:
     """Both shots by the definition: row j of each worker by top-1, the servers' shards by sign."""
-    shot = ef.exchanges.two_shot(ef.top_k(k=1), ef.scaled_sign(), axis_name="w").codec
+    shot = ef.exchanges.two_shot(ef.top_k(k=1), ef.scaled_sign()).codec
     exchange = Exchange(shot, "w", normalize)
     x = np.asarray(np.random.default_rng(3).normal(size=(3, 6)), np.float32)
 
@@ -91,7 +91,7 @@ def test_two_shot_averages_its_shards_with_the_weights(normalize: str) -> None:
 
 def test_the_weights_of_a_two_shot_exchange_cost_a_word_a_shard(mesh4) -> None:
     """Without weights nothing more travels: a row, and two header words beside the answer."""
-    exchange = Exchange(ef.exchanges.two_shot(ef.identity(), axis_name="data").codec, "data")
+    exchange = Exchange(ef.exchanges.two_shot(ef.identity()).codec, "data")
 
     def bytes_of(weighted: bool) -> tuple[int, int]:
         def one(x):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from ef_optax._core.codec import Codec
+from ef_optax._core.need import SELF_CONTAINED
 from ef_optax._numeric.dtypes import Array
 from ef_optax.compressors.compressor import codec_of
 
@@ -18,12 +19,7 @@ def single_codec(compressor: Any, name: str, argument: str) -> Codec:
       TypeError: for codecs with state, of groups of leaves, or with an exchange of their own.
     """
     codec = codec_of(compressor, argument)
-    if not codec.self_contained:
-        raise TypeError(
-            f"{name}: {argument}={codec!r} must be a stateless compressor of single leaves whose "
-            "message is encoded by one worker alone, such as top_k or qsgd. Choose per leaf, by "
-            f"step, or another transport *around* {name}."
-        )
+    SELF_CONTAINED.check(f"{name}: {argument}", codec, TypeError)
     return codec
 
 

@@ -13,11 +13,11 @@ from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors._ratio import resolve_k
-from ef_optax.compressors.sparse._sparse import SparseCodec
+from ef_optax.compressors.sparse._sparse import Followable
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomPlaces(SparseCodec):
+class RandomPlaces(Followable):
     """k values at places that do not depend on the leaf, each value as likely as the others."""
 
     key: Array
@@ -33,7 +33,7 @@ class RandomPlaces(SparseCodec):
         """Number of values kept of a leaf of ``size``."""
         return resolve_k(self.ratio, self.k, size)
 
-    def values(self, x: Array, indices: Array) -> Array:
+    def taken(self, x: Array, indices: Array) -> Array:
         """The values at these indices, times d/k if scaled."""
         factor = x.size / self.count(x.size) if self.scaled and x.size else 1.0
         return x.reshape(-1)[indices] * jnp.asarray(factor, x.dtype)

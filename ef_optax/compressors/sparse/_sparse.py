@@ -64,6 +64,7 @@ class SparseCodec(Codec):
     """A codec whose messages are (indices, values): decoding and averaging by scatter.
 
     Subclasses give ``parts(message, like) -> (indices, values)`` for one message, and ``count``.
+    A message is a dictionary with one entry ``"values"`` and others that say where they belong.
     Where all workers draw the same positions (``shared_positions``) only the values travel.
     """
 
@@ -142,6 +143,26 @@ class SparseCodec(Codec):
             residual=lambda: self.residual(x, message),
             support=lambda: self.support(x, message),
         )
+
+
+class Followable(SparseCodec):
+    """A sparse codec whose places one worker can choose for all the others.
+
+    What it sends of a leaf depends on the values at those places alone.
+    """
+
+    def taken(self, x: Array, indices: Array) -> Array:
+        """What is sent of x at these flat indices; the values as they are unless overridden."""
+        return x.reshape(-1)[indices]
+
+    def places(self, message: Message) -> Message:
+        """The message without its values."""
+        return {name: part for name, part in message.items() if name != "values"}
+
+    def follow(self, x: Array, places: Message) -> Message:
+        """The message of x at the :meth:`places` of another worker's message."""
+        indices, _ = self.parts({**places, "values": None}, like_of(x))
+        return {**places, "values": self.taken(x, indices)}
 
 
 class IndexedCodec(SparseCodec):

@@ -19,13 +19,13 @@ from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.shapes import Shape, bits_for, size_of
 from ef_optax._select.search import at_least, cut, search
-from ef_optax.compressors.sparse._sparse import SparseCodec
+from ef_optax.compressors.sparse._sparse import Followable
 
 
-class ThresholdCodec(SparseCodec):
+class ThresholdCodec(Followable):
     """Values whose magnitude reaches a border; subclasses say which, and how many have room.
 
-    Borders are integers in the order of `_selection.magnitude_order`.
+    Borders are integers in the order of `_numeric.magnitude.magnitude_order`.
     """
 
     @abc.abstractmethod
@@ -56,6 +56,14 @@ class ThresholdCodec(SparseCodec):
             "indices": fields.pack(indices, bits_for(x.size)),
             "values": jnp.where(sent, flat[indices], jnp.zeros((), x.dtype)),
         }
+
+    def follow(self, x: Array, places: Message) -> Message:
+        """Only the slots that the other message has filled carry values."""
+        message, passed = super().follow(x, places), places["passed"][0]
+        filled = jnp.where(passed <= self.count(x.size), passed, self.kept(x.size))
+        sent = jnp.arange(self.count(x.size), dtype=jnp.uint32) < filled
+        values = jnp.where(sent, message["values"], jnp.zeros((), x.dtype))
+        return {**message, "values": values}
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)

@@ -18,11 +18,11 @@ from ef_optax._numeric.shapes import Shape, bits_for, size_of
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.sparse._sparse import SparseCodec
+from ef_optax.compressors.sparse._sparse import Followable
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockTopK(SparseCodec):
+class BlockTopK(Followable):
     """The k_b largest magnitudes of each block, k_b from the block's own length."""
 
     ratio: float | None

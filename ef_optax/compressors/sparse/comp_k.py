@@ -17,11 +17,11 @@ from ef_optax._numeric.random import as_key, random_subset
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.sparse._sparse import IndexedCodec
+from ef_optax.compressors.sparse._sparse import Followable, IndexedCodec
 
 
 @dataclasses.dataclass(frozen=True)
-class CompK(IndexedCodec):
+class CompK(IndexedCodec, Followable):
     """k of the ``top`` largest at random, times top/k."""
 
     key: Array
@@ -46,8 +46,11 @@ class CompK(IndexedCodec):
         k, top = self._plan(flat.size)
         seed = jax.random.bits(key, (), jnp.uint32)
         indices = top_k_indices(flat, top)[random_subset(seed, top, k)]
-        values = flat[indices] * jnp.asarray(top / max(1, k), x.dtype)
-        return self.message(values, indices, flat.size)
+        return self.message(self.taken(x, indices), indices, flat.size)
+
+    def taken(self, x: Array, indices: Array) -> Array:
+        k, top = self._plan(x.size)
+        return x.reshape(-1)[indices] * jnp.asarray(top / max(1, k), x.dtype)
 
     def eta(self, shape: Shape) -> float:
         """EF-BV's bias constant: ``||E C(x) - x|| <= eta ||x||``, sqrt((d - k')/d)."""

@@ -17,11 +17,11 @@ from ef_optax._numeric.random import as_key, random_subset
 from ef_optax._numeric.shapes import Shape, bits_for, size_of
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.sparse._sparse import SparseCodec
+from ef_optax.compressors.sparse._sparse import Followable
 
 
 @dataclasses.dataclass(frozen=True)
-class MixK(SparseCodec):
+class MixK(Followable):
     """The k largest and ``random`` of the others at random, as they are."""
 
     key: Array

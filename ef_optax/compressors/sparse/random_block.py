@@ -25,7 +25,7 @@ class RandomBlock(SharedPlaces):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
         start = jax.random.randint(key, (1,), 0, max(1, x.size)).astype(jnp.uint32)
-        return {"start": start, "values": self.values(x, self._indices(start, x.size))}
+        return {"start": start, "values": self.taken(x, self._indices(start, x.size))}
 
     def _indices(self, start: Array, size: int) -> Array:
         steps = jnp.arange(self.count(size), dtype=jnp.uint32)

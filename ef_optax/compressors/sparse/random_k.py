@@ -26,7 +26,7 @@ class RandomK(RandomPlaces):
         assert key is not None
         seed = jax.random.bits(key, (1,), jnp.uint32)
         indices = random_subset(seed[0], x.size, self.count(x.size))
-        return {"seed": seed, "values": self.values(x, indices)}
+        return {"seed": seed, "values": self.taken(x, indices)}
 
     def parts(self, message: Message, like: jax.ShapeDtypeStruct) -> tuple[Array, Array]:
         size = size_of(like.shape)

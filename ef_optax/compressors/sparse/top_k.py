@@ -20,11 +20,11 @@ from ef_optax._select import leaf as leaf_select
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.sparse._joint import JointSparse
-from ef_optax.compressors.sparse._sparse import IndexedCodec, by_size
+from ef_optax.compressors.sparse._sparse import Followable, IndexedCodec, by_size
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK(IndexedCodec, Joinable):
+class TopK(IndexedCodec, Followable, Joinable):
     """The k largest magnitudes of each leaf; ties go to the lowest index."""
 
     ratio: float | None = None
