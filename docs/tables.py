@@ -96,7 +96,16 @@ CALLS = {
         scale_to_contractive(qsgd(7, key=0))
         probabilistic_mix([natural(key=0), ternary(key=0)], [0.5, 0.5], key=0)
         fcc(top_k(0.01), 3)
+    """,
+    "By another transport": """
+        exchanges.gather(identity())
+        exchanges.reduce(top_k(0.01))
         exchanges.two_shot(scaled_sign())
+        exchanges.two_shot(top_k(0.01), identity())
+        exchanges.leader(block_top_k(0.01))
+        exchanges.largest_of_sum(block_top_k(0.01))
+        exchanges.tree(block_top_k(0.01))
+        exchanges.majority(top_k(0.01))
     """,
 }
 

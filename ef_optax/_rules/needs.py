@@ -137,7 +137,7 @@ class HeldExchange(Exchange):
         if least < 1:
             return
         raise ValueError(
-            f"{self.asked_by} {type(codec).__name__} {CONTRACTIVE.reason} for the leaf {path!r} of "
+            f"{self.asked_by} {codec.name} {CONTRACTIVE.reason} for the leaf {path!r} of "
             f"shape {like.shape}: its error is at least omega = {least:.3g} times the square of "
             f"any input, so what the rule remembers would grow at every step; {CONTRACTIVE.remedy}."
         )

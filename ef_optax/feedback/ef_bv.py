@@ -145,7 +145,7 @@ def _control_variates(
         )
         if omega is None:
             raise ValueError(
-                f"{rule}: {type(exchange.codec).__name__} has no known variance omega; give rate=."
+                f"{rule}: {exchange.codec.name} has no known variance omega; give rate=."
             )
         return 1 / (1 + omega)
 

@@ -248,6 +248,7 @@ def messageless():
     """One codec of each class without a message of its own; a new class must be listed here."""
     return {
         "AcpSgd": ef.acp_sgd(1),
+        "Carried": ef.exchanges.two_shot(ef.sign()),
         "CountSketch": ef.count_sketch(3, 4, k=1),
         "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),
         "JointSparse": ef.Compressor(ef.top_k(k=1).codec.joint()),
