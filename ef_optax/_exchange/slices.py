@@ -8,12 +8,14 @@ simulation the same split is made with ``vmap``, so that a laptop follows the po
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
@@ -140,76 +142,102 @@ def _over_virtual_slices(
     names: Sequence[str],
 ) -> Any:
     sizes = _axis_sizes()
-    axes = [context.spec_axes(spec) for spec in specs]
-
-    def split(x: Array, spec: P) -> Array:
-        """Leading dimensions for the leaf's own model axes, in the order of ``free``."""
-        shape, moves, names = [], [], []
-        for d in range(x.ndim):
-            entry = spec[d] if d < len(spec) else None
-            for a in context.spec_axes(P(entry)):
-                moves.append(len(shape))
-                names.append(a)
-                shape.append(sizes[a])
-            parts = math.prod(sizes[a] for a in context.spec_axes(P(entry)))
-            shape.append(x.shape[d] // parts)
-        order = sorted(range(len(names)), key=lambda i: free.index(names[i]))
-        return jnp.moveaxis(x.reshape(shape), [moves[i] for i in order], list(range(len(order))))
-
-    def join(x: Array, spec: P, shape: tuple[int, ...]) -> Array:
-        """The inverse of ``split`` for a result that has all of ``free`` as leading axes."""
-        own = context.spec_axes(spec)
-        x = x[tuple(slice(None) if a in own else 0 for a in free)]
-        kept, targets, at = [a for a in free if a in own], {}, 0
-        for d in range(len(shape)):
-            for a in context.spec_axes(P(spec[d] if d < len(spec) else None)):
-                targets[a] = at
-                at += 1
-            at += 1
-        order = [targets[a] for a in kept]
-        return jnp.moveaxis(x, list(range(len(kept))), order).reshape(shape)
-
-    def state_in(tree: Any, own: tuple[str, ...]) -> Any:
-        shape = tuple(sizes[a] for a in own)
-        order = sorted(range(len(own)), key=lambda i: free.index(own[i]))
-        return jax.tree.map(
-            lambda x: x.reshape(*shape, *x.shape[1:]).transpose(
-                *order, *range(len(own), len(own) + x.ndim - 1)
-            ),
-            tree,
-        )
-
-    def state_out(tree: Any, own: tuple[str, ...]) -> Any:
-        kept = [a for a in free if a in own]
-        order = [kept.index(a) for a in own]
-
-        def one(x: Array) -> Array:
-            x = x[tuple(slice(None) if a in own else 0 for a in free)]
-            if not own:
-                return x
-            x = x.transpose(*order, *range(len(own), x.ndim))
-            return x.reshape(-1, *x.shape[len(own) :])
-
-        return jax.tree.map(one, tree)
+    cuts = [_Cut(spec, free, sizes) for spec in specs]
 
     def local(leaves: list[Array], states: list[Any], shared: Any) -> Any:
-        indices = [coll.axis_index(a) if a else 0 for a in axes]
-        return send(leaves, states, shared, indices)
+        return send(leaves, states, shared, [coll.axis_index(c.own) if c.own else 0 for c in cuts])
 
-    mapped = local
     for name in reversed(free):
-        where = [0 if name in a else None for a in axes]
-        mapped = jax.vmap(
-            mapped, in_axes=(where, where, None), axis_name=name, axis_size=sizes[name]
-        )
-    wanted, (after, rest) = mapped(
-        [split(x, s) if a else x for x, s, a in zip(leaves, specs, axes, strict=True)],
-        [state_in(s, a) if a else s for s, a in zip(states, axes, strict=True)],
+        where = [0 if name in cut.own else None for cut in cuts]
+        local = jax.vmap(local, (where, where, None), axis_name=name, axis_size=sizes[name])
+    wanted, (after, rest) = local(
+        [cut.split(x) for cut, x in zip(cuts, leaves, strict=True)],
+        [cut.split_state(s) for cut, s in zip(cuts, states, strict=True)],
         shared,
     )
     joined = {
-        name: [join(x, s, leaf.shape) for x, s, leaf in zip(xs, specs, leaves, strict=True)]
-        for name, xs in wanted.items()
+        name: [c.join(x, leaf.shape) for c, x, leaf in zip(cuts, wanted[name], leaves, strict=True)]
+        for name in names
     }
     first = jax.tree.map(lambda x: x[(0,) * len(free)], rest)
-    return joined, ([state_out(s, a) for s, a in zip(after, axes, strict=True)], first)
+    return joined, ([cut.join_state(s) for cut, s in zip(cuts, after, strict=True)], first)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """How one leaf is cut in slices, which then lie along leading axes.
+
+    Attributes:
+      spec: the leaf's partition spec.
+      free: all model axes of the exchange, in the order of the maps over them.
+      sizes: the number of slices along each axis.
+    """
+
+    spec: P
+    free: Sequence[str]
+    sizes: Mapping[str, int]
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The axes over which this leaf is split, in the order of its spec."""
+        return context.spec_axes(self.spec)
+
+    @property
+    def order(self) -> list[int]:
+        """The positions in ``own`` of its axes in the order of the maps."""
+        return [self.own.index(name) for name in self.free if name in self.own]
+
+    def split(self, x: Array) -> Array:
+        """A whole leaf as its slices, with a leading dimension for each of its own axes."""
+        if not self.own:
+            return x
+        shape: list[int] = []
+        positions: list[int] = []  # of the own axes, in the shape with all dimensions cut
+        for axes, length in self._dimensions(x.shape):
+            positions += range(len(shape), len(shape) + len(axes))
+            parts = [self.sizes[name] for name in axes]
+            shape += [*parts, length // math.prod(parts)]
+        sources = [positions[i] for i in self.order]
+        return jnp.moveaxis(x.reshape(shape), sources, range(len(sources)))
+
+    def join(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """The inverse, of a result that has a leading dimension for each of the free axes."""
+        positions: list[int] = []
+        at = 0
+        for axes, _ in self._dimensions(shape):
+            positions += range(at, at + len(axes))
+            at += len(axes) + 1
+        targets = [positions[i] for i in self.order]
+        return jnp.moveaxis(self._own(x), range(len(targets)), targets).reshape(shape)
+
+    def split_state(self, state: Any) -> Any:
+        """A codec's state of all slices, along one leading axis, as ``split`` gives the leaf."""
+        own, order = self.own, self.order
+
+        def one(x: Array) -> Array:
+            cut = x.reshape(*(self.sizes[name] for name in own), *x.shape[1:])
+            return cut.transpose(*order, *range(len(own), cut.ndim))
+
+        return jax.tree.map(one, state) if own else state
+
+    def join_state(self, state: Any) -> Any:
+        """The inverse, of a result that has a leading dimension for each of the free axes."""
+        own, order = self.own, self.order
+
+        def one(x: Array) -> Array:
+            x = self._own(x)
+            if not own:
+                return x
+            x = x.transpose(*np.argsort(order), *range(len(own), x.ndim))
+            return x.reshape(-1, *x.shape[len(own) :])
+
+        return jax.tree.map(one, state)
+
+    def _dimensions(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+        """The axes over which each dimension is split, and its length."""
+        for d, length in enumerate(shape):
+            yield context.spec_axes(P(self.spec[d] if d < len(self.spec) else None)), length
+
+    def _own(self, x: Array) -> Array:
+        """A result of all maps without the axes over which it is the same."""
+        return x[tuple(slice(None) if name in self.own else 0 for name in self.free)]

@@ -110,9 +110,7 @@ def require(asked_by: str, codec: Codec, needs: Sequence[Need]) -> None:
     for stage in stages_of(codec).stages:
         for need in needs:
             if not (isinstance(stage.codec, LeafPolicy) or need.met(stage.codec)):
-                raise ValueError(
-                    f"{asked_by} {type(stage.codec).__name__} {need.reason}; {need.remedy}."
-                )
+                raise ValueError(f"{asked_by} {stage.codec.name} {need.reason}; {need.remedy}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ef_optax._exchange import collectives as coll
 from ef_optax._numeric import check
 from ef_optax.estimators.points import HessianVector, Points
-from ef_optax.parallel import inference
+from ef_optax.parallel import specs
 from ef_optax.parallel.arguments import PerWorker
+from ef_optax.parallel.mesh import MeshMap
+from ef_optax.parallel.simulation import VmapMap
+from ef_optax.parallel.worker_map import SAME, WorkerMap, sizes_of
 
 
 def worker_value_and_grad(
@@ -64,25 +66,24 @@ def worker_value_and_grad(
     check.flag("worker_value_and_grad", "aux_mean", aux_mean)
     check.count("worker_value_and_grad", "accumulate", accumulate)
     local = _local_gradients(loss_fn, axis_name, has_aux, accumulate)
-    if isinstance(mesh_or_num_workers, Mesh):
-        mesh = mesh_or_num_workers
-        missing = [a for a in coll.axis_names(axis_name) if a not in mesh.axis_names]
-        if missing:
-            raise ValueError(f"axis_name={axis_name!r} is not in the mesh {mesh.axis_names}.")
-        sizes = tuple(mesh.shape[a] for a in coll.axis_names(axis_name))
-        run = functools.partial(_on_mesh, local, mesh, axis_name)
-    else:
-        sizes = inference.sizes_of(axis_name, mesh_or_num_workers, "mesh_or_num_workers")
-        run = functools.partial(_in_simulation, local, axis_name, sizes)
-    n = inference.worker_count(sizes)
+    workers = _map_over(mesh_or_num_workers, axis_name)
+    n = workers.num_workers
 
     def fun(params: Any, batch: Any, *args: Any) -> Any:
         _check_batch(batch, n, accumulate)
         points = params if isinstance(params, Points) else Points({"params": params})
         own_points = _own_axes(points, n)
-        split_args = tuple(isinstance(a, PerWorker) for a in args)
+        of_args = tuple(workers.own if isinstance(a, PerWorker) else SAME for a in args)
         values = tuple(a.value if isinstance(a, PerWorker) else a for a in args)
-        (losses, aux), grads = run(dict(points), batch, values, own_points, split_args)
+        of_points = {name: workers.own if own else SAME for name, own in own_points.items()}
+        of_grads = jax.tree.map(lambda p: P(axis_name, *specs.of(p)), points["params"])
+        (losses, aux), grads = workers.run(
+            local,
+            (dict(points), batch, values),
+            (of_points, workers.share, of_args),
+            workers.own,
+            (P(axis_name), dict.fromkeys(points, of_grads)),
+        )
         if not isinstance(params, Points):
             grads = grads["params"]
         if not has_aux:
@@ -90,6 +91,15 @@ def worker_value_and_grad(
         return (losses, _mean_aux(aux) if aux_mean else aux), grads
 
     return fun
+
+
+def _map_over(
+    mesh_or_num_workers: Mesh | int | tuple[int, ...], axis_name: coll.AxisName
+) -> WorkerMap:
+    if isinstance(mesh_or_num_workers, Mesh):
+        return MeshMap(mesh_or_num_workers, axis_name)
+    sizes = sizes_of(axis_name, mesh_or_num_workers, "mesh_or_num_workers")
+    return VmapMap(sizes, axis_name)
 
 
 def _check_batch(batch: Any, n: int, accumulate: int) -> None:
@@ -173,85 +183,3 @@ def _fold_keys(tree: Any, index: Any) -> Any:
 
 def _fold_parts(args: tuple[Any, ...], part: Any) -> tuple[Any, ...]:
     return tuple(_fold_keys(a, part) for a in args)
-
-
-def _on_mesh(
-    local: Callable[..., Any],
-    mesh: Mesh,
-    axis_name: coll.AxisName,
-    points: dict[str, Any],
-    batch: Any,
-    args: tuple[Any, ...],
-    own_points: dict[str, bool],
-    split_args: tuple[bool, ...],
-) -> Any:
-    worker = P(axis_name)
-
-    def mapped(points: Any, batch: Any, args: Any) -> Any:
-        points = {k: _strip(v) if own_points[k] else v for k, v in points.items()}
-        args = tuple(_strip(a) if own else a for a, own in zip(args, split_args, strict=True))
-        return jax.tree.map(lambda x: x[None], local(points, batch, args))
-
-    in_specs = (
-        {k: worker if own else P() for k, own in own_points.items()},
-        worker,
-        tuple(worker if own else P() for own in split_args),
-    )
-    manual = set(coll.axis_names(axis_name))
-    if AxisType.Explicit not in mesh.axis_types:
-        return jax.shard_map(
-            mapped,
-            mesh=mesh,
-            in_specs=in_specs,
-            out_specs=worker,
-            axis_names=manual,
-            check_vma=False,
-        )(points, batch, args)
-
-    def body(*operands: Any) -> Any:
-        return jax.shard_map(
-            mapped, in_specs=in_specs, out_specs=worker, axis_names=manual, check_vma=False
-        )(*operands)
-
-    own = jax.tree.map(lambda p: NamedSharding(mesh, P(axis_name, *_spec_of(p))), points["params"])
-    shardings = (NamedSharding(mesh, worker), {name: own for name in points})
-    automatic: Callable[..., Any] = jax.sharding.auto_axes(body, out_sharding=shardings)
-    placed = jax.jit(automatic, out_shardings=shardings)  # also of what is not on the mesh yet
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return placed(points, batch, args)
-
-
-def _in_simulation(
-    local: Callable[..., Any],
-    axis_name: coll.AxisName,
-    sizes: inference.Sizes,
-    points: dict[str, Any],
-    batch: Any,
-    args: tuple[Any, ...],
-    own_points: dict[str, bool],
-    split_args: tuple[bool, ...],
-) -> Any:
-    n = inference.worker_count(sizes)
-    rows = lambda tree: jax.tree.map(lambda x: x.reshape(*sizes, *x.shape[1:]), tree)  # noqa: E731
-    shares = jax.tree.map(lambda x: x.reshape(*sizes, -1, *x.shape[1:]), batch)
-    in_axes = (
-        {k: 0 if own else None for k, own in own_points.items()},
-        0,
-        tuple(0 if own else None for own in split_args),
-    )
-    bound = inference.bind_axes(local, axis_name, sizes, in_axes, 0)
-    result = bound(
-        {k: rows(v) if own_points[k] else v for k, v in points.items()},
-        shares,
-        tuple(rows(a) if own else a for a, own in zip(args, split_args, strict=True)),
-    )
-    return jax.tree.map(lambda x: x.reshape(n, *x.shape[len(sizes) :]), result)
-
-
-def _spec_of(x: Any) -> P:
-    spec = jax.typeof(x).sharding.spec
-    return P() if spec is None else spec
-
-
-def _strip(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], tree)

@@ -7,105 +7,204 @@ have the same interface and follow the same trajectory:
     update(grads, state, params)    grads have a leading worker axis and are not averaged
 
 Leaves of the state that differ between workers get a leading worker axis; which ones is inferred
-(see ``inference``). A step with a NaN or inf on any worker is skipped by all. This file has what
-the two share.
+(see ``inference``). A step with a NaN or inf on any worker is skipped by all. Both are
+:func:`lifted` over a :class:`~ef_optax.parallel.worker_map.WorkerMap`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName
 from ef_optax.parallel import inference
+from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
 from ef_optax.parallel.quarantine import keep_if_bad
+from ef_optax.parallel.worker_map import SAME, Layout, Sizes, WorkerMap
 
 
 class Lifted(optax.GradientTransformationExtraArgs):
     """A lifted transformation: the Optax pair, and what is known about its state.
 
     Attributes:
-      axis_name: the worker axis. sizes: workers along each axis.
+      axis_name: the worker axis. sizes: workers along each axis. num_workers: workers in all.
       worker_axes: ``worker_axes(params)`` tells which state leaves have a worker axis.
       state_specs: ``state_specs(params)`` gives the partition spec of each state leaf.
       abstract_state: ``abstract_state(params)`` gives shapes, dtypes and (on a mesh) shardings.
     """
 
     axis_name: AxisName
-    sizes: inference.Sizes
+    sizes: Sizes
+    num_workers: int
     worker_axes: Callable[[Any], Any]
     state_specs: Callable[[Any], Any]
     abstract_state: Callable[[Any], Any]
 
-    @property
-    def num_workers(self) -> int:
-        """The number of workers."""
-        return inference.worker_count(self.sizes)
 
+def lifted(
+    tx: optax.GradientTransformation, workers: WorkerMap, extra_args: dict[str, Any] | None = None
+) -> Lifted:
+    """One worker's transformation on all workers of a map.
 
-def local_step(
-    tx: optax.GradientTransformation, lift: context.Lift, axis_name: AxisName
-) -> Callable[..., Any]:
-    """One worker's update with the step's quarantine, inside the map."""
+    Args:
+      tx: a chain that exchanges over the axis of ``workers``.
+      workers: says how a function of one worker runs on all.
+      extra_args: examples of extra arguments that the update needs.
+    """
+    plans = _Plans(tx, workers, extra_args)
     inner = optax.with_extra_args_support(tx)
 
-    def step(grads: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> tuple[Any, Any]:
-        with context.lifting(lift):
-            updates, new = inner.update(grads, state, params, **extra)
-        return keep_if_bad(updates, new, state, axis_name, local=not lift.axis_sizes)
+    def init_fn(params: Any) -> Any:
+        check_params(params)
+        workers.note(params)
+        plan = plans.make(params)
 
-    return step
+        def local(params: Any) -> Any:
+            with context.lifting(plan.lift):
+                return tx.init(params)
+
+        return workers.run(local, (params,), (SAME,), plan.layouts, plan.specs, place=True)
+
+    def update_core(
+        updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        like = _like(updates) if params is None else params
+        plan = plans.make(like)
+        plan.check(state, workers.num_workers)
+        traced, marks, fixed = split_extra(extra_args, workers.num_workers)
+        of_extra = jax.tree.map(lambda mark: workers.own if mark else SAME, marks)
+
+        def local(g: Any, s: Any, p: Any, x: Mapping[str, Any]) -> tuple[Any, Any]:
+            with context.lifting(plan.lift):
+                emitted, after = inner.update(g, s, p, **x, **fixed)
+            whole = not plan.lift.axis_sizes
+            return keep_if_bad(emitted, after, s, workers.axis_name, local=whole)
+
+        return workers.run(
+            local,
+            (updates, state, params, traced),
+            (workers.own, plan.layouts, SAME, of_extra),
+            (SAME, plan.layouts),
+            (plan.of_params(like), plan.specs),
+        )
+
+    compiled = jax.jit(update_core)  # one for all eager calls; inside a user's jit it is inlined
+
+    def abstract_state(params: Any) -> Any:
+        check_params(params)
+        workers.note(params)
+        return plans.make(params).abstract_state(workers)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        check_gradients(updates, params, workers.num_workers, workers.axis_name)
+        run = compiled if all_arrays(extra_args) else update_core
+        return run(updates, state, params, extra_args)
+
+    pair = Lifted(init_fn, update_fn)
+    pair.axis_name, pair.sizes = workers.axis_name, workers.sizes
+    pair.num_workers = workers.num_workers
+    pair.worker_axes = lambda params: jax.tree.map(
+        lambda layout: layout.stacked, plans.make(params).layouts
+    )
+    pair.state_specs = lambda params: plans.make(params).specs
+    pair.abstract_state = abstract_state
+    return pair
 
 
-def params_like(updates: Any, params: Any) -> Any:
-    """Shapes of the parameters, from the gradients where no parameters are given."""
-    if params is not None:
-        return inference.abstract(params)
+def _like(updates: Any) -> Any:
+    """Shapes and dtypes of the parameters, from gradients that have a leading worker axis."""
     return jax.tree.map(lambda g: jax.ShapeDtypeStruct(g.shape[1:], g.dtype), updates)
 
 
-def infer_flags(
-    tx: optax.GradientTransformation,
-    axis_name: AxisName,
-    sizes: inference.Sizes,
-    extra_args: dict[str, Any] | None,
-    params: Any,
-    lift: context.Lift,
-) -> Any:
-    """The flags of the state; model axes are emulated, so that no device is needed."""
-    with context.lifting(lift.virtual()):
-        return inference.worker_axes(tx, params, axis_name, sizes, extra_args=extra_args)
+class _Plan(NamedTuple):
+    """What is known about the state of a chain from the shapes of the parameters alone."""
 
+    lift: context.Lift  # the surroundings of the exchanges
+    local: Any  # shape and dtype of each leaf of one worker's state
+    layouts: Any  # how these lie in the state of all workers
+    specs: Any  # how that is split over a mesh, worker axis first
 
-def flags_of(
-    tx: optax.GradientTransformation,
-    axis_name: AxisName,
-    sizes: inference.Sizes,
-    lift: context.Lift,
-    params: Any,
-    state: Any,
-    extra_args: dict[str, Any] | None,
-) -> Any:
-    """The flags of a state that was lifted before, from the ranks of its leaves.
+    def of_params(self, params: Any) -> Any:
+        """The spec of each parameter over the model axes."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: self.lift.specs.get(context.path_string(path), P()), params
+        )
 
-    Raises:
-      ValueError: if the state was made by the chain inside instead of the lifted transformation.
-    """
-    with context.lifting(lift.virtual()):
-        local = inference.local_state(tx, params, axis_name, sizes)
-        flags = inference.leading_flags(local, state)
-        if not any(jax.tree.leaves(flags)):  # equal on all workers, or not lifted
-            varying = inference.varying_axes(tx, params, axis_name, sizes, extra_args=extra_args)
-            if any(jax.tree.leaves(varying)):
+    def abstract_state(self, workers: WorkerMap) -> Any:
+        """Shape, dtype and sharding of each leaf of the state of all workers."""
+
+        def whole(layout: Layout, x: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+            shape = _whole_shape(layout, x, workers.num_workers)
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=workers.sharding(spec))
+
+        return jax.tree.map(whole, self.layouts, self.local, self.specs)
+
+    def check(self, state: Any, num_workers: int) -> None:
+        """Refuses the state of another transformation, or of one that was not lifted.
+
+        Raises:
+          ValueError: saying what to do.
+        """
+        one = jax.tree.map(lambda x, y: jnp.ndim(x) == y.ndim, state, self.local)
+        stacked = [layout.stacked for layout in jax.tree.leaves(self.layouts)]
+        if any(stacked) and all(jax.tree.leaves(one)):
+            raise ValueError(
+                "state has no worker axis anywhere: it was made by the chain inside; make it "
+                "with the init of the lifted transformation."
+            )
+
+        def check(x: Any, like: jax.ShapeDtypeStruct, layout: Layout) -> None:
+            if jnp.ndim(x) != len(_whole_shape(layout, like, num_workers)):
                 raise ValueError(
-                    "state has no worker axis anywhere: it was made by the chain inside; make it "
-                    "with the init of the lifted transformation."
+                    f"state: a leaf of shape {jnp.shape(x)} does not belong to this "
+                    f"transformation, which has {like.shape} there; make the state with its own "
+                    "init."
                 )
-    return flags
+
+        jax.tree.map(check, state, self.local, self.layouts)
+
+
+def _whole_shape(layout: Layout, x: jax.ShapeDtypeStruct, num_workers: int) -> tuple[int, ...]:
+    return (num_workers, *x.shape) if layout.stacked else x.shape
+
+
+class _Plans:
+    """Makes plans, each once: parameters of equal structure, shapes, dtypes and specs share one."""
+
+    def __init__(
+        self, tx: optax.GradientTransformation, workers: WorkerMap, extra_args: Any
+    ) -> None:
+        self.tx, self.workers, self.extra_args = tx, workers, extra_args
+        self.known: dict[Any, _Plan] = {}
+
+    def make(self, params: Any) -> _Plan:
+        """The plan for these parameters, or for their shapes and dtypes."""
+        lift = self.workers.surroundings(params)
+        leaves, treedef = jax.tree.flatten(inference.abstract(params))
+        looks = tuple((x.shape, x.dtype) for x in leaves)
+        key = treedef, looks, tuple(lift.specs.items())
+        if key not in self.known:
+            self.known[key] = self._infer(params, lift)
+        return self.known[key]
+
+    def _infer(self, params: Any, lift: context.Lift) -> _Plan:
+        tx, workers = self.tx, self.workers
+        like = inference.abstract(params)
+        with context.lifting(lift.virtual()):  # model axes are emulated: no device is needed
+            local, varying = inference.varying_axes(
+                tx, like, workers.axis_name, workers.sizes, extra_args=self.extra_args
+            )
+        layouts = jax.tree.map(Layout, varying)
+        specs = workers.state_specs(tx, like, lift, local, layouts)
+        return _Plan(lift, local, layouts, specs)
 
 
 def state_specs(tx: Any, params: Any) -> Any:

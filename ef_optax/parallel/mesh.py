@@ -1,22 +1,21 @@
-"""Workers as devices: the lift to a mesh."""
+"""Workers as devices of a mesh, whose axes may be Auto or Explicit."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName, axis_names
 from ef_optax._numeric import check
-from ef_optax.parallel import inference, specs
-from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
-from ef_optax.parallel.lift import Lifted, flags_of, infer_flags, local_step, params_like
+from ef_optax.parallel import specs
+from ef_optax.parallel.lift import Lifted, lifted
+from ef_optax.parallel.worker_map import Layout, Sizes, WorkerMap, each
 
 
 def data_parallel(
@@ -61,134 +60,104 @@ def data_parallel(
       >>> state[0].residual["w"].shape == (jax.device_count(), 8, 4)
       True
     """
-    sizes = mesh_sizes(mesh, axis_name)
-    n = inference.worker_count(sizes)
-    example = extra_args
-    infer = functools.partial(infer_flags, tx, axis_name, sizes, extra_args)
-    noted: dict[Any, Any] = {}  # structure of params -> their specs
-    over = functools.partial(over_mesh, mesh, axis_name)
+    return lifted(tx, MeshMap(mesh, axis_name, param_specs), extra_args)
 
-    def lift_of(params: Any) -> context.Lift:
-        known = noted.get(jax.tree.structure(params)) if param_specs is None else param_specs
-        given = specs.of_params(params, known, mesh)
-        others = {a: s for a, s in mesh.shape.items() if a not in axis_names(axis_name)}
-        return context.Lift(specs.by_path(params, given, axis_name, others), others)
 
-    def remember(params: Any) -> None:
-        """Inside jit on an Auto mesh shardings cannot be read, so they are noted when they can."""
+class MeshMap(WorkerMap):
+    """A worker is a device along an axis of the mesh; the other axes stay automatic."""
+
+    def __init__(self, mesh: Mesh, axis_name: AxisName, param_specs: Any = None) -> None:
+        self.sizes = _sizes(mesh, axis_name)
+        self.mesh, self.axis_name, self.param_specs = mesh, axis_name, param_specs
+        self._noted: dict[Any, Any] = {}  # structure of params -> their specs
+
+    def run(
+        self,
+        fun: Callable[..., Any],
+        operands: tuple[Any, ...],
+        layouts: tuple[Any, ...],
+        results: Any,
+        out_specs: Any,
+        *,
+        place: bool = False,
+    ) -> Any:
+        def local(*operands: Any) -> Any:
+            own = each(lambda layout, x: x[0] if layout.stacked else x, layouts, operands)
+            return each(lambda layout, x: x[None] if layout.stacked else x, results, fun(*own))
+
+        manual = {
+            "in_specs": jax.tree.map(self._spec, layouts),
+            "out_specs": jax.tree.map(self._spec, results),
+            "axis_names": set(axis_names(self.axis_name)),
+            "check_vma": False,
+        }
+        if not _is_explicit(self.mesh):
+            mapped = jax.shard_map(local, mesh=self.mesh, **manual)
+            if place:
+                mapped = jax.jit(mapped, out_shardings=self._shardings(out_specs))
+            return mapped(*operands)
+
+        def automatic(*operands: Any) -> Any:  # the mesh of the context, whose axes are Auto here
+            return jax.shard_map(local, **manual)(*operands)
+
+        shardings = self._shardings(out_specs)
+        mapped = jax.sharding.auto_axes(automatic, out_sharding=shardings)
+        # Under jit also what is not on the mesh yet is taken; unlike set_mesh this works inside it.
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return jax.jit(mapped, out_shardings=shardings)(*operands)
+
+    def note(self, params: Any) -> None:
         if not specs.is_traced(params):
-            noted[jax.tree.structure(params)] = specs.concrete(params, mesh)
+            self._noted[jax.tree.structure(params)] = specs.concrete(params, self.mesh)
 
-    def specs_of(params: Any) -> Any:
-        lift = lift_of(params)
-        flags = infer(params, lift)
-        return flags, specs.of_state(tx, params, axis_name, sizes, lift, flags, mesh)
+    def surroundings(self, params: Any) -> context.Lift:
+        given = self.param_specs
+        if given is None:
+            given = self._noted.get(jax.tree.structure(params))
+        if given is None and _is_explicit(self.mesh):
+            given = specs.typed(params)
+        if given is None:
+            given = specs.concrete(params, self.mesh)
+        names = axis_names(self.axis_name)
+        others = {a: s for a, s in self.mesh.shape.items() if a not in names}
+        return context.Lift(specs.by_path(params, given, self.axis_name, others), others)
 
-    def init_fn(params: Any) -> Any:
-        check_params(params)
-        remember(params)
-        lift = lift_of(params)
-        flags, full = specs_of(params)
-
-        def local(params: Any) -> Any:
-            with context.lifting(lift):
-                state = tx.init(params)
-            return jax.tree.map(lambda x, flag: x[None] if flag else x, state, flags)
-
-        shardings = specs.shardings(full, mesh)
-        body = over(local, (P(),), specs.of_workers(flags, axis_name), shardings)
-        place = jax.jit(body, out_shardings=shardings)
-        if not specs.is_explicit(mesh):
-            return place(params)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # unlike set_mesh also inside jit
-            return place(params)
-
-    def update_core(
-        updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        like = params_like(updates, params)
-        lift = lift_of(like if params is None else params)
-        flags = flags_of(tx, axis_name, sizes, lift, like, state, example)
-        traced, marks, fixed = split_extra(extra_args, n)
-        step = local_step(tx, lift, axis_name)
-        strip = lambda x, flag: x[0] if flag else x  # noqa: E731
-
-        def local(g: Any, s: Any, p: Any, x: Any) -> Any:
-            g = jax.tree.map(lambda leaf: leaf[0], g)
-            x = jax.tree.map(strip, x, marks)
-            emitted, after = step(g, jax.tree.map(strip, s, flags), p, {**x, **fixed})
-            return emitted, jax.tree.map(lambda y, f: y[None] if f else y, after, flags)
-
-        of_state = specs.of_workers(flags, axis_name)
-        shardings = None
-        if specs.is_explicit(mesh):
-            full = specs.of_state(tx, like, axis_name, sizes, lift, flags, mesh)
-            of_params = jax.tree_util.tree_map_with_path(
-                lambda path, _: lift.specs.get(context.path_string(path), P()), like
-            )
-            shardings = specs.shardings((of_params, full), mesh)
-        body = over(
-            local,
-            (P(axis_name), of_state, P(), specs.of_workers(marks, axis_name)),
-            (P(), of_state),
-            shardings,
-        )
-        return body(updates, state, params, traced)
-
-    compiled = jax.jit(update_core)  # one for all eager calls; inside a user's jit it is inlined
-
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        check_gradients(updates, params, n, axis_name)
-        run = compiled if all_arrays(extra_args) else update_core
-        return run(updates, state, params, extra_args)
-
-    def abstract_state(params: Any) -> Any:
-        remember(params)
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(init_fn, params),
-            specs.shardings(specs_of(params)[1], mesh),
+    def state_specs(
+        self,
+        tx: optax.GradientTransformation,
+        params: Any,
+        lift: context.Lift,
+        local: Any,
+        layouts: Any,
+    ) -> Any:
+        split = specs.over_model_axes(
+            tx, params, self.axis_name, self.sizes, lift, self.mesh, local
         )
 
-    lifted = Lifted(init_fn, update_fn)
-    lifted.axis_name, lifted.sizes = axis_name, sizes
-    lifted.worker_axes = lambda params: infer(params, lift_of(params))
-    lifted.state_specs = lambda params: specs_of(params)[1]
-    lifted.abstract_state = abstract_state
-    return lifted
+        def full(layout: Layout, spec: P, like: jax.ShapeDtypeStruct) -> P:
+            if not like.size:
+                return P()  # where XLA puts what is empty; else the second step would recompile
+            return P(self.axis_name, *spec) if layout.axes else spec
+
+        return jax.tree.map(full, layouts, split, local)
+
+    def sharding(self, spec: P) -> NamedSharding:
+        return NamedSharding(self.mesh, spec)
+
+    def _shardings(self, tree: Any) -> Any:
+        return jax.tree.map(self.sharding, tree, is_leaf=specs.is_spec)
+
+    def _spec(self, layout: Layout) -> P:
+        """The spec over the worker axis alone."""
+        return P(self.axis_name) if layout.axes else P()
 
 
-def over_mesh(
-    mesh: Mesh,
-    axis_name: AxisName,
-    fun: Callable[..., Any],
-    in_specs: Any,
-    out_specs: Any,
-    shardings: Any,
-) -> Callable[..., Any]:
-    """``fun`` as a map that is manual over the worker axis only, on Auto and Explicit meshes."""
-    manual = set(axis_names(axis_name))
-    if not specs.is_explicit(mesh):
-        return jax.shard_map(
-            fun,
-            mesh=mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=manual,
-            check_vma=False,
-        )
-
-    def body(*args: Any) -> Any:  # the mesh comes from the context, where its axes are Auto now
-        return jax.shard_map(
-            fun, in_specs=in_specs, out_specs=out_specs, axis_names=manual, check_vma=False
-        )(*args)
-
-    return jax.sharding.auto_axes(body, out_sharding=shardings)
+def _is_explicit(mesh: Mesh) -> bool:
+    """Whether some axis of the mesh is Explicit, so that types carry shardings."""
+    return jax.sharding.AxisType.Explicit in mesh.axis_types
 
 
-def mesh_sizes(mesh: Mesh, axis_name: AxisName) -> inference.Sizes:
+def _sizes(mesh: Mesh, axis_name: AxisName) -> Sizes:
     """The number of workers along each axis; refuses names that the mesh does not have."""
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise TypeError(

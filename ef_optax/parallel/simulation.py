@@ -1,9 +1,8 @@
-"""All workers in one process: the worker axis is a ``vmap`` axis."""
+"""Workers without devices: the worker axis is a ``vmap`` axis."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName, axis_names
-from ef_optax.parallel import inference, specs
-from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
-from ef_optax.parallel.lift import Lifted, flags_of, infer_flags, local_step, params_like
+from ef_optax.parallel import specs
+from ef_optax.parallel.lift import Lifted, lifted
+from ef_optax.parallel.worker_map import Layout, Sizes, WorkerMap, each, sizes_of
 
 
 def simulate(
@@ -56,98 +55,81 @@ def simulate(
       >>> updates.tolist(), state[0].residual.tolist()
       ([-1.5, -2.0], [[0.0, 1.0], [1.0, 0.0]])
     """
-    sizes = inference.sizes_of(axis_name, num_workers)
-    n = inference.worker_count(sizes)
-    example = extra_args
-    size_of = dict(zip(axis_names(axis_name), sizes, strict=True))
+    sizes = sizes_of(axis_name, num_workers)
+    return lifted(tx, VmapMap(sizes, axis_name, param_specs, model_axes or {}), extra_args)
 
-    def unfold(x: Any, own: frozenset[str]) -> Any:
+
+class VmapMap(WorkerMap):
+    """A worker is an index of a ``vmap`` axis; model axes are emulated in the same way."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        axis_name: AxisName,
+        param_specs: Any = None,
+        model_axes: Mapping[str, int] | None = None,
+    ) -> None:
+        self.sizes, self.axis_name = sizes, axis_name
+        self.param_specs, self.model_axes = param_specs, dict(model_axes or {})
+
+    def run(
+        self,
+        fun: Callable[..., Any],
+        operands: tuple[Any, ...],
+        layouts: tuple[Any, ...],
+        results: Any,
+        out_specs: Any,
+        *,
+        place: bool = False,
+    ) -> Any:
+        del out_specs, place  # there is nothing to be spread over
+        names = axis_names(self.axis_name)
+        for name, size in reversed(list(zip(names, self.sizes, strict=True))):
+            in_axes, out_axes = (
+                jax.tree.map(lambda layout, a=name: 0 if a in layout.axes else None, tree)
+                for tree in (layouts, results)
+            )
+            fun = jax.vmap(fun, in_axes, out_axes, axis_name=name, axis_size=size)
+        return each(self._fold, results, fun(*each(self._unfold, layouts, operands)))
+
+    def _unfold(self, layout: Layout, x: Any) -> Any:
         """The worker axis as one dimension for each of the leaf's own axes."""
-        if not own or len(sizes) == 1:
+        if layout.divided:
+            return jnp.reshape(x, (*self.sizes, -1, *jnp.shape(x)[1:]))
+        if not layout.axes or len(self.sizes) == 1:
             return x
-        first = tuple(slice(None) if name in own else 0 for name in size_of)
-        return x.reshape(*sizes, *x.shape[1:])[first]
+        own = tuple(slice(None) if a in layout.axes else 0 for a in axis_names(self.axis_name))
+        return jnp.reshape(x, (*self.sizes, *jnp.shape(x)[1:]))[own]
 
-    def fold(x: Any, own: frozenset[str]) -> Any:
-        """The inverse of ``unfold``; repeated over the axes that are not the leaf's own."""
-        if not own or len(sizes) == 1:
+    def _fold(self, layout: Layout, x: Any) -> Any:
+        """The inverse of ``_unfold``; repeated over the axes that are not the leaf's own."""
+        if not layout.axes or len(self.sizes) == 1:
             return x
-        missing = [i for i, name in enumerate(size_of) if name not in own]
-        shape = x.shape[len(own) :]
-        return jnp.broadcast_to(jnp.expand_dims(x, missing), (*sizes, *shape)).reshape(n, *shape)
+        names = axis_names(self.axis_name)
+        missing = [i for i, name in enumerate(names) if name not in layout.axes]
+        shape = x.shape[len(layout.axes) :]
+        whole = jnp.broadcast_to(jnp.expand_dims(x, missing), (*self.sizes, *shape))
+        return whole.reshape(self.num_workers, *shape)
 
-    infer = functools.partial(infer_flags, tx, axis_name, sizes, extra_args)
+    def note(self, params: Any) -> None:
+        del params
 
-    def lift_of(params: Any) -> context.Lift:
-        sizes = dict(model_axes or {})
-        found = {} if param_specs is None else specs.by_path(params, param_specs, axis_name, sizes)
-        return context.Lift(found, sizes, simulated=True)
+    def surroundings(self, params: Any) -> context.Lift:
+        found = {}
+        if self.param_specs is not None:
+            found = specs.by_path(params, self.param_specs, self.axis_name, self.model_axes)
+        return context.Lift(found, self.model_axes, simulated=True)
 
-    def init_fn(params: Any) -> Any:
-        check_params(params)
-        lift = lift_of(params)
-        flags = infer(params, lift)
+    def state_specs(
+        self,
+        tx: optax.GradientTransformation,
+        params: Any,
+        lift: context.Lift,
+        local: Any,
+        layouts: Any,
+    ) -> Any:
+        del tx, params, lift, local
+        return jax.tree.map(lambda layout: P(self.axis_name) if layout.axes else P(), layouts)
 
-        def one(_: Any) -> Any:
-            with context.lifting(lift):
-                return tx.init(params)
-
-        bound = inference.bind_axes(one, axis_name, sizes, 0, 0)
-        whole = bound(jnp.zeros(sizes, jnp.int32))
-        skip = len(sizes)
-        return jax.tree.map(
-            lambda x, flag: x.reshape(n, *x.shape[skip:]) if flag else x[(0,) * skip], whole, flags
-        )
-
-    def update_core(
-        updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        lift = lift_of(params_like(updates, params))
-        flags = flags_of(tx, axis_name, sizes, lift, params_like(updates, params), state, example)
-        every = frozenset(axis_names(axis_name))
-        own = jax.tree.map(lambda flag: every if flag else frozenset(), flags)
-        if len(sizes) > 1:  # some leaves may differ over some of the axes only
-            with context.lifting(lift):
-                like = params_like(updates, params)
-                own = inference.varying_axes(tx, like, axis_name, sizes, extra_args=example)
-        traced, marks, fixed = split_extra(extra_args, n)
-        own_extra = jax.tree.map(lambda mark: every if mark else frozenset(), marks)
-        step = local_step(tx, lift, axis_name)
-
-        def one(g: Any, s: Any, p: Any, x: Any) -> Any:
-            return step(g, s, p, {**x, **fixed})
-
-        arguments = (updates, state, params, traced)
-        marks = (
-            jax.tree.map(lambda _: every, updates),
-            own,
-            jax.tree.map(lambda _: frozenset(), params),
-            own_extra,
-        )
-        bound = inference.map_axes(
-            one,
-            axis_names(axis_name),
-            size_of,
-            marks,
-            lambda name: (None, jax.tree.map(lambda a: 0 if name in a else None, own)),
-        )
-        emitted, after = bound(*jax.tree.map(unfold, arguments, marks))
-        return emitted, jax.tree.map(fold, after, own)
-
-    compiled = jax.jit(update_core)  # one for all eager calls; inside a user's jit it is inlined
-
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        check_gradients(updates, params, n, axis_name)
-        run = compiled if all_arrays(extra_args) else update_core
-        return run(updates, state, params, extra_args)
-
-    lifted = Lifted(init_fn, update_fn)
-    lifted.axis_name, lifted.sizes = axis_name, sizes
-    lifted.worker_axes = lambda params: infer(params, lift_of(params))
-    lifted.state_specs = lambda params: jax.tree.map(
-        lambda flag: P(axis_name) if flag else P(), lifted.worker_axes(params)
-    )
-    lifted.abstract_state = lambda params: jax.eval_shape(init_fn, params)
-    return lifted
+    def sharding(self, spec: P) -> None:
+        del spec

@@ -17,26 +17,12 @@ from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName, axis_names
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax.parallel import inference
-
-
-def is_explicit(mesh: Mesh) -> bool:
-    """Whether some axis of the mesh is Explicit, so that types carry shardings."""
-    return AxisType.Explicit in mesh.axis_types
+from ef_optax.parallel.worker_map import Sizes
 
 
 def is_spec(x: Any) -> bool:
     """For ``is_leaf``: a spec is a tuple, but a leaf."""
     return isinstance(x, P)
-
-
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A tree of specs as shardings of the mesh."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree, is_leaf=is_spec)
-
-
-def of_workers(flags: Any, axis_name: AxisName) -> Any:
-    """The spec over the worker axis alone."""
-    return jax.tree.map(lambda flag: P(axis_name) if flag else P(), flags)
 
 
 def is_traced(params: Any) -> bool:
@@ -64,13 +50,17 @@ def concrete(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, params)
 
 
-def of_params(params: Any, given: Any, mesh: Mesh) -> Any:
-    """The partition specs of the parameters: given, or read from their types."""
-    if given is not None:
-        return given
-    if is_explicit(mesh):
-        return jax.tree.map(lambda x: _trimmed(_typed_spec(x)), params)
-    return concrete(params, mesh)
+def of(x: Any) -> P:
+    """The spec in the type of an array."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
+    spec = jax.typeof(x).sharding.spec
+    return P() if spec is None else spec
+
+
+def typed(params: Any) -> Any:
+    """The specs of parameters on a mesh with Explicit axes, which are part of their types."""
+    return jax.tree.map(lambda x: _trimmed(of(x)), params)
 
 
 def by_path(params: Any, given: Any, axis_name: AxisName, sizes: Mapping[str, int]) -> dict[str, P]:
@@ -79,7 +69,7 @@ def by_path(params: Any, given: Any, axis_name: AxisName, sizes: Mapping[str, in
     Raises:
       ValueError: naming the parameter, its spec and the remedy.
     """
-    found = inference.path_specs(params, given)
+    found = _located(params, given)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name, shape = context.path_string(path), jnp.shape(leaf)
         spec = found.get(name, P())
@@ -103,40 +93,26 @@ def by_path(params: Any, given: Any, axis_name: AxisName, sizes: Mapping[str, in
     return found
 
 
-def _typed_spec(x: Any) -> P:
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return x.sharding.spec if isinstance(x.sharding, NamedSharding) else P()
-    spec = jax.typeof(x).sharding.spec
-    return P() if spec is None else spec
+def _located(params: Any, specs: Any) -> dict[str, P]:
+    """Leaf path -> spec, from a tree (or prefix tree) of partition specs."""
+    if not jax.tree.leaves(params):  # such as the placeholder of optax.tree.map_params
+        return {}
+    is_given = lambda x: x is None or is_spec(x)  # noqa: E731
+    spread = jax.tree.map(
+        lambda spec, part: jax.tree.map(lambda _: spec or P(), part),
+        specs,
+        params,
+        is_leaf=is_given,
+    )
+    located = jax.tree_util.tree_leaves_with_path(spread, is_leaf=is_given)
+    return {context.path_string(path): spec for path, spec in located}
 
 
-def of_state(
+def over_model_axes(
     tx: optax.GradientTransformation,
     params: Any,
     axis_name: AxisName,
-    sizes: inference.Sizes,
-    lift: context.Lift,
-    flags: Any,
-    mesh: Mesh,
-) -> Any:
-    """The full spec of each state leaf: the worker axis, then as its parameter is split."""
-    with context.lifting(lift.virtual()):
-        local = inference.local_state(tx, inference.abstract(params), axis_name, sizes)
-    own = _model_specs(tx, params, axis_name, sizes, lift, mesh, local)
-
-    def full(flag: bool, spec: P, like: jax.ShapeDtypeStruct) -> P:
-        if not like.size:
-            return P()  # where XLA puts what is empty; elsewhere the second step would recompile
-        return P(axis_name, *spec) if flag else spec
-
-    return jax.tree.map(full, flags, own, local)
-
-
-def _model_specs(
-    tx: optax.GradientTransformation,
-    params: Any,
-    axis_name: AxisName,
-    sizes: inference.Sizes,
+    sizes: Sizes,
     lift: context.Lift,
     mesh: Mesh,
     local: Any,
@@ -160,38 +136,36 @@ def _model_specs(
         inference.abstract(params),
     )
 
-    def init(params: Any, _: Any) -> Any:
+    def init(params: Any) -> Any:
         with context.lifting(context.Lift()):
             return tx.init(params)
 
-    bound = inference.bind_axes(init, axis_name, sizes, (None, 0), 0)
-    index = jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=NamedSharding(abstract_mesh, P()))
+    axes = list(zip(axis_names(axis_name), sizes, strict=True))
     try:
         with jax.sharding.use_abstract_mesh(abstract_mesh):
-            state = jax.eval_shape(bound, typed, index)
+            _, state = jax.make_jaxpr(init, axis_env=axes, return_shape=True)(typed)
     except Exception:  # noqa: BLE001  (any type error of a third-party init: leave it unsplit)
         return jax.tree.map(lambda _: P(), local)
-    skip = len(sizes)
-    specs = jax.tree.map(lambda x: _trimmed(P(*list(_typed_spec(x))[skip:])), state)
-    return _codec_specs(specs, lift)
+    return _with_codecs(jax.tree.map(lambda x: _trimmed(of(x)), state), local, lift)
 
 
-def _codec_specs(specs: Any, lift: context.Lift) -> Any:
-    """A codec's own state of a split leaf has one leading axis over the leaf's slices."""
+def _with_codecs(specs: Any, local: Any, lift: context.Lift) -> Any:
+    """The specs with those of the codecs' states: of a split leaf one leading axis, of its slices.
 
-    def in_exchange(state: Any) -> Any:
+    Their form is that of ``local``, because a codec may have another state for a slice.
+    """
+
+    def one(path: Any, _: Any) -> P:
+        name = context.path_string(path)
+        owner = next((p for p in lift.specs if name == p or name.startswith(p + "/")), None)
+        axes = context.spec_axes(lift.specs[owner]) if owner is not None else ()
+        return P(axes) if axes else P()
+
+    def in_exchange(spec: Any, state: Any) -> Any:
         if not isinstance(state, ExchangeState):
-            return state
-
-        def one(path: Any, spec: P) -> P:
-            name = context.path_string(path)
-            owner = next((p for p in lift.specs if name == p or name.startswith(p + "/")), None)
-            axes = context.spec_axes(lift.specs[owner]) if owner is not None else ()
-            return P(axes) if axes else spec
-
-        codec = jax.tree_util.tree_map_with_path(one, state.codec, is_leaf=is_spec)
-        return state._replace(codec=codec)
+            return spec
+        return spec._replace(codec=jax.tree_util.tree_map_with_path(one, state.codec))
 
     return jax.tree.map(
-        in_exchange, specs, is_leaf=lambda x: isinstance(x, ExchangeState) or is_spec(x)
+        in_exchange, specs, local, is_leaf=lambda x: isinstance(x, ExchangeState) or is_spec(x)
     )

@@ -107,5 +107,7 @@ def test_lists_are_packed_as_arrays_are() -> None:
 
 def test_only_a_packed_field_is_unpacked() -> None:
     for bad in (jnp.zeros(1, jnp.uint32), [433], None):
-        with pytest.raises(TypeError, match=r"unpack: field=.* must be what ef_optax\.extend\.pack"):
+        with pytest.raises(
+            TypeError, match=r"unpack: field=.* must be what ef_optax\.extend\.pack"
+        ):
             ef.extend.unpack(bad, 2, 5)  # type: ignore[arg-type]
