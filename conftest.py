@@ -7,6 +7,7 @@ the tests do. Variables already set in the environment win.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -36,6 +37,17 @@ def promotion_of_examples(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what would begin after ``EF_OPTAX_DEADLINE`` (seconds since the epoch).
+
+    Continuous integration has a time limit. On a slow machine it leaves out the last of the slow
+    tests and says how many, instead of ending without a result.
+    """
+    deadline = os.environ.get("EF_OPTAX_DEADLINE")
+    if deadline and time.time() > float(deadline):
+        pytest.skip("no time is left for it (EF_OPTAX_DEADLINE)")
 
 
 def pytest_report_header() -> str:
