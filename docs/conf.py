@@ -48,7 +48,7 @@ exclude_patterns = [".*", "build", "runs"]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 # Annotations as they are written: a link to the alias in place of the union that it stands for.
-autodoc_type_aliases = {name.rpartition(".")[2]: name for name in reference.aliases()} | {
+autodoc_type_aliases = {name.rpartition(".")[2]: name for name in reference.data()} | {
     "coll.AxisName": "ef_optax.extend.AxisName",
     "optax.ScalarOrSchedule": "optax.ScalarOrSchedule",
 }
@@ -58,7 +58,9 @@ napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype = False
 nitpicky = True
 # Types of other packages, whose inventories would have to be fetched.
-nitpick_ignore_regex = [("py:.*", r"((jax|jnp|np|numpy|optax|typing|collections|os)\..*|Array)")]
+nitpick_ignore_regex = [
+    ("py:.*", r"((jax|jnp|np|numpy|optax|typing|collections|os)\..*|Array|DTypeLike)")
+]
 
 highlight_language = "none"
 nb_execution_mode = "off"  # the committed outputs are shown; a test executes the notebooks
@@ -91,7 +93,7 @@ CONTENTS = {
     "Notebooks": sorted(f"notebooks/{path.stem}" for path in ROOT.glob("notebooks/*.ipynb")),
     "Tables": ["docs/compressors", "docs/definitions", "docs/equivalences", "docs/features"],
     "Reference": ["docs/reference/index"],
-    "Project": ["CHANGELOG", "experiments/README", "benchmarks/README"],
+    "Project": ["CONTRIBUTING", "CHANGELOG", "experiments/README", "benchmarks/README"],
 }
 """The pages by section, as they stand in the bar at the side."""
 
@@ -117,13 +119,13 @@ def plain_aliases(
 ) -> tuple[str, str] | None:
     """Sphinx writes an alias that is part of a union (``Rate | None``) as the call that made it."""
     alias = re.compile(r"TypeAliasForwardRef\('([^']*)'\)")
-    if what not in ("class", "function", "method"):
+    if not alias.search(f"{signature}{returns}"):
         return None
     return alias.sub(r"\1", signature or ""), alias.sub(r"\1", returns or "")
 
 
 def by_last_part(app: Sphinx, env: Any, node: pending_xref, contnode: nodes.Node) -> Any:
-    """A name that is not found where it is looked for is found wherever it is public, if once."""
+    """Finds a name wherever it is public, if once; what is private but exists stays plain code."""
     if node.get("refdomain") != "py":
         return None
     domain, last = env.domains.python_domain, node["reftarget"].rpartition(".")[2]
@@ -134,7 +136,7 @@ def by_last_part(app: Sphinx, env: Any, node: pending_xref, contnode: nodes.Node
         if name.rpartition(".")[2] == last and entry.objtype in kinds and not entry.aliased
     ]
     if len(found) != 1:
-        return None
+        return contnode if last in reference.defined() else None
     (entry,) = found
     uri = app.builder.get_relative_uri(node["refdoc"], entry.docname)
     return nodes.reference("", "", contnode, internal=True, refuri=f"{uri}#{entry.node_id}")

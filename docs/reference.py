@@ -90,7 +90,7 @@ def by_file() -> dict[str, list[str]]:
     """The public names that each module defines, in the order of its source."""
     homes: dict[str, list[str]] = {}
     for name, value in public().items():
-        if name not in aliases():
+        if name not in data():
             homes.setdefault(value.__module__, []).append(name)
     for names in homes.values():  # functions first, then classes, each in the order of the file
         names.sort(key=lambda name: (is_class(name), inspect.getsourcelines(public()[name])[1]))
@@ -98,10 +98,21 @@ def by_file() -> dict[str, list[str]]:
 
 
 @functools.cache
-def aliases() -> list[str]:
-    """The public names of types that are put together from others or belong to JAX."""
-    home = {name: getattr(value, "__module__", "") for name, value in public().items()}
-    return [name for name in home if not home[name].startswith("ef_optax.")]
+def data() -> list[str]:
+    """The public names that are neither functions nor classes of the library: types and values."""
+    return [
+        name
+        for name, value in public().items()
+        if not (inspect.isfunction(value) or inspect.isclass(value))
+        or not value.__module__.startswith("ef_optax.")
+    ]
+
+
+@functools.cache
+def defined() -> frozenset[str]:
+    """Every function and class of the library by its last name, private ones too."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("ef_optax/**/*.py"))
+    return frozenset(re.findall(r"^ *(?:def|class) (\w+)", text, re.MULTILINE))
 
 
 def is_class(name: str) -> bool:
@@ -309,19 +320,28 @@ def folder(room: str) -> str:
 def room_page(room: str, modules: list[str]) -> str:
     """The page of a section: what it holds, in a line each."""
     package = f"ef_optax.{room.replace('/', '.')}"
+    introduction = inspect.getdoc(importlib.import_module(package))
+    directive = "module" if room in ef.__all__ else "currentmodule"
     names = [name for module in modules for name in by_file()[module] if not is_tuple(name)]
     rows = [[link(name.replace("ef_optax", "ef", 1), name), first_sentence(name)] for name in names]
     entries = "\n".join(module.rpartition(".")[2] for module in modules)
     parts = [
         f"# {ROOMS[room]}",
-        rst(inspect.getdoc(importlib.import_module(package)), package),
+        fenced("{eval-rst}", f".. py:{directive}:: {package}\n\n{introduction}"),
         table(["name", "what it is"], rows),
         fenced("{toctree}", entries, ":hidden:", ""),
     ]
     if room == "extend":
-        types = "\n".join(f".. py:data:: {name}\n   :value: {public()[name]}" for name in aliases())
-        parts += ["## Types", rst(types, "None")]
+        parts += ["## Types and values", rst("\n".join(map(data_entry, data())), "None")]
     return "\n\n".join(parts) + "\n"
+
+
+def data_entry(name: str) -> str:
+    """The directive of a type, with what it stands for, or of a value, with its class."""
+    value = public()[name]
+    of_library = type(value).__module__.startswith("ef_optax.")
+    what = f":type: {type(value).__name__}" if of_library else f":value: {value}"
+    return f".. py:data:: {name}\n   {what}"
 
 
 def first_sentence(name: str) -> str:

@@ -2,4 +2,7 @@
 
 from ef_optax.policies.dgc_warmup import dgc_warmup, dgc_warmup_ratio
 
-__all__ = ["dgc_warmup", "dgc_warmup_ratio"]
+__all__ = [
+    "dgc_warmup",
+    "dgc_warmup_ratio",
+]

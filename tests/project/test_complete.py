@@ -63,8 +63,12 @@ def own(name: str) -> str:
 
 
 def compressors() -> list[str]:
+    """The functions that make one, but for those that ask how it travels: they make transports."""
     return [
-        name for name, f in FUNCTIONS.items() if f.__annotations__.get("return") == "Compressor"
+        name
+        for name, function in FUNCTIONS.items()
+        if function.__annotations__.get("return") == "Compressor"
+        and "Transport" not in function.__annotations__.values()
     ]
 
 
@@ -110,7 +114,8 @@ NO_NUMBERS = {"carried", "dense", "per_leaf", "scheduled", "dgc_warmup"}
 
 def test_every_compressor_is_in_the_table_of_numbers() -> None:
     listed = set(re.findall(r"[a-z_0-9]+(?=\()", " ".join(tables.calls())))
-    missing = {own(name) for name in compressors()} - listed - NO_NUMBERS
+    fixed = {own(name) for name in compressors() if not name.startswith("policies.")}
+    missing = fixed - listed - NO_NUMBERS
     assert not missing, f"add a call of each of {missing} to docs/tables.py"
 
 

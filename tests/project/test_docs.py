@@ -15,6 +15,7 @@ import pytest
 from sybil import Document, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+import ef_optax as ef
 from docs import tables
 from tests.paths import ROOT
 
@@ -48,3 +49,10 @@ def test_the_table_of_compressors_is_fresh() -> None:
     """docs/compressors.md is what its script writes."""
     written = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
     assert written == tables.page(), "run python -m docs.tables"
+
+
+def test_the_changelog_knows_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(
+        rf"^## \[{re.escape(ef.__version__)}\] - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE
+    )
