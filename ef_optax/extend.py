@@ -45,7 +45,7 @@ from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, like_of, size_of
 from ef_optax._rules import arguments, difference, local_steps, shares, steps
 from ef_optax._rules.average import moving_average
-from ef_optax._rules.memory import Memory, MemoryLike, memory_for
+from ef_optax._rules.memory import Kept, Memory, MemoryLike, memory_for
 from ef_optax._rules.needs import (
     ADDITIVE,
     BROADCAST,
@@ -111,6 +111,7 @@ __all__ = [
     "Exchange",
     "ExchangeState",
     "Identity",
+    "Kept",
     "Memory",
     "MemoryLike",
     "arguments",

@@ -7,6 +7,7 @@ rule takes the same option ``memory`` and none knows how its memories are stored
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -19,12 +20,21 @@ from ef_optax._numeric import trees
 from ef_optax._numeric.dtypes import Array, wide_dtype
 
 
+class Kept(abc.ABC):
+    """One leaf of a memory in another form than an array; subclasses are pytree nodes."""
+
+    @abc.abstractmethod
+    def wide(self) -> Array:
+        """What is remembered, in float32 at the least."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Memories are kept as they are, in one dtype.
 
-    Another way to store them (stochastic rounding, blocks of 8 bits) is a subclass: rules call
-    these three methods and nothing else.
+    Rules call these three methods and nothing else. Another way to store memories (stochastic
+    rounding, blocks of 8 bits) is a subclass with its own ``zeros`` and ``write``, whose leaves are
+    arrays or :class:`Kept`.
 
     Attributes:
       dtype: what all memories are kept in; None for float32, or wider where the parameters are.
@@ -52,7 +62,9 @@ class Memory:
 
         It needs nothing but what is kept, so the ``points`` of a State class may read as well.
         """
-        return trees.wide(kept)
+        is_kept = lambda x: isinstance(x, Kept)  # noqa: E731
+        wide = lambda x: x.wide() if is_kept(x) else trees.wide(x)  # noqa: E731
+        return jax.tree.map(wide, kept, is_leaf=is_kept)
 
     def write(self, value: Any, kept: Any, step: Array, *, shared: bool = False) -> Any:
         """What to keep of ``value`` until the next step.
@@ -71,11 +83,10 @@ MemoryLike = Memory | DTypeLike | None
 """What the option ``memory`` of a rule may be."""
 
 
-def memory_for(rule: str, memory: MemoryLike, axis_name: AxisName = None) -> Memory:
+def memory_for(memory: MemoryLike, axis_name: AxisName = None) -> Memory:
     """The memory of a rule from its option.
 
     Args:
-      rule: the rule's name.
       memory: None, a floating-point dtype, or a :class:`Memory`.
       axis_name: the worker axis, or None.
 
@@ -83,7 +94,7 @@ def memory_for(rule: str, memory: MemoryLike, axis_name: AxisName = None) -> Mem
       ValueError: for anything else.
 
     Example:
-      >>> kept = memory_for("ef21", "bfloat16").zeros(jnp.ones(3))
+      >>> kept = memory_for("bfloat16").zeros(jnp.ones(3))
       >>> kept.dtype, Memory.read(kept).dtype
       (dtype(bfloat16), dtype('float32'))
     """
@@ -97,7 +108,7 @@ def memory_for(rule: str, memory: MemoryLike, axis_name: AxisName = None) -> Mem
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"{rule}: memory={memory!r} must be a floating-point dtype such as 'bfloat16', or None "
-            "for float32."
+            f"memory={memory!r} must be a floating-point dtype such as 'bfloat16', or None for "
+            "float32."
         )
     return Memory(dtype, axis_name)

@@ -72,7 +72,7 @@ def hessian_momentum(
     """
     check.weight("hessian_momentum", "fresh_weight", fresh_weight, schedule=True)
     key = None if key is None else as_key(key, "hessian_momentum")
-    memory = memory_for("hessian_momentum", memory)
+    memory = memory_for(memory)
 
     def fraction(steps: Array) -> Array:
         """Where the next step's product is taken."""

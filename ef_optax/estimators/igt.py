@@ -62,7 +62,7 @@ def igt(
       2025.
     """
     check.weight("igt", "fresh_weight", fresh_weight, schedule=True)
-    memory = memory_for("igt", memory)
+    memory = memory_for(memory)
 
     def reach(steps: Array) -> Array:
         """The factor of the next step's query; 0 at first, where there is no last step."""

@@ -63,7 +63,7 @@ def page(*, memory: MemoryLike = None) -> optax.GradientTransformationExtraArgs:
       Li, Bao, Zhang, Richtarik, "PAGE", ICML 2021; with EF21: Fatkhullin et al., "EF21 with Bells &
       Whistles", 2021.
     """
-    memory = memory_for("page", memory)
+    memory = memory_for(memory)
 
     def init_fn(params: Any) -> PageState:
         return PageState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.int32))

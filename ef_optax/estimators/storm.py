@@ -65,7 +65,7 @@ def storm(
       EF21: Fatkhullin, Tyurin, Richtarik, 2023, and Sadiev et al., 2025.
     """
     check.weight("storm", "fresh_weight", fresh_weight, schedule=True)
-    memory = memory_for("storm", memory)
+    memory = memory_for(memory)
 
     def init_fn(params: Any) -> StormState:
         return StormState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.int32))

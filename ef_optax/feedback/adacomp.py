@@ -102,7 +102,7 @@ def adacomp(
     """
     check.count("adacomp", "bin_size", bin_size)
     exchange = Exchange(ThreeLevels(), axis_name)
-    memory = memory_for("adacomp", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def chosen(r: Array, dW: Array) -> Array:
         """What is sent of one leaf: three levels."""

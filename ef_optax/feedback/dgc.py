@@ -97,7 +97,7 @@ def dgc(
     if clip_norm is not None:
         check.positive("dgc", "clip_norm", clip_norm)
     exchange = exchange_for("dgc", compressor, axis_name, needs=(CONTRACTIVE,))
-    memory = memory_for("dgc", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def clip(g: Any) -> Any:
         if clip_norm is None:

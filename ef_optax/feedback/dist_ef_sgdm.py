@@ -99,7 +99,7 @@ def dist_ef_sgdm(
     downlink = exchange_for(
         "dist_ef_sgdm", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
     )
-    memory = memory_for("dist_ef_sgdm", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> DistEFSGDMState:
         m, e, E = memory.zeros(params), memory.zeros(params), memory.zeros(params)

@@ -79,7 +79,7 @@ def double_squeeze(
     downlink = exchange_for(
         "double_squeeze", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
     )
-    memory = memory_for("double_squeeze", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> DoubleSqueezeState:
         e, E = memory.zeros(params), memory.zeros(params)

@@ -70,7 +70,7 @@ def gradient_shift(
     """
     check.weight("gradient_shift", "rate", rate)
     exchange = exchange_for("gradient_shift", compressor, axis_name, needs=(ADDITIVE,))
-    memory = memory_for("gradient_shift", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> ShiftState:
         h_i, h = memory.zeros(params), memory.zeros(params)

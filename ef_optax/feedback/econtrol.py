@@ -81,7 +81,7 @@ def econtrol(
     check.word("econtrol", "init", init, difference.INITS)
     check.not_negative("econtrol", "strength", strength)
     exchange = exchange_for("econtrol", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for("econtrol", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EControlState:
         e, h_i, h = memory.zeros(params), memory.zeros(params), memory.zeros(params)

@@ -72,7 +72,7 @@ def ecq_sgd(
     check.share("ecq_sgd", "beta", beta)
     # No need of a contraction: the two factors hold the memory of an unbiased codec down.
     exchange = exchange_for("ecq_sgd", compressor, axis_name)
-    memory = memory_for("ecq_sgd", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> ECQState:
         h = memory.zeros(params)

@@ -118,7 +118,7 @@ def error_feedback(
     # Decay and injection hold the memory of a codec down that is no contraction.
     needs = (CONTRACTIVE,) if plain else ()
     exchange = exchange_for("error_feedback", compressor, axis_name, needs=needs)
-    memory = memory_for("error_feedback", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def rate_at(count: Array) -> Array:
         rate = learning_rate(count) if callable(learning_rate) else learning_rate

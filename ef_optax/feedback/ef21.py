@@ -85,7 +85,7 @@ def ef21(
     """
     check.word("ef21", "init", init, difference.INITS)
     exchange = exchange_for("ef21", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for("ef21", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EF21State:
         g_i, g = memory.zeros(params), memory.zeros(params)

@@ -84,7 +84,7 @@ def ef21_bidirectional(
     downlink = exchange_for(
         "ef21_bidirectional", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
     )
-    memory = memory_for("ef21_bidirectional", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EF21BidirectionalState:
         gw_i, mean, g = memory.zeros(params), memory.zeros(params), memory.zeros(params)

@@ -142,7 +142,7 @@ def _with_averages(
     check.word(rule, "init", init, difference.INITS)
     check.weight(rule, "fresh_weight", fresh_weight, schedule=True)
     exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for(rule, memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EF21MomentumState:
         averages = tuple(memory.zeros(params) for _ in range(depth))

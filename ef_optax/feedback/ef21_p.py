@@ -66,7 +66,7 @@ def ef21_p(
       Complexity for Distributed Optimization with Bidirectional Compression", ICML 2023.
     """
     exchange = exchange_for("ef21_p", compressor, needs=(BROADCAST, CONTRACTIVE))
-    memory = memory_for("ef21_p", memory)
+    memory = memory_for(memory)
 
     def init_fn(params: Any) -> EF21PState:
         behind = memory.zeros(params)

@@ -103,7 +103,7 @@ def ef21_partial_participation(
         shares.check_shares(rule, weights)
     key = as_key(key, rule)
     exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for(rule, memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def drawn(count: Array) -> Array:
         """1 or 0: whether this worker takes part."""

@@ -92,7 +92,7 @@ def ef21_plus(
         needs=(ADDITIVE, CONTRACTIVE, DETERMINISTIC, INDEPENDENT),
     )
     local, dense = Exchange(exchange.codec), Exchange(Identity(), axis_name)
-    memory = memory_for("ef21_plus", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EF21PlusState:
         g_i, g = memory.zeros(params), memory.zeros(params)

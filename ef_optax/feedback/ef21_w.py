@@ -81,7 +81,7 @@ def ef21_w(
     check.word("ef21_w", "init", init, difference.INITS)
     shares.check_shares("ef21_w", weights)
     exchange = exchange_for("ef21_w", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for("ef21_w", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EF21State:
         g_i, g = memory.zeros(params), memory.zeros(params)

@@ -133,7 +133,7 @@ def diana(
 def _control_variates(
     rule: str, exchange: Exchange, lam: float | None, nu: float, memory: MemoryLike
 ) -> optax.GradientTransformationExtraArgs:
-    memory = memory_for(rule, memory, exchange.axis_name)
+    memory = memory_for(memory, exchange.axis_name)
 
     def step(path: Any, x: Any) -> float:
         """The lambda of one leaf."""

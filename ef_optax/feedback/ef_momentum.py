@@ -75,7 +75,7 @@ def ef_momentum(
     check.decay("ef_momentum", "beta", beta)
     # The damping makes a contraction of any omega < (1 + beta)/(1 - beta).
     exchange = exchange_for("ef_momentum", compressor, axis_name)
-    memory = memory_for("ef_momentum", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EFMomentumState:
         r = memory.zeros(params)

@@ -120,7 +120,7 @@ def fetch_sgd(
     check.decay("fetch_sgd", "momentum", momentum)
     check.word("fetch_sgd", "clear", clear, ("zero", "subtract"))
     key, exchange = as_key(key, "fetch_sgd"), Exchange(Identity(), axis_name)
-    memory = memory_for("fetch_sgd", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def keys_of(tree: Any) -> list[Array]:
         """Every leaf's own hashes."""

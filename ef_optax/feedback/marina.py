@@ -110,7 +110,7 @@ def marina(
         check.count("marina", "participants", participants)
     key = as_key(key, "marina")
     exchange = exchange_for("marina", compressor, axis_name, needs=(ADDITIVE, UNBIASED))
-    memory = memory_for("marina", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> MarinaState:
         g = memory.zeros(params)

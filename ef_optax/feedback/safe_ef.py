@@ -89,7 +89,7 @@ def safe_ef(
     check.finite("safe_ef", "tolerance", tolerance)
     exchange = exchange_for("safe_ef", compressor, axis_name, needs=(CONTRACTIVE,))
     dense = Exchange(Identity(), axis_name)
-    memory = memory_for("safe_ef", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> SafeEFState:
         e = memory.zeros(params)

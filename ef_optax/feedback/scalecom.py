@@ -75,7 +75,7 @@ def scalecom(
     check_ratio_or_k("scalecom", ratio, k)
     check.weight("scalecom", "beta", beta)
     exchange = Exchange(codec_of(leader_top_k(ratio, k=k)), axis_name)
-    memory = memory_for("scalecom", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> ScaleComState:
         m = memory.zeros(params)

@@ -150,7 +150,7 @@ def three_point_compressor(
     key = None if key is None else as_key(key, rule)
     stages = _stages(variant, compressor, second, zeta, axis_name)
     main = stages[-1].exchange
-    memory = memory_for(rule, memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> ThreePointState:
         h, y, g, base = (memory.zeros(params) for _ in range(4))

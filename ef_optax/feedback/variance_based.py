@@ -110,7 +110,7 @@ def variance_based(
     check.ratio("variance_based", "capacity", capacity)
     check.weight("variance_based", "decay", decay)
     exchange = Exchange(NonZero(float(capacity)), axis_name)
-    memory = memory_for("variance_based", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def unambiguous(r: Array, v: Array) -> Array:
         ambiguous = r * r <= jnp.asarray(alpha, r.dtype) * v

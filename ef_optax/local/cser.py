@@ -101,7 +101,7 @@ def cser(
     )
     whole = identity() if gradients is None else gradients
     every = exchange_for("cser", whole, axis_name, argument="gradients", needs=(ADDITIVE,))
-    memory = memory_for("cser", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> CSERState:
         e = memory.zeros(params)

@@ -97,7 +97,7 @@ def qsparse_local_sgd(
     check.rate("qsparse_local_sgd", "learning_rate", learning_rate)
     check.count("qsparse_local_sgd", "period", period)
     exchange = exchange_for("qsparse_local_sgd", compressor, axis_name, needs=(CONTRACTIVE,))
-    memory = memory_for("qsparse_local_sgd", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> QsparseLocalSGDState:
         ahead, m = memory.zeros(params), memory.zeros(params)

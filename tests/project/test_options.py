@@ -146,12 +146,13 @@ WRONG: dict[str, list[Any]] = {
     "rate": [True, "fast", float("nan"), -1.0, (0.1,), jnp.ones(2), None],
     "axis": [0, True, 1.5, ["data"], ("data", 1), ()],
     "workers": [True, 0, 1.5, "2", (1, True), [], None],
+    "memory": [True, 3, "nonsense", jnp.int32, ("bfloat16",)],
     "word": ["nonsense", "", 3, ["l2"], jnp.ones(2), None],
 }
 """Values that no option of the kind may have."""
 
 
-KINDS = {"bool": "bool", "int": "int", "float": "float", "str": "word"}
+KINDS = {"bool": "bool", "int": "int", "float": "float", "str": "word", "MemoryLike": "memory"}
 KINDS |= {"optax.ScalarOrSchedule": "rate", "AxisName": "axis", "coll.AxisName": "axis"}
 KINDS["int | tuple[int, ...]"] = KINDS["Mesh | int | tuple[int, ...]"] = "workers"
 
