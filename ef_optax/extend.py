@@ -30,7 +30,7 @@ from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.policy import LeafPolicy, Stage, Stages, StepPolicy, for_leaf, stages_of
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Message, Permute, Sum
 from ef_optax._core.timeline import Timeline
-from ef_optax._core.traits import Traits
+from ef_optax._core.traits import Traits, common
 from ef_optax._core.transformation import as_transformation
 from ef_optax._core.transport import AllGather, AllReduce, Transport
 from ef_optax._core.workers import Workers
@@ -72,6 +72,7 @@ __all__ = [
     "Packed",
     "Traits",
     "codec_of",
+    "common",
     "pack",
     "unpack",
     # Parts of compressors: sparse messages, the k largest, count sketches
