@@ -98,7 +98,7 @@ def carried(name: str, compressor: Compressor, transport: Transport) -> Compress
 
     Example:
       >>> import ef_optax as ef
-      >>> from ef_optax._core.transport import AllReduce
+      >>> from ef_optax.extend import AllReduce
       >>> carried("reduce", ef.top_k(0.01), AllReduce()).bits((100,))
       3200
     """

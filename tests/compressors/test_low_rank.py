@@ -57,7 +57,7 @@ def test_power_sgd_between_workers(iterations: int, local: bool) -> None:
     compressor = power_sgd(2, iterations=iterations, local_error=local)
     tx, state, update = workers(compressor, (12, 7))
     gs = gradients((12, 7), 3)
-    first = np.asarray(compressor.codec.init(jnp.zeros((12, 7)), ""), np.float64).T
+    first = np.asarray(compressor.codec.init(jnp.zeros((12, 7)), "", 3), np.float64).T
     for g, (out, memory) in zip(
         gs, reference(first, gs, iterations=iterations, local=local), strict=True
     ):
@@ -96,7 +96,7 @@ def test_acp_sgd_between_workers(iterations: int, local: bool) -> None:
     compressor = acp_sgd(2, iterations=iterations, local_error=local)
     tx, state, update = workers(compressor, shape)
     gs = gradients(shape, 4)
-    p, q = (np.asarray(f, np.float64) for f in compressor.codec.init(jnp.zeros(shape), ""))
+    p, q = (np.asarray(f, np.float64) for f in compressor.codec.init(jnp.zeros(shape), "", 3))
     wanted = alternating(p, q.T, gs, iterations=iterations, local=local)
     for g, (out, memory) in zip(gs, wanted, strict=True):
         sent, state = update(jnp.asarray(g), state, jnp.zeros(shape))
@@ -153,7 +153,7 @@ def test_equal_matrices_are_one_batch(make) -> None:
 
 def test_a_policy_may_make_the_compressor_again_for_each_leaf(monkeypatch) -> None:
     """Compressors that are equal by value still share work: one orthonormalisation."""
-    module, calls = importlib.import_module("ef_optax.compressors.power_sgd"), []
+    module, calls = importlib.import_module("ef_optax.compressors.low_rank.power_sgd"), []
     monkeypatch.setattr(module, "orthonormal", lambda m: calls.append(m.shape) or orthonormal(m))
     policy = ef.per_leaf(lambda path, leaf: power_sgd(2))
     tree = [jnp.asarray(gradients((8, 6), seed=i)[0, 0]) for i in range(5)]

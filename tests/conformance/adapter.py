@@ -70,7 +70,7 @@ class EfOptax:
     def mean_of_workers(self, name: str, rows: Any, **options: Any) -> np.ndarray:
         """The mean over workers of their decoded messages."""
         rows = jnp.asarray(rows, jnp.float32)
-        rule = ef.compressed_mean(getattr(ef, name)(**options))
+        rule = ef.compressed_mean(getattr(ef, name)(**options), axis_name="w")
         tx = ef.simulate(rule, len(rows), "w")
         zeros = jax.tree.map(jnp.zeros_like, rows[0])
         return np.asarray(tx.update(rows, tx.init(zeros), zeros)[0])

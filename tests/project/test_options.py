@@ -161,6 +161,8 @@ def kind_of(name: str, written: str, hint: Any) -> tuple[str, bool]:
     """The kind of an option ("" for none of them), and whether it may be None."""
     if name == "key":
         return "key", True
+    if name == "name":  # of the function that is called, for its errors: any text
+        return "", False
     plain = written.removesuffix(" | None")
     word = typing.get_origin(hint) is typing.Literal
     return "word" if word else KINDS.get(plain, ""), plain != written
