@@ -63,7 +63,7 @@ def new_name(
       Authors, Title, year, algorithm.
     """
     exchange = exchange_for("new_name", compressor, axis_name, needs=(CONTRACTIVE,))
-    memory = memory_for("new_name", memory, axis_name)
+    memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> NewNameState:
         e = memory.zeros(params)
