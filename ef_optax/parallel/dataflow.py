@@ -63,7 +63,7 @@ class Dataflow:
         if name == "cond":
             return self._cond(params, own)
         if name == "scan":
-            return self._scan(params, own)
+            return self._scan(equation, own)
         if name == "while":
             return self._while(params, own)
         inside = list(_jaxprs(params))
@@ -83,12 +83,16 @@ class Dataflow:
         branches = [self.results(branch, operands) for branch in params["branches"]]
         return tuple(chosen.union(*axes) for axes in zip(*branches, strict=True))
 
-    def _scan(self, params: Mapping[str, Any], own: tuple[Axes, ...]) -> tuple[Axes, ...]:
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    def _scan(self, equation: JaxprEqn, own: tuple[Axes, ...]) -> tuple[Axes, ...]:
+        """The carry is what comes out as it went in; versions of JAX count it differently."""
+        body = _plain(equation.params["jaxpr"])
+        carries = _whole(equation.outvars, body.outvars)
+        last = _whole(equation.invars, body.invars)
+        first = last - carries
         consts, carry, items = own[:first], own[first:last], own[last:]
         while True:
-            results = self.results(params["jaxpr"], (*consts, *carry, *items))
-            after = _union(carry, results[: len(carry)])
+            results = self.results(body, (*consts, *carry, *items))
+            after = _union(carry, results[:carries])
             if after == carry:
                 return results
             carry = after
@@ -127,6 +131,11 @@ def _is_call(equation: JaxprEqn, inside: Jaxpr, *, differs: bool) -> bool:
         for outer, inner in pairs
         for x, y in zip(outer, inner, strict=True)
     )
+
+
+def _whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """How many values a loop takes or gives as they are, and not an item a round."""
+    return sum(len(x.aval.shape) == len(y.aval.shape) for x, y in zip(outer, inner, strict=True))
 
 
 def _look(aval: Any) -> Any:
