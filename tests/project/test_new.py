@@ -35,7 +35,7 @@ def test_kinds_are_those_of_the_guide() -> None:
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for kind in new.kinds():
         assert f"make new KIND={kind} NAME=" in guide
-    assert {"compressor", "rule", "policy", "experiment"} <= set(new.kinds())
+    assert set(new.kinds()) == {"compressor", "rule", "transport", "policy", "experiment"}
 
 
 def test_what_is_written_is_tidy(copy: Path) -> None:
