@@ -260,7 +260,8 @@ def messageless():
 
 def test_codecs_without_a_message_say_so_and_what_to_do() -> None:
     def final(kind: type) -> set[str]:
-        below = set().union(*(final(sub) for sub in kind.__subclasses__()))
+        own = [sub for sub in kind.__subclasses__() if sub.__module__.startswith("ef_optax.")]
+        below = set().union(*(final(sub) for sub in own))
         return below or {kind.__name__}
 
     examples = messageless()

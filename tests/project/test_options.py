@@ -26,6 +26,7 @@ from tests.public import public_names
 TOP = ef.top_k(k=1)
 
 GIVEN: dict[str, Any] = {
+    "memory": "bfloat16",
     "alpha": 0.5,
     "axis_name": "data",
     "beta": 0.5,
