@@ -1,0 +1,1 @@
+"""What a change of structure must leave as it is, written to a file and compared."""
