@@ -6,6 +6,8 @@ The rules of this library import from here and from each other's public function
 - **A compressor** is a :class:`Codec` (``encode``, ``decode``, ``bits``) in a :class:`Compressor`.
   Where one gather is not enough its ``protocol`` yields requests (:class:`Mean`, :class:`Gather`,
   ...) and returns an :class:`Outcome`.
+- **A transport** is a :class:`Transport`: its ``run`` exchanges the messages of any codec, and
+  ``ef_optax.exchanges.carried`` makes a compressor of the two.
 - **A rule** is an Optax transformation with an :class:`Exchange` inside. :func:`exchange_for` makes
   it and holds the compressor to what the rule needs, :func:`memory_for` what it remembers with.
   ``difference`` has the estimates of EF21 and its kin, ``local_steps`` several steps between two
@@ -26,6 +28,7 @@ from ef_optax._bits.fields import Packed, pack, unpack
 from ef_optax._core.codec import Codec
 from ef_optax._core.context import path_string
 from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._core.need import Need
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.policy import LeafPolicy, Stage, Stages, StepPolicy, for_leaf, stages_of
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Message, Permute, Sum
@@ -53,14 +56,13 @@ from ef_optax._rules.needs import (
     DETERMINISTIC,
     INDEPENDENT,
     UNBIASED,
-    Need,
     exchange_for,
 )
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.combine.identity import Identity
 from ef_optax.compressors.compressor import Compressor, codec_of
-from ef_optax.compressors.sparse._sparse import SparseCodec
+from ef_optax.compressors.sparse._sparse import Followable, SparseCodec
 from ef_optax.compressors.sparse._threshold import ThresholdCodec
 from ef_optax.compressors.sparse.count_sketch import sketch, sketch_estimates
 
@@ -76,6 +78,7 @@ __all__ = [
     "pack",
     "unpack",
     # Parts of compressors: sparse messages, the k largest, count sketches
+    "Followable",
     "SparseCodec",
     "ThresholdCodec",
     "check_ratio_or_k",
@@ -125,7 +128,7 @@ __all__ = [
     "moving_average",
     "shares",
     "steps",
-    # What a rule may need of a compressor
+    # What a rule or a transport may need of a compressor
     "ADDITIVE",
     "BROADCAST",
     "CONTRACTIVE",

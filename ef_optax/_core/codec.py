@@ -50,6 +50,12 @@ class Codec(abc.ABC):
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         """What the receiver sees; ``like`` gives shape and dtype (never the local array)."""
 
+    @abc.abstractmethod
+    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
+        """Exact number of bits in one worker's message, before padding to a 32-bit word."""
+
+    # -- what follows from it, overridden where it can be had faster
+
     def decode_mean(
         self,
         messages: Message,
@@ -103,10 +109,6 @@ class Codec(abc.ABC):
     def traits(self) -> Traits:
         """What may be relied on: ``Traits(unbiased=True, ...)``, written by every codec alike."""
         return Traits()
-
-    @abc.abstractmethod
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        """Exact number of bits in one worker's message, before padding to a 32-bit word."""
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         """Bits that one worker contributes in each round of its protocol."""
@@ -190,55 +192,55 @@ class Codec(abc.ABC):
 
     @property
     @final
-    def unbiased(self) -> bool:  # noqa: D102
+    def unbiased(self) -> bool:
         return self.traits.unbiased
 
     @property
     @final
-    def linear(self) -> bool:  # noqa: D102
+    def linear(self) -> bool:
         return self.traits.linear
 
     @property
     @final
-    def homogeneous(self) -> bool:  # noqa: D102
+    def homogeneous(self) -> bool:
         return self.traits.homogeneous
 
     @property
     @final
-    def deterministic(self) -> bool:  # noqa: D102
+    def deterministic(self) -> bool:
         return self.traits.deterministic
 
     @property
     @final
-    def additive(self) -> bool:  # noqa: D102
+    def additive(self) -> bool:
         return self.traits.additive
 
     @property
     @final
-    def independent(self) -> bool:  # noqa: D102
+    def independent(self) -> bool:
         return self.traits.independent
 
     @property
     @final
-    def broadcast(self) -> bool:  # noqa: D102
+    def broadcast(self) -> bool:
         return self.traits.broadcast
 
     @property
     @final
-    def streams(self) -> bool:  # noqa: D102
+    def streams(self) -> bool:
         return self.traits.streams
 
     @property
     @final
-    def stateful(self) -> bool:  # noqa: D102
+    def stateful(self) -> bool:
         return self.traits.stateful
 
     @property
     @final
-    def granularity(self) -> Granularity:  # noqa: D102
+    def granularity(self) -> Granularity:
         return self.traits.granularity
 
     @property
     @final
-    def basis(self) -> Basis:  # noqa: D102
+    def basis(self) -> Basis:
         return self.traits.basis

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
+from ef_optax._numeric.dtypes import Array, wide_dtype
+from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.reductions import by_block
 
 
@@ -25,7 +25,7 @@ def all_finite(leaves: Sequence[Array], *, local: bool = False) -> Array:
     """
     floats = [x for x in leaves if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
     largest = _largest_of_local if local else _largest_magnitude
-    verdicts = [largest(x) < _magnitude(jnp.inf, x.dtype) for x in floats]
+    verdicts = [largest(x) < _wide_order(jnp.full((), jnp.inf, x.dtype)) for x in floats]
     return all_of(verdicts)
 
 
@@ -44,17 +44,15 @@ def all_of(verdicts: Sequence[Array]) -> Array:
 
 def _largest_magnitude(x: Array) -> Array:
     """As an integer, with infinity and then NaN above all: free to be taken in any order."""
-    return jnp.max(_magnitude(x, x.dtype))
+    return jnp.max(_wide_order(x))
 
 
 def _largest_of_local(x: Array) -> Array:
     """The same in one pass that reads x and writes nothing."""
-    (largest,) = by_block((_magnitude(x.reshape(-1), x.dtype),), x.size, (jax.lax.max,))
+    (largest,) = by_block((_wide_order(x.reshape(-1)),), x.size, (jax.lax.max,))
     return largest[0]
 
 
-def _magnitude(x: Any, dtype: Any) -> Array:
-    dtype = wide_dtype(dtype)
-    integer = jnp.dtype(f"int{bits_of(dtype)}")
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(x).astype(dtype), integer)
-    return bits & jnp.iinfo(integer).max
+def _wide_order(x: Array) -> Array:
+    """Magnitudes in order, as integers of at least 32 bits."""
+    return magnitude_order(x.astype(wide_dtype(x.dtype)))

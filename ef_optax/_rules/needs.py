@@ -19,27 +19,18 @@ their error on gradients is far below the bound. What the theory asks for is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from ef_optax._core.codec import Codec
+from ef_optax._core.need import Need
 from ef_optax._core.policy import LeafPolicy, for_leaf, stages_of
 from ef_optax._exchange import collectives
 from ef_optax._exchange.collectives import AxisName
 from ef_optax._exchange.exchange import Exchange, ExchangeState
 from ef_optax.compressors.compressor import Compressor, codec_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Need:
-    """A property that a rule may ask for: the test, what is wrong without it, and the remedy."""
-
-    met: Callable[[Codec], bool]
-    reason: str
-    remedy: str
-
 
 ADDITIVE = Need(
     lambda codec: codec.additive,
@@ -108,9 +99,9 @@ def exchange_for(
 def require(asked_by: str, codec: Codec, needs: Sequence[Need]) -> None:
     """Refuses a codec that lacks a need in some stage; a policy by leaf has none before a leaf."""
     for stage in stages_of(codec).stages:
-        for need in needs:
-            if not (isinstance(stage.codec, LeafPolicy) or need.met(stage.codec)):
-                raise ValueError(f"{asked_by} {stage.codec.name} {need.reason}; {need.remedy}.")
+        if not isinstance(stage.codec, LeafPolicy):
+            for need in needs:
+                need.check(asked_by, stage.codec)
 
 
 @dataclasses.dataclass(frozen=True)

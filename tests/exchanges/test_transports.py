@@ -73,11 +73,11 @@ def fits(name: str, transport: str) -> bool:
 
 
 def workers(index: int) -> Workers:
-    return Workers(N, jnp.int32(index), jnp.int32(STEP), np.uint32(7))
+    return Workers(N, np.int32(index), np.int32(STEP), np.uint32(7))
 
 
 def stacked(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+    return jax.tree.map(lambda *xs: np.stack(xs), *trees)
 
 
 def gathered(requests: list[Any]) -> list[Any]:
@@ -85,26 +85,29 @@ def gathered(requests: list[Any]) -> list[Any]:
 
 
 def exchanged(requests: list[Any]) -> list[Any]:
-    rows = [[jax.tree.map(lambda x, j=j: x[j], r.message) for r in requests] for j in range(N)]
+    messages = [jax.tree.map(np.asarray, r.message) for r in requests]
+    rows = [[jax.tree.map(lambda x, j=j: x[j], m) for m in messages] for j in range(N)]
     return [Gathered(stacked(own), None, N) for own in rows]
 
 
 def permuted(requests: list[Any]) -> list[Any]:
     sources = {target: source for source, target in requests[0].pairs}
-    zeros = jax.tree.map(jnp.zeros_like, requests[0].message)
+    zeros = jax.tree.map(np.zeros_like, requests[0].message)
     return [requests[sources[i]].message if i in sources else zeros for i in range(N)]
 
 
 def averaged(requests: list[Any]) -> list[Any]:
-    mean = jax.tree.map(
-        lambda *xs: np.mean(np.asarray(xs, np.float64), axis=0).astype(xs[0].dtype),
-        *[r.value for r in requests],
-    )
-    return [jax.tree.map(jnp.asarray, mean)] * N
+    def mean(*xs: Any) -> np.ndarray:
+        return np.mean(np.asarray(xs, np.float64), axis=0).astype(xs[0].dtype)
+
+    return [jax.tree.map(mean, *[r.value for r in requests])] * N
 
 
 def summed(requests: list[Any]) -> list[Any]:
-    return [jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *[r.value for r in requests])] * N
+    def total(*xs: Any) -> np.ndarray:
+        return np.sum(np.asarray(xs), axis=0, dtype=xs[0].dtype)
+
+    return [jax.tree.map(total, *[r.value for r in requests])] * N
 
 
 ANSWERS = {
@@ -142,10 +145,14 @@ def compressor_of(name: str) -> ef.Compressor:
     """The compressor, with functions that are compiled once for all transports."""
     codec = CASES[name].make().codec
 
-    class Compiled(type(codec)):
-        encode = jax.jit(type(codec).encode, static_argnums=0)
-        decode = jax.jit(type(codec).decode, static_argnums=(0, 2))
-        decode_mean = jax.jit(type(codec).decode_mean, static_argnums=(0, 2, 4))
+    kind = type(codec)
+
+    class Compiled(kind):
+        encode = jax.jit(kind.encode, static_argnums=0)
+        decode = jax.jit(kind.decode, static_argnums=(0, 2))
+        decode_mean = jax.jit(kind.decode_mean, static_argnums=(0, 2, 4))
+        residual = jax.jit(kind.residual, static_argnums=0)
+        support = jax.jit(kind.support, static_argnums=0)
 
         def __hash__(self):
             return id(self)

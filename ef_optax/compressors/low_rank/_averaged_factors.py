@@ -10,15 +10,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ef_optax._core.messageless import MessagelessCodec
-from ef_optax._core.outcome import Outcome
+from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.requests import Mean
 from ef_optax._core.traits import Traits
+from ef_optax._core.workers import Workers
 from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
@@ -91,6 +93,25 @@ def _split(x: Array, counts: Sequence[int]) -> list[Array]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Averaged:
+    """What a method makes of its batches, an entry for each.
+
+    Attributes:
+      after: the next states of the batch's members.
+      out: the factors that everybody applies.
+      own: the factors of this worker's part.
+    """
+
+    after: Sequence[Sequence[Any]]
+    out: Sequence[tuple[Array, Array]]
+    own: Sequence[tuple[Array, Array]]
+
+
+Steps = Generator[list[Array], list[Array], Averaged]
+"""The steps of a method: it yields a factor of each batch and receives their means."""
+
+
+@dataclasses.dataclass(frozen=True)
 class AveragedFactors(MessagelessCodec):
     """A low-rank approximation of the mean, from factors that are averaged one after the other."""
 
@@ -109,6 +130,10 @@ class AveragedFactors(MessagelessCodec):
     @property
     def traits(self) -> Traits:
         return Traits(independent=False, stateful=True, granularity="group")
+
+    @abc.abstractmethod
+    def factors(self, batches: Sequence[Batch], state: Sequence[Any]) -> Steps:
+        """The method itself, for the leaves that are compressed."""
 
     @abc.abstractmethod
     def elements(self, matrices: Matrices, rank: int) -> float:
@@ -154,45 +179,49 @@ class AveragedFactors(MessagelessCodec):
             batches.append(Batch(tuple(members), tuple(leads[i] for i in members), tuple(parts)))
         return batches, dense
 
-    def outcome(
+    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
+        """The method's steps; the first round averages the dense leaves as well."""
+        del workers
+        batches, dense = self.batches(x)
+        means, waiting = [], [x[i] for i in dense]
+        steps = self.factors(batches, state)
+        factors = next(steps)
+        while True:
+            averaged, received = yield Mean((factors, waiting))
+            means, waiting = [*means, *received], []
+            try:
+                factors = steps.send(averaged)
+            except StopIteration as stop:
+                dense_means = dict(zip(dense, means, strict=True))
+                return self._outcome(x, state, batches, stop.value, dense_means)
+
+    def _outcome(
         self,
         x: Sequence[Array],
         state: Sequence[Any],
         batches: Sequence[Batch],
-        after: Sequence[Sequence[Any]],
-        out: Sequence[tuple[Array, Array]],
-        own: Sequence[tuple[Array, Array]],
+        result: Averaged,
         dense: dict[int, Array],
     ) -> Outcome:
-        """What all leaves get.
-
-        Args:
-          x: the leaves.
-          state: their states before.
-          batches: the batches of the compressed ones.
-          after: the next states of each batch's members.
-          out: of each batch, the factors that everybody applies.
-          own: of each batch, the factors of this worker's part.
-          dense: of each dense leaf, its mean.
-        """
+        """What all leaves get; ``dense`` has the mean of each leaf that is not compressed."""
 
         def filled(factors: Sequence[tuple[Array, Array]], rest: Callable[[int], Array]) -> Any:
             """Products for the compressed leaves, ``rest`` for the others."""
-            result = {i: rest(i) for i in dense}
+            values = {i: rest(i) for i in dense}
             for batch, (left, right) in zip(batches, factors, strict=True):
                 for i, value in zip(batch.members, batch.values(left, right), strict=True):
-                    result[i] = value.astype(x[i].dtype).reshape(x[i].shape)
-            return [result[i] for i in range(len(x))]
+                    values[i] = value.astype(x[i].dtype).reshape(x[i].shape)
+            return [values[i] for i in range(len(x))]
 
         def sent() -> list[Array]:
-            return filled(own if self.local_error else out, lambda i: x[i])
+            return filled(result.own if self.local_error else result.out, lambda i: x[i])
 
         states = list(state)
-        for batch, new in zip(batches, after, strict=True):
+        for batch, new in zip(batches, result.after, strict=True):
             for i, value in zip(batch.members, new, strict=True):
                 states[i] = value
         return Outcome(
-            aggregate=filled(out, lambda i: dense[i]),
+            aggregate=filled(result.out, lambda i: dense[i]),
             state=states,
             sent=sent,
             residual=lambda: [a - b for a, b in zip(x, sent(), strict=True)],

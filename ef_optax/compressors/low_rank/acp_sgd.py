@@ -8,21 +8,21 @@ error        e_i = M_i - P_i Q^T, or M_i - P Q_i^T
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ef_optax._core.outcome import Protocol
 from ef_optax._core.policy import Stage, Stages, StepPolicy
-from ef_optax._core.requests import Mean
 from ef_optax._core.timeline import Timeline
-from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array, wide_dtype
 from ef_optax._numeric.matrix import Matrices, orthonormal
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.low_rank._averaged_factors import (
+    Averaged,
     AveragedFactors,
     Batch,
+    Steps,
     averaged_factors,
     unless_zero,
 )
@@ -66,21 +66,18 @@ class AcpSgd(AveragedFactors, StepPolicy):
         left = self.normal(f"{path} P", (*lead, rows, rank), dtype)
         return FactorsState(left, self.normal(f"{path} Q", (*lead, rank, columns), dtype))
 
-    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
-        del workers
-        batches, dense = self.batches(x)
+    def factors(self, batches: Sequence[Batch], state: Sequence[Any]) -> Steps:
         kept = [
             FactorsState(*(b.gather({i: state[i][j] for i in b.members}) for j in range(2)))
             for b in batches
         ]
         out: list[list[FactorsState]] = [[] for _ in batches]
         own: list[list[FactorsState]] = [[] for _ in batches]
-        rest, means, waiting = batches, [], [x[i] for i in dense]
+        rest = batches
         for half in range(self.iterations):
             left = (self.side + half) % 2 == 0
             mine = [_half(b, f, left) for b, f in zip(rest, kept, strict=True)]
-            averaged, received = yield Mean(([f.P if left else f.Q for f in mine], waiting))
-            means, waiting = [*means, *received], []
+            averaged = yield [f.P if left else f.Q for f in mine]
             applied = [
                 f._replace(P=mean) if left else f._replace(Q=mean)
                 for f, mean in zip(mine, averaged, strict=True)
@@ -98,14 +95,10 @@ class AcpSgd(AveragedFactors, StepPolicy):
             [FactorsState(*pair) for pair in zip(b.scatter(f.P), b.scatter(f.Q), strict=True)]
             for b, f in zip(batches, kept, strict=True)
         ]
-        return self.outcome(
-            x,
-            state,
-            batches,
+        return Averaged(
             after,
             out=[_side_by_side(factors) for factors in out],
             own=[_side_by_side(factors) for factors in own],
-            dense=dict(zip(dense, means, strict=True)),
         )
 
 

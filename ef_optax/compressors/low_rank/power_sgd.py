@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from ef_optax._core.outcome import Protocol
-from ef_optax._core.requests import Mean
-from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.matrix import Matrices, orthonormal
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.low_rank._averaged_factors import (
+    Averaged,
     AveragedFactors,
+    Batch,
+    Steps,
     averaged_factors,
     unless_zero,
 )
@@ -38,32 +39,19 @@ class PowerSgd(AveragedFactors):
         shape = (*matrices.lead, rank, matrices.columns)
         return self.normal(path, shape, wide_dtype(like.dtype))
 
-    def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
-        del workers
-        batches, dense = self.batches(x)
+    def factors(self, batches: Sequence[Batch], state: Sequence[Any]) -> Steps:
         before = Q = own = [batch.gather(state) for batch in batches]
-        P, means, waiting = [], [], [x[i] for i in dense]
+        P = []
         for _ in range(self.iterations):
-            P, received = yield Mean(
-                ([m.times(q) for m, q in zip(batches, Q, strict=True)], waiting)
-            )
-            means, waiting = [*means, *received], []
+            P = yield [m.times(q) for m, q in zip(batches, Q, strict=True)]
             P = [orthonormal(p) for p in P]
             own = [m.transposed_times(p) for m, p in zip(batches, P, strict=True)]
-            Q = yield Mean(own)
+            Q = yield own
         after = [
             batch.scatter(unless_zero(q, old))
             for batch, q, old in zip(batches, Q, before, strict=True)
         ]
-        return self.outcome(
-            x,
-            state,
-            batches,
-            after,
-            out=list(zip(P, Q, strict=True)),
-            own=list(zip(P, own, strict=True)),
-            dense=dict(zip(dense, means, strict=True)),
-        )
+        return Averaged(after, out=list(zip(P, Q, strict=True)), own=list(zip(P, own, strict=True)))
 
 
 def power_sgd(
