@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
 from ef_optax._exchange.exchange import Exchange, ExchangeState
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.trees import add, scale, sub
+from ef_optax._rules.memory import Memory
 from ef_optax._rules.steps import first_step, silent
 from ef_optax.compressors.combine.identity import Identity
 
@@ -15,6 +17,70 @@ Init = Literal["compressed", "full", "zero"]
 
 
 INITS = ("compressed", "full", "zero")
+
+Followed = tuple[Any, Any, ExchangeState]
+"""The next g_i, the next g, the next state of the exchange."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimates:
+    """EF21's pair of estimates: g_i of every worker's target, and g, the mean of all g_i.
+
+    A rule holds them in its state as they are kept, with the state of their exchange.
+
+    Attributes:
+      exchange: how the differences travel.
+      memory: how the estimates are kept.
+      init: how they begin, as in :func:`start`.
+    """
+
+    exchange: Exchange
+    memory: Memory
+    init: Init = "compressed"
+
+    def begin(self, params: Any) -> tuple[Any, Any, ExchangeState]:
+        """g_i, g and the state of the exchange before the first step."""
+        g_i, g = self.memory.zeros(params), self.memory.zeros(params)
+        return g_i, g, self.exchange.init(self.memory.read(g))
+
+    def follow(
+        self,
+        target: Any,
+        estimate: Any,
+        mean: Any,
+        state: ExchangeState,
+        *,
+        share: Array | None = None,
+        present: Array | None = None,
+        later: Callable[[Any, Any], Followed] | None = None,
+    ) -> tuple[Any, Any, Followed]:
+        """One step, from what :meth:`begin` or the last step kept.
+
+        Args:
+          target: what this worker's estimate is to follow.
+          estimate: g_i, as it is kept.
+          mean: g, as it is kept.
+          state: the exchange's state.
+          share: this worker's weight in the mean (None: one).
+          present: 1 if this worker takes part in this step, else 0 (None: it does).
+          later: what to do instead of :func:`track` after the first step, from g_i and g.
+
+        Returns:
+          The next g_i and g, and what to keep: both of them and the state of the exchange.
+        """
+        g_i, g = self.memory.read((estimate, mean))
+
+        def ordinary() -> Followed:
+            if later is not None:
+                return later(g_i, g)
+            return track(self.exchange, target, g_i, g, state, share=share, present=present)
+
+        g_i, g, sent = start(
+            self.init, self.exchange, target, g_i, g, state, ordinary, share=share, present=present
+        )
+        kept_i = self.memory.write(g_i, estimate, sent.count)
+        kept = self.memory.write(g, mean, sent.count, shared=True)
+        return g_i, g, (kept_i, kept, sent)
 
 
 def track(
@@ -26,7 +92,7 @@ def track(
     *,
     share: Array | None = None,
     present: Array | None = None,
-) -> tuple[Any, Any, ExchangeState]:
+) -> Followed:
     """``c_i = C(target_i - g_i)``; ``g_i <- g_i + c_i``; ``g <- g + mean_i c_i``.
 
     Args:
@@ -54,24 +120,19 @@ def start(
     estimate: Any,
     mean: Any,
     state: ExchangeState,
+    later: Callable[[], Followed],
     *,
     share: Array | None = None,
     present: Array | None = None,
-    later: Callable[[], tuple[Any, Any, ExchangeState]] | None = None,
-) -> tuple[Any, Any, ExchangeState]:
-    """:func:`track` (or ``later``), with another first step if ``init`` asks for one.
+) -> Followed:
+    """``later()``, with another first step if ``init`` asks for one.
 
     ``"compressed"`` starts from ``g_i = 0``, so that ``g_i^0 = C(target)``; ``"full"`` sends the
     first target dense; ``"zero"`` sends nothing at first (but one number that tells whether all is
-    finite) and keeps ``g_i^0 = 0``.
+    finite) and keeps ``g_i^0 = 0``. Other arguments and the result are those of :func:`track`.
     """
 
-    def ordinary() -> tuple[Any, Any, ExchangeState]:
-        if later is not None:
-            return later()
-        return track(exchange, target, estimate, mean, state, share=share, present=present)
-
-    def full() -> tuple[Any, Any, ExchangeState]:
+    def full() -> Followed:
         dense = Exchange(Identity(), exchange.axis_name)
         bare = state._replace(codec=())
         own, aggregate, after = track(
@@ -79,13 +140,13 @@ def start(
         )
         return own, aggregate, after._replace(codec=state.codec)
 
-    def zero() -> tuple[Any, Any, ExchangeState]:
+    def zero() -> Followed:
         _, after = silent(exchange, target, state._replace(codec=()))
         return estimate, mean, after._replace(codec=state.codec)
 
     if init == "compressed":
-        return ordinary()
-    return first_step(exchange, state, full if init == "full" else zero, ordinary)
+        return later()
+    return first_step(exchange, state, full if init == "full" else zero, later)
 
 
 def _product(a: Array | None, b: Array | None) -> Array | None:

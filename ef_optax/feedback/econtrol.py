@@ -82,29 +82,23 @@ def econtrol(
     check.not_negative("econtrol", "strength", strength)
     exchange = exchange_for("econtrol", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
     memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(exchange, memory, init)
 
     def init_fn(params: Any) -> EControlState:
-        e, h_i, h = memory.zeros(params), memory.zeros(params), memory.zeros(params)
-        return EControlState(e, h_i, h, exchange.init(memory.read(h)))
+        return EControlState(memory.zeros(params), *estimates.begin(params))
 
     def update_fn(
         updates: Any, state: EControlState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EControlState]:
         del params, extra_args
-        g_i, count = trees.wide(updates), state.exchange.count
-        e, h_i, h = memory.read((state.residual, state.estimate, state.mean))
+        g_i, e, count = trees.wide(updates), memory.read(state.residual), state.exchange.count
         target = trees.axpy(strength, e, g_i)  # eta e_i + g_i; the difference to h_i is sent
         if init == "full":
             target = trees.where(count == 0, g_i, target)
-        h_i, h, sent = difference.start(init, exchange, target, h_i, h, state.exchange)
+        h_i, h, kept = estimates.follow(target, state.estimate, state.mean, state.exchange)
         grown = trees.add(e, trees.sub(g_i, h_i))
         e = trees.where(count == 0, e, grown) if init == "zero" else grown
-        after = EControlState(
-            residual=memory.write(e, state.residual, count),
-            estimate=memory.write(h_i, state.estimate, count),
-            mean=memory.write(h, state.mean, count, shared=True),
-            exchange=sent,
-        )
-        return trees.emit(h, updates), after
+        e = memory.write(e, state.residual, count)
+        return trees.emit(h, updates), EControlState(e, *kept)
 
     return as_transformation(init_fn, update_fn)

@@ -85,23 +85,16 @@ def ef21(
     """
     check.word("ef21", "init", init, difference.INITS)
     exchange = exchange_for("ef21", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(exchange, memory_for(memory, axis_name), init)
 
     def init_fn(params: Any) -> EF21State:
-        g_i, g = memory.zeros(params), memory.zeros(params)
-        return EF21State(estimate=g_i, mean=g, exchange=exchange.init(memory.read(g)))
+        return EF21State(*estimates.begin(params))
 
     def update_fn(
         updates: Any, state: EF21State, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21State]:
         del params, extra_args
-        g_i, g = memory.read((state.estimate, state.mean))
-        g_i, g, sent = difference.start(init, exchange, trees.wide(updates), g_i, g, state.exchange)
-        after = EF21State(
-            estimate=memory.write(g_i, state.estimate, sent.count),
-            mean=memory.write(g, state.mean, sent.count, shared=True),
-            exchange=sent,
-        )
-        return trees.emit(g, updates), after
+        _, g, kept = estimates.follow(trees.wide(updates), *state)
+        return trees.emit(g, updates), EF21State(*kept)
 
     return as_transformation(init_fn, update_fn)

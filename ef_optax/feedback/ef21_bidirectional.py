@@ -85,27 +85,25 @@ def ef21_bidirectional(
         "ef21_bidirectional", server, argument="server", needs=(BROADCAST, CONTRACTIVE)
     )
     memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(uplink, memory)
 
     def init_fn(params: Any) -> EF21BidirectionalState:
-        gw_i, mean, g = memory.zeros(params), memory.zeros(params), memory.zeros(params)
-        wide = memory.read(g)
-        return EF21BidirectionalState(gw_i, mean, g, uplink.init(wide), downlink.init(wide))
+        gw_i, mean, up = estimates.begin(params)
+        g = memory.zeros(params)
+        return EF21BidirectionalState(gw_i, mean, g, up, downlink.init(memory.read(g)))
 
     def update_fn(
         updates: Any, state: EF21BidirectionalState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21BidirectionalState]:
         del params, extra_args
-        gw_i, mean, g = memory.read((state.estimate, state.mean, state.broadcast))
-        gw_i, mean, sent = difference.track(uplink, trees.wide(updates), gw_i, mean, state.uplink)
+        _, mean, (own, kept_mean, up) = estimates.follow(
+            trees.wide(updates), state.estimate, state.mean, state.uplink
+        )
+        g = memory.read(state.broadcast)
         out = downlink(trees.sub(mean, g), state.downlink)
         g = trees.add(g, out.aggregate)
-        after = EF21BidirectionalState(
-            estimate=memory.write(gw_i, state.estimate, sent.count),
-            mean=memory.write(mean, state.mean, sent.count, shared=True),
-            broadcast=memory.write(g, state.broadcast, sent.count, shared=True),
-            uplink=sent,
-            downlink=out.state,
-        )
+        kept_g = memory.write(g, state.broadcast, up.count, shared=True)
+        after = EF21BidirectionalState(own, kept_mean, kept_g, up, out.state)
         return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -143,11 +143,11 @@ def _with_averages(
     check.weight(rule, "fresh_weight", fresh_weight, schedule=True)
     exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
     memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(exchange, memory, init)
 
     def init_fn(params: Any) -> EF21MomentumState:
         averages = tuple(memory.zeros(params) for _ in range(depth))
-        g_i, g = memory.zeros(params), memory.zeros(params)
-        return EF21MomentumState(averages, g_i, g, exchange.init(memory.read(g)))
+        return EF21MomentumState(averages, *estimates.begin(params))
 
     def update_fn(
         updates: Any, state: EF21MomentumState, params: Any = None, **extra_args: Any
@@ -158,14 +158,8 @@ def _with_averages(
         for old in memory.read(state.averages):
             fresh = moving_average(fresh_weight, count, old, fresh)
             averages.append(fresh)
-        g_i, g = memory.read((state.estimate, state.mean))
-        g_i, g, sent = difference.start(init, exchange, fresh, g_i, g, state.exchange)
-        after = EF21MomentumState(
-            averages=memory.write(tuple(averages), state.averages, count),
-            estimate=memory.write(g_i, state.estimate, count),
-            mean=memory.write(g, state.mean, count, shared=True),
-            exchange=sent,
-        )
-        return trees.emit(g, updates), after
+        _, g, kept = estimates.follow(fresh, state.estimate, state.mean, state.exchange)
+        averages = memory.write(tuple(averages), state.averages, count)
+        return trees.emit(g, updates), EF21MomentumState(averages, *kept)
 
     return as_transformation(init_fn, update_fn)

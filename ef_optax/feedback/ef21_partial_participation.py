@@ -103,7 +103,7 @@ def ef21_partial_participation(
         shares.check_shares(rule, weights)
     key = as_key(key, rule)
     exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(exchange, memory_for(memory, axis_name), init)
 
     def drawn(count: Array) -> Array:
         """1 or 0: whether this worker takes part."""
@@ -117,9 +117,8 @@ def ef21_partial_participation(
         return jnp.where(count == 0, True, takes_part).astype(jnp.float32)
 
     def init_fn(params: Any) -> EF21PartialParticipationState:
-        g_i, g = memory.zeros(params), memory.zeros(params)
-        everybody, sent = jnp.ones((), jnp.float32), exchange.init(memory.read(g))
-        return EF21PartialParticipationState(g_i, g, everybody, sent)
+        g_i, g, sent = estimates.begin(params)
+        return EF21PartialParticipationState(g_i, g, jnp.ones((), jnp.float32), sent)
 
     def update_fn(
         updates: Any, state: EF21PartialParticipationState, params: Any = None, **extra_args: Any
@@ -130,16 +129,10 @@ def ef21_partial_participation(
             share = shares.own_share(rule, weights, axis_name)
             target = jax.tree.map(lambda x: x / share.astype(x.dtype), target)
         present = drawn(state.exchange.count)
-        g_i, g = memory.read((state.estimate, state.mean))
-        g_i, g, sent = difference.start(
-            init, exchange, target, g_i, g, state.exchange, share=share, present=present
+        _, g, (estimate, mean, sent) = estimates.follow(
+            target, state.estimate, state.mean, state.exchange, share=share, present=present
         )
-        after = EF21PartialParticipationState(
-            estimate=memory.write(g_i, state.estimate, sent.count),
-            mean=memory.write(g, state.mean, sent.count, shared=True),
-            present=present,
-            exchange=sent,
-        )
+        after = EF21PartialParticipationState(estimate, mean, present, sent)
         return trees.emit(g, updates), after
 
     return as_transformation(init_fn, update_fn)

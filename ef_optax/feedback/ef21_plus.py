@@ -92,48 +92,39 @@ def ef21_plus(
         needs=(ADDITIVE, CONTRACTIVE, DETERMINISTIC, INDEPENDENT),
     )
     local, dense = Exchange(exchange.codec), Exchange(Identity(), axis_name)
-    memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(exchange, memory_for(memory, axis_name), init)
 
     def init_fn(params: Any) -> EF21PlusState:
-        g_i, g = memory.zeros(params), memory.zeros(params)
-        return EF21PlusState(estimate=g_i, mean=g, exchange=exchange.init(memory.read(g)))
+        return EF21PlusState(*estimates.begin(params))
 
     def update_fn(
         updates: Any, state: EF21PlusState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21PlusState]:
         del params, extra_args
         grad = trees.wide(updates)
-        g_i, mean = memory.read((state.estimate, state.mean))
 
         def compressed(x: Any) -> Any:
             return local(x, state.exchange, want=("sent",)).sent
 
-        def nearer() -> tuple[Any, Any, ExchangeState]:
-            difference = trees.sub(grad, g_i)
+        def nearer(g_i: Any, g: Any) -> difference.Followed:
+            news = trees.sub(grad, g_i)
             b = compressed(grad)
-            m = trees.add(g_i, compressed(difference))
+            m = trees.add(g_i, compressed(news))
             error_b, error_m = (trees.squared_norm(trees.sub(c, grad)) for c in (b, m))
             forget = error_b < error_m
-            out = exchange(trees.where(forget, grad, difference), state.exchange, want=("sent",))
+            out = exchange(trees.where(forget, grad, news), state.exchange, want=("sent",))
             forgotten = jax.tree.map(lambda x: jnp.where(forget, x, 0), g_i)
             anybody = collectives.pmax(forget.astype(jnp.int32), axis_name) > 0
             taken_back = collectives.agreed_cond(
                 anybody,
                 lambda: dense(forgotten, out.state._replace(codec=())).aggregate,
-                lambda: jax.tree.map(jnp.zeros_like, mean),
+                lambda: jax.tree.map(jnp.zeros_like, g),
                 axis=axis_name,
             )
             own = trees.add(trees.sub(g_i, forgotten), out.sent)
-            return own, trees.sub(trees.add(mean, out.aggregate), taken_back), out.state
+            return own, trees.sub(trees.add(g, out.aggregate), taken_back), out.state
 
-        own, g, sent = difference.start(
-            init, exchange, grad, g_i, mean, state.exchange, later=nearer
-        )
-        after = EF21PlusState(
-            estimate=memory.write(own, state.estimate, sent.count),
-            mean=memory.write(g, state.mean, sent.count, shared=True),
-            exchange=sent,
-        )
-        return trees.emit(g, updates), after
+        _, g, kept = estimates.follow(grad, *state, later=nearer)
+        return trees.emit(g, updates), EF21PlusState(*kept)
 
     return as_transformation(init_fn, update_fn)

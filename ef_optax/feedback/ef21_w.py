@@ -81,11 +81,10 @@ def ef21_w(
     check.word("ef21_w", "init", init, difference.INITS)
     shares.check_shares("ef21_w", weights)
     exchange = exchange_for("ef21_w", compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
-    memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(exchange, memory_for(memory, axis_name), init)
 
     def init_fn(params: Any) -> EF21State:
-        g_i, g = memory.zeros(params), memory.zeros(params)
-        return EF21State(estimate=g_i, mean=g, exchange=exchange.init(memory.read(g)))
+        return EF21State(*estimates.begin(params))
 
     def update_fn(
         updates: Any, state: EF21State, params: Any = None, **extra_args: Any
@@ -93,13 +92,7 @@ def ef21_w(
         del params, extra_args
         share = shares.own_share("ef21_w", weights, axis_name)  # n w_i
         target = jax.tree.map(lambda x: x / share.astype(x.dtype), trees.wide(updates))
-        g_i, g = memory.read((state.estimate, state.mean))
-        g_i, g, sent = difference.start(init, exchange, target, g_i, g, state.exchange, share=share)
-        after = EF21State(
-            estimate=memory.write(g_i, state.estimate, sent.count),
-            mean=memory.write(g, state.mean, sent.count, shared=True),
-            exchange=sent,
-        )
-        return trees.emit(g, updates), after
+        _, g, kept = estimates.follow(target, *state, share=share)
+        return trees.emit(g, updates), EF21State(*kept)
 
     return as_transformation(init_fn, update_fn)

@@ -12,6 +12,7 @@ Every variant is a few stages; each stage turns h into something nearer to x and
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -172,7 +173,8 @@ def three_point_compressor(
         everybody = jnp.ones_like(state.sent)
 
         def begin() -> tuple[Any, ...]:
-            own, mean, after = difference.start(init, main, x, h, g, last)
+            ordinary = functools.partial(difference.track, main, x, h, g, last)
+            own, mean, after = difference.start(init, main, x, h, g, last, ordinary)
             return own, mean, mean if variant == "v1" else (), everybody, (*others, after)
 
         def go_on() -> tuple[Any, ...]:
