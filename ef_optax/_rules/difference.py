@@ -78,9 +78,12 @@ class Estimates:
         g_i, g, sent = start(
             self.init, self.exchange, target, g_i, g, state, ordinary, share=share, present=present
         )
-        kept_i = self.memory.write(g_i, estimate, sent.count)
-        kept = self.memory.write(g, mean, sent.count, shared=True)
-        return g_i, g, (kept_i, kept, sent)
+        return g_i, g, self.keep(g_i, g, sent, estimate, mean)
+
+    def keep(self, g_i: Any, g: Any, sent: ExchangeState, estimate: Any, mean: Any) -> Followed:
+        """What to keep of the next g_i and g, in place of the kept ``estimate`` and ``mean``."""
+        estimate = self.memory.write(g_i, estimate, sent.count)
+        return estimate, self.memory.write(g, mean, sent.count, shared=True), sent
 
 
 def track(

@@ -19,6 +19,7 @@ from ef_optax.extend import (
     MemoryLike,
     as_transformation,
     check,
+    difference,
     exchange_for,
     memory_for,
     trees,
@@ -71,27 +72,23 @@ def gradient_shift(
     check.weight("gradient_shift", "rate", rate)
     exchange = exchange_for("gradient_shift", compressor, axis_name, needs=(ADDITIVE,))
     memory = memory_for(memory, axis_name)
+    estimates = difference.Estimates(exchange, memory)
 
     def init_fn(params: Any) -> ShiftState:
-        h_i, h = memory.zeros(params), memory.zeros(params)
-        return ShiftState(control=h_i, mean=h, exchange=exchange.init(memory.read(h)))
+        return ShiftState(*estimates.begin(params))
 
     def update_fn(
         updates: Any, state: ShiftState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ShiftState]:
         del params, extra_args
         h_i, h = memory.read((state.control, state.mean))
-        difference = trees.sub(trees.wide(updates), h_i)
-        out = exchange(difference, state.exchange, want=("sent",))
-        shifted = trees.add(difference, h)
+        news = trees.sub(trees.wide(updates), h_i)
+        out = exchange(news, state.exchange, want=("sent",))
+        shifted = trees.add(news, h)
         h_i = trees.axpy(rate, out.sent, h_i)
         h = trees.axpy(rate, out.aggregate, h)
-        after = ShiftState(
-            control=memory.write(h_i, state.control, out.state.count),
-            mean=memory.write(h, state.mean, out.state.count, shared=True),
-            exchange=out.state,
-        )
-        return trees.emit(shifted, updates), after
+        kept = estimates.keep(h_i, h, out.state, state.control, state.mean)
+        return trees.emit(shifted, updates), ShiftState(*kept)
 
     return as_transformation(init_fn, update_fn)
 

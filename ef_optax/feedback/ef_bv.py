@@ -23,6 +23,7 @@ from ef_optax.extend import (
     as_transformation,
     check,
     collectives,
+    difference,
     exchange_for,
     for_leaf,
     memory_for,
@@ -134,6 +135,7 @@ def _control_variates(
     rule: str, exchange: Exchange, lam: float | None, nu: float, memory: MemoryLike
 ) -> optax.GradientTransformationExtraArgs:
     memory = memory_for(memory, exchange.axis_name)
+    estimates = difference.Estimates(exchange, memory)
 
     def step(path: Any, x: Any) -> float:
         """The lambda of one leaf."""
@@ -150,8 +152,7 @@ def _control_variates(
         return 1 / (1 + omega)
 
     def init_fn(params: Any) -> EFBVState:
-        h_i, h = memory.zeros(params), memory.zeros(params)
-        return EFBVState(control=h_i, mean=h, exchange=exchange.init(memory.read(h)))
+        return EFBVState(*estimates.begin(params))
 
     def update_fn(
         updates: Any, state: EFBVState, params: Any = None, **extra_args: Any
@@ -163,11 +164,7 @@ def _control_variates(
         slow = jax.tree_util.tree_map_with_path(step, h_i)
         h_i = jax.tree.map(lambda h, a, d: h + a * d, h_i, slow, out.sent)
         h = jax.tree.map(lambda h, a, d: h + a * d, h, slow, out.aggregate)
-        after = EFBVState(
-            control=memory.write(h_i, state.control, out.state.count),
-            mean=memory.write(h, state.mean, out.state.count, shared=True),
-            exchange=out.state,
-        )
-        return trees.emit(g, updates), after
+        kept = estimates.keep(h_i, h, out.state, state.control, state.mean)
+        return trees.emit(g, updates), EFBVState(*kept)
 
     return as_transformation(init_fn, update_fn)

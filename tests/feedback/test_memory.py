@@ -141,8 +141,7 @@ def test_a_step_is_that_of_float32_but_for_what_is_rounded(
 ) -> None:
     """From the same memories: equal updates, and new memories equal up to their rounding."""
     params = parameters(names)
-    exact = ef.simulate(together(names), N, AXIS)
-    state, exact_step = exact.init(params), jax.jit(exact.update)
+    state, exact_step = in_float32(tuple(names))
     use(monkeypatch, storage)
     tested = ef.simulate(together(names), N, AXIS)
     kept, step = tested.init(params), jax.jit(tested.update)
@@ -155,6 +154,13 @@ def test_a_step_is_that_of_float32_but_for_what_is_rounded(
         read = jax.tree.map(opened, kept, state, is_leaf=is_kept)
         close(read, state, rounding)
         state = read
+
+
+@functools.cache
+def in_float32(names: tuple[str, ...]) -> tuple[Any, Any]:
+    """The state and the compiled update of these rules, for all storages."""
+    tx = ef.simulate(together(names), N, AXIS)
+    return tx.init(parameters(names)), jax.jit(tx.update)
 
 
 def is_kept(x: Any) -> bool:
