@@ -48,10 +48,13 @@ def keep_if_bad(
     if len(verdicts) > 2 and len(coll.axis_names(axis)) > 1:
         ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0
 
+    def choose(b: Any, a: Any) -> Any:
+        return a if b is a else jnp.where(ok, b, a)
+
     def pick(b: Any, a: Any) -> Any:
         if not _is_exchange(b):
-            return jnp.where(ok, b, a)
-        kept = jax.tree.map(lambda x, y: jnp.where(ok, x, y), b, a)
+            return choose(b, a)
+        kept = jax.tree.map(choose, b, a)
         return kept._replace(skipped=a.skipped + jnp.where(ok, 0, 1).astype(jnp.int32), ok=ok)
 
     updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), updates)
