@@ -20,6 +20,13 @@ os.environ.setdefault("PJRT_NPROC", str(2 * NUM_DEVICES))
 xla_flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in xla_flags:
     xla_flags = f"{xla_flags} --xla_force_host_platform_device_count={NUM_DEVICES}".strip()
+# Most programs of the tests run for less time than they take to compile. The numbers do not depend
+# on how well that is done; programs that tests look into are compiled in full (tests/programs.py).
+# XLA_FLAGS=--xla_backend_optimization_level=3 compiles all of them in full.
+if "xla_backend_optimization_level" not in xla_flags:
+    xla_flags += " --xla_backend_optimization_level=0"
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have no choice
+        xla_flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = xla_flags
 
 import jax  # noqa: E402  (the environment above is read when it is imported)

@@ -10,6 +10,7 @@ import pytest
 
 import ef_optax as ef
 from benchmarks.compile_time import kernels_of
+from tests.programs import compiled
 
 SHAPES = {"a": (3, 4), "b": (), "c": (0, 2), "d": (3, 4), "e": (17,)}
 
@@ -78,7 +79,7 @@ def test_equal_leaves_share_one_program() -> None:
         tx = ef.flatten(ef.error_feedback(ef.scaled_sign()))
         grads = {str(i): jax.ShapeDtypeStruct((64, 3), jnp.float32) for i in range(count)}
         state = jax.eval_shape(tx.init, grads)
-        text = jax.jit(tx.update).lower(grads, state).compile().as_text()
+        text = compiled(jax.jit(tx.update).lower(grads, state)).as_text()
         assert text is not None
         # Only the size of the whole vector may differ.
         return len(kernels_of(text.replace(str(192 * count), "whole")))

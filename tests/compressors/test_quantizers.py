@@ -20,14 +20,12 @@ from ef_optax.compressors.quantize.scaled_half import scaled_half
 from ef_optax.compressors.quantize.sigma_bins import sigma_bins
 from ef_optax.compressors.quantize.uniform import uniform
 from ef_optax.compressors.sparse.top_k import top_k
+from tests.compressors import coding
 
 
 def decoded(compressor, x, dtype="float32") -> np.ndarray:
     """What the receivers see."""
-    x, codec = jnp.asarray(x, dtype), compressor.codec
-    y = codec.decode(codec.encode(x), jax.ShapeDtypeStruct(x.shape, x.dtype))
-    assert y.dtype == x.dtype
-    return np.asarray(y, np.float64)
+    return coding.decoded(compressor, x, dtype=dtype).astype(np.float64)
 
 
 def contraction(compressor, x) -> float:

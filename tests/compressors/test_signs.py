@@ -16,12 +16,11 @@ from ef_optax.exchanges.perm import perm_k
 from ef_optax.feedback.compressed_mean import compressed_mean
 from ef_optax.feedback.ef14 import error_feedback
 from ef_optax.parallel.simulation import simulate
+from tests.compressors.coding import decoded
 
 
 def once(compressor, x) -> list:
-    x = jnp.asarray(x, jnp.float32)
-    codec = compressor.codec
-    return codec.decode(codec.encode(x), jax.ShapeDtypeStruct(x.shape, x.dtype)).tolist()
+    return decoded(compressor, x).tolist()
 
 
 def test_rms_sign_error() -> None:
@@ -56,10 +55,10 @@ def test_two_means_of_columns() -> None:
 def steps(compressor, gradients) -> tuple[list, list]:
     """What is sent, and the residual, after each step of error feedback."""
     tx = error_feedback(compressor)
-    state = tx.init(jnp.zeros(1))
+    state, update = tx.init(jnp.zeros(1)), jax.jit(tx.update)
     sent, owed = [], []
     for g in gradients:
-        out, state = tx.update(jnp.asarray([g], jnp.float32), state)
+        out, state = update(np.float32([g]), state)
         sent.append(float(out[0]))
         owed.append(float(jax.tree.leaves(state.residual)[0].reshape(-1)[0]))
     return sent, owed

@@ -6,6 +6,7 @@ methods. Arrays go in and come out as NumPy; a worker's update is a dictionary o
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,12 @@ import optax
 import ef_optax as ef
 from ef_optax._bits import packing
 from ef_optax.compressors.quantize.eden import fitted_scale
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _fitted_signs(x: jax.Array, kind: str) -> jax.Array:
+    codes = jnp.where(x >= 0, 1.0, -1.0)
+    return codes * fitted_scale(codes, x, kind)
 
 
 class EfOptax:
@@ -46,7 +53,7 @@ class EfOptax:
         """What the receiver decodes from the message of one leaf."""
         compressor = getattr(ef, name)(**options)
         x = jnp.asarray(x, jnp.float32)
-        return np.asarray(compressor.update(x, compressor.init(x))[0])
+        return np.asarray(jax.jit(compressor.update)(x, compressor.init(x))[0])
 
     def optimizer(self, name: str, rate: float, *, step_units: bool = False, **options: Any) -> Any:
         """EF14 around a compressor with plain gradient descent, one worker."""
@@ -97,17 +104,20 @@ class EfOptax:
 
     def fitted_signs(self, x: Any, scale: str) -> np.ndarray:
         """DRIVE's signs and scale without its rotation."""
-        x = jnp.asarray(x, jnp.float32)
-        codes = jnp.where(x >= 0, 1.0, -1.0)
-        return np.asarray(codes * fitted_scale(codes, x, scale))
+        return np.asarray(_fitted_signs(np.asarray(x, np.float32), scale))
 
     def feedback(self, name: str, gradients: Any, **options: Any) -> tuple[list, list]:
         """What one worker sends, and its residual, after each step of EF14 in gradient units."""
         tx = ef.error_feedback(getattr(ef, name)(**options))
         gradients = [jnp.asarray(g) for g in gradients]
-        state, sent, owed = tx.init(jnp.zeros_like(gradients[0])), [], []
+        state, update, sent, owed = (
+            tx.init(jnp.zeros_like(gradients[0])),
+            jax.jit(tx.update),
+            [],
+            [],
+        )
         for g in gradients:
-            out, state = tx.update(g, state)
+            out, state = update(g, state)
             sent.append(np.asarray(out))
             owed.append(np.asarray(state.residual))
         return sent, owed

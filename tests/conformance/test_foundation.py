@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,9 +67,9 @@ def test_16_scaled_random_k_is_unbiased(library: EfOptax) -> None:
 def test_17_identity_takes_exactly_the_sgd_step(library: EfOptax, step_units: bool) -> None:
     tx = library.optimizer("identity", 0.5, step_units=step_units)
     g = jnp.asarray([2.0, -4.0])
-    state = tx.init(jnp.zeros(2))
+    state, update = tx.init(jnp.zeros(2)), jax.jit(tx.update)
     for _ in range(2):
-        updates, state = tx.update(g, state, jnp.zeros(2))
+        updates, state = update(g, state, jnp.zeros(2))
         assert updates.tolist() == [-1.0, 2.0]
 
 
@@ -76,9 +77,9 @@ def test_17_identity_takes_exactly_the_sgd_step(library: EfOptax, step_units: bo
 def test_17_identity_takes_exactly_the_sgd_step_in_ef21_too(library: EfOptax, rule: str) -> None:
     """-lr g once, not lr twice, with the full first message, also when the gradient changes."""
     tx = library.rule(rule, 0.5, "identity", init="full")
-    state = tx.init(jnp.zeros(2))
+    state, update = tx.init(jnp.zeros(2)), jax.jit(tx.update)
     for g in ([2.0, -4.0], [2.0, -4.0], [1.0, 8.0]):
-        updates, state = tx.update(jnp.asarray(g), state, jnp.zeros(2))
+        updates, state = update(jnp.asarray(g), state, jnp.zeros(2))
         assert updates.tolist() == [-0.5 * x for x in g]
 
 
@@ -86,20 +87,21 @@ def test_27_the_rate_drops_by_ten(library: EfOptax) -> None:
     """The residual is rescaled: the update is lr_t C(g + (lr_{t-1}/lr_t) e) at every step."""
     rates = [1.0, 1.0, 0.1, 0.1]
     tx = library.corrected("top_k", lambda t: jnp.asarray(rates)[t], k=1)
-    state, e = tx.init(jnp.zeros(3)), np.zeros(3)
+    state, update, e = tx.init(jnp.zeros(3)), jax.jit(tx.update), np.zeros(3)
     for t, rate in enumerate(rates):
         g = np.asarray([3.0, 2.0, 1.0]) * (t + 1)
         p = g + (rates[max(t - 1, 0)] / rate) * e
         sent = np.where(np.arange(3) == np.argmax(np.abs(p)), p, 0.0)
         e = p - sent
-        updates, state = tx.update(jnp.asarray(g, jnp.float32), state, jnp.zeros(3))
+        updates, state = update(jnp.asarray(g, jnp.float32), state, jnp.zeros(3))
         np.testing.assert_allclose(updates, -rate * sent, rtol=1e-6)
     assert np.max(np.abs(e)) > 10  # the residual did grow tenfold when the rate fell
 
 
 def test_19_the_first_step_in_step_units_is_already_scaled(library: EfOptax) -> None:
     tx = library.optimizer("scaled_sign", 0.25, step_units=True)
-    updates, _ = tx.update(jnp.asarray([4.0, -4.0]), tx.init(jnp.zeros(2)), jnp.zeros(2))
+    update = jax.jit(tx.update)
+    updates, _ = update(jnp.asarray([4.0, -4.0]), tx.init(jnp.zeros(2)), jnp.zeros(2))
     assert updates.tolist() == [-1.0, 1.0]
 
 
@@ -138,10 +140,11 @@ def test_23_random_k_of_two_leaves(library: EfOptax) -> None:
     before = np.random.get_state()[1].copy()
     compressor = random_k(0.25, 7)
     tree = {"ab": jnp.ones(64), "ba": jnp.ones(64)}
-    out, state = compressor.update(tree, compressor.init(tree))
+    update = jax.jit(compressor.update)
+    out, state = update(tree, compressor.init(tree))
     chosen = {name: set(np.flatnonzero(v)) for name, v in out.items()}
     assert chosen["ab"] != chosen["ba"]
     assert len(chosen["ab"]) == len(chosen["ba"]) == 16
-    again, _ = compressor.update(tree, state)
+    again, _ = update(tree, state)
     assert set(np.flatnonzero(again["ab"])) != chosen["ab"]  # and different from step to step
     np.testing.assert_array_equal(np.random.get_state()[1], before)

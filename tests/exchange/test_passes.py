@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import ef_optax as ef
+from tests.programs import compiled
 
 SIZE = 1 << 20
 LEAF = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
@@ -42,10 +43,10 @@ def test_scaled_sign_with_its_residual_needs_two_passes_and_no_third() -> None:
     state = jax.eval_shape(tx.init, LEAF)
     # The state first: donated buffers go to outputs of their shape in order.
     step = jax.jit(lambda g, s: tx.update(g, s)[::-1], donate_argnums=1)
-    compiled = step.lower(LEAF, state).compile()
-    assert compiled.cost_analysis()["bytes accessed"] <= (20.5 + 4.1) * SIZE
-    assert len(reading_instructions(compiled.as_text())) == 2
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.2 * SIZE  # bits and partial sums
+    program = compiled(step.lower(LEAF, state))
+    assert program.cost_analysis()["bytes accessed"] <= (20.5 + 4.1) * SIZE
+    assert len(reading_instructions(program.as_text())) == 2
+    assert program.memory_analysis().temp_size_in_bytes <= 0.2 * SIZE  # bits and partial sums
 
 
 def test_top_k_asks_its_message_whether_the_leaf_is_finite() -> None:
@@ -57,6 +58,6 @@ def test_top_k_asks_its_message_whether_the_leaf_is_finite() -> None:
             message = codec.encode(x)
             return message, codec.finite(x, message) if check else True
 
-        return jax.jit(run).lower(LEAF).compile().cost_analysis()["bytes accessed"]
+        return compiled(jax.jit(run).lower(LEAF)).cost_analysis()["bytes accessed"]
 
     assert step(True) <= step(False) + 0.5 * SIZE

@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from ef_optax.compressors.quantize.scaled_sign import scaled_sign
+from tests.programs import compiled
 
 SIZE = 1 << 20
 CODEC = scaled_sign().codec
@@ -26,7 +27,7 @@ def step(g: jax.Array, e: jax.Array):
 @pytest.fixture(scope="module")
 def program():
     like = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
-    return jax.jit(step, donate_argnums=1).lower(like, like).compile()
+    return compiled(jax.jit(step, donate_argnums=1).lower(like, like))
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import pytest
 
 import ef_optax as ef
 from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._exchange.exchange import Exchange
 from ef_optax.compressors.combine.induced import induced
 from ef_optax.compressors.combine.probabilistic_mix import probabilistic_mix
 from ef_optax.compressors.combine.scale_to_contractive import scale_to_contractive
@@ -26,6 +27,7 @@ from ef_optax.exchanges.perm import perm_k
 from ef_optax.feedback.compressed_mean import compressed_mean
 from ef_optax.feedback.ef14 import error_feedback
 from ef_optax.parallel.simulation import simulate
+from tests.compressors.coding import Keyed
 
 
 def feedback(compressor, gradients):
@@ -145,6 +147,18 @@ def test_global_top_k_tree_on_devices(how: str, mesh4) -> None:
 def test_a_tree_needs_a_power_of_two() -> None:
     with pytest.raises(ValueError, match="3 workers.*tree=False"):
         feedback(global_top_k_of_sum(k=1, tree=True), normal(3, 4))
+
+
+def test_the_rows_of_two_shot_draw_apart() -> None:
+    """Each worker's row for each other worker is compressed with a key of its own."""
+    shot = ef.exchanges.two_shot(ef.Compressor(Keyed(jax.random.key(0))))
+    exchange = Exchange(shot.codec, "w")
+
+    def one(x):
+        return exchange(x, exchange.init(x), want=("sent",)).sent
+
+    sent = jax.jit(jax.vmap(one, axis_name="w"))(jnp.ones((3, 6)))
+    assert len(np.unique(sent)) == 9
 
 
 def test_ternary_with_a_shared_scale() -> None:

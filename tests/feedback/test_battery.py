@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ef_optax as ef
-from tests.feedback.rules import AXIS, EVERY, RULES, N, thinned
+from tests.feedback.rules import AXIS, EVERY, FEW, RULES, N, thinned
 
 TREES = {
     "empty": {},
@@ -44,7 +44,8 @@ def traced(tx, params):
 @pytest.mark.parametrize("name", EVERY)
 def test_trees_of_every_kind(name):
     """For any tree, updates are like the parameters and the state keeps its form."""
-    for kind, params in TREES.items():
+    for kind in TREES if name in FEW else ("empty", "odd leaves"):
+        params = TREES[kind]
         before, updates, after = traced(EVERY[name](), params)
         form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
         assert form(before) == form(after), kind

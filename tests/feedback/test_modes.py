@@ -171,7 +171,7 @@ reference = functools.cache(simulated)
 
 @pytest.mark.parametrize(
     ("mode", "names"),
-    [(mode, FEW) for mode in ("auto", "shard_map checked", "split auto")]
+    [(mode, FEW) for mode in ("auto", "split auto")]
     + [pytest.param(mode, tuple(EVERY), marks=pytest.mark.slow) for mode in MODES],
     ids=lambda x: x if isinstance(x, str) else "few" if x == FEW else "all",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,7 @@ def lifted(tx):
     return follow(update, tx.init(START))
 
 
+@functools.cache
 def simulated():
     return lifted(ef.simulate(chain(), N, AXIS, extra_args=EXAMPLES))
 
@@ -102,7 +105,13 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+# Rules without such arguments go through all modes together, in test_modes.
+QUICK = ("auto", "shard_map checked")
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=() if m in QUICK else (pytest.mark.slow,)) for m in MODES]
+)
 def test_every_mode_follows_the_simulation(mode: str) -> None:
     expected, crossed = simulated()
     got, safe = MODES[mode]()

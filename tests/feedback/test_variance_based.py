@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ef_optax as ef
+from tests.conftest import make_mesh
 
 N, BATCH, STEPS = 4, 5, 6
 ALPHA, DECAY = 1.5, 0.9
 SHAPES = {"a": (3,), "b": (4, 5)}
+PARAMS = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
 
 
 def samples(steps: int = STEPS, n: int = N) -> dict[str, np.ndarray]:
@@ -51,10 +55,8 @@ def oracle(x: np.ndarray, room: int):
     return np.stack(emitted), r, v, crowded
 
 
-def run(lifted, drawn):
-    params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
-    state, out = lifted.init(params), []
-    update = jax.jit(lambda g, s, q: lifted.update(g, s, params, squares=ef.PerWorker(q)))
+def run(lifted, update, drawn):
+    state, out = lifted.init(PARAMS), []
     for t in range(STEPS):
         g, squares = means_and_squares(drawn, t)
         updates, state = update(g, state, squares)
@@ -66,17 +68,21 @@ def example():
     return {"squares": {k: jnp.zeros(s) for k, s in SHAPES.items()}}
 
 
-def lifted_by(how: str, capacity: float, mesh):
+@functools.cache
+def lifted_by(how: str, capacity: float):
+    """Workers, and their compiled update."""
     tx = ef.variance_based(ALPHA, capacity=capacity, decay=DECAY, axis_name="data")
     if how == "simulate":
-        return ef.simulate(tx, N, "data", extra_args=example())
-    return ef.data_parallel(tx, mesh, "data", extra_args=example())
+        lifted = ef.simulate(tx, N, "data", extra_args=example())
+    else:
+        lifted = ef.data_parallel(tx, make_mesh((N,), ("data",)), "data", extra_args=example())
+    return lifted, jax.jit(lambda g, s, q: lifted.update(g, s, PARAMS, squares=ef.PerWorker(q)))
 
 
 @pytest.mark.parametrize("how,capacity", [("simulate", 1.0), ("simulate", 0.3), ("devices", 0.3)])
-def test_against_numpy(how: str, capacity: float, mesh4) -> None:
+def test_against_numpy(how: str, capacity: float) -> None:
     drawn = samples()
-    emitted, state = run(lifted_by(how, capacity, mesh4), drawn)
+    emitted, state = run(*lifted_by(how, capacity), drawn)
     crowded = 0
     for name, x in drawn.items():
         room = int(np.ceil(capacity * np.prod(SHAPES[name])))
@@ -96,7 +102,8 @@ def test_what_finds_no_room_waits() -> None:
     """Three pass but one fits: the others keep their sum, and their variance decays."""
     tx = ef.variance_based(1.0, capacity=0.25, decay=0.5)
     g, squares = jnp.array([3.0, -5.0, 4.0, 1.0]), jnp.array([1.0, 1.0, 1.0, 1.0])
-    updates, state = tx.update(g, tx.init(jnp.zeros(4)), squares=squares)
+    update = jax.jit(lambda g, squares: tx.update(g, tx.init(jnp.zeros(4)), squares=squares))
+    updates, state = update(g, squares)
     assert updates.tolist() == [0, -5, 0, 0]
     assert state.residual.tolist() == [3, 0, 4, 1]  # 1 is not above 1: it is ambiguous
     assert state.variance.tolist() == [0.5, 0, 0.5, 0.5]
@@ -106,34 +113,29 @@ def test_one_sample_is_never_unambiguous() -> None:
     """r^2 = v for a batch of one at the first step, and alpha = 1 requires more."""
     tx = ef.variance_based(1.0, capacity=1.0)
     g = jnp.array([3.0, -5.0])
-    updates, state = tx.update(g, tx.init(g), squares=g * g)
+    update = jax.jit(lambda g, state: tx.update(g, state, squares=g * g))
+    updates, state = update(g, tx.init(g))
     assert not np.any(updates)
-    again, _ = tx.update(g, state, squares=g * g)
+    again, _ = update(g, state)
     assert again.tolist() == [6, -10]
 
 
 @pytest.mark.parametrize("what", ["gradient", "squares"])
 def test_one_bad_number_skips_the_step(what: str) -> None:
-    lifted = lifted_by("simulate", 1.0, None)
-    params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+    lifted, update = lifted_by("simulate", 1.0)
     g, squares = means_and_squares(samples(1), 0)
     bad = g if what == "gradient" else squares
     bad["a"] = bad["a"].at[2, 1].set(jnp.nan)
-    updates, state = jax.jit(
-        lambda g, q: lifted.update(g, lifted.init(params), params, squares=ef.PerWorker(q))
-    )(g, squares)
+    updates, state = update(g, lifted.init(PARAMS), squares)
     assert int(state.exchange.skipped) == 1
     leaves = jax.tree.leaves((updates, state.residual, state.variance))
     assert not any(np.any(x) for x in leaves)
 
 
-def test_bits_of_the_message_are_those_of_the_program(mesh4) -> None:
-    lifted = lifted_by("devices", 0.3, mesh4)
-    params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+def test_bits_of_the_message_are_those_of_the_program() -> None:
+    lifted, update = lifted_by("devices", 0.3)
     g, squares = means_and_squares(samples(1), 0)
-    state = lifted.init(params)
-    update = jax.jit(lambda g, s, q: lifted.update(g, s, params, squares=ef.PerWorker(q)))
-    report = ef.wire_report(update.lower(g, state, squares).compile())
+    report = ef.wire_report(update.lower(g, lifted.init(PARAMS), squares).compile())
     bits = sum(32 + room * (32 + index) for room, index in ((1, 2), (6, 5)))
     assert report.message_bytes == 4 * (-(-bits // 32) + 2)
 

@@ -19,14 +19,14 @@ MUTATIONS = (
         ROUNDS,
         "self.ok = jnp.all(head[:, 0] == 1)",
         "self.ok = jnp.any(head[:, 0] == 1)",
-        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate-gathered]",),
+        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
     ),
     Mutation(
         "a sum of flags is good if not all workers' numbers are bad",
         ROUNDS,
         "self.ok = head == 0",
         "self.ok = head < 4",
-        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate-summed]",),
+        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
     ),
     Mutation(
         "the header travels in every round",

@@ -18,8 +18,8 @@ LONG_SIGNS = {
     "triton": (f"{TESTS}test_signs_and_norm_in_interpret_mode[cuda-float32-12288]",),
 }
 OF_TOP_K = {
-    "tpu": (f"{TESTS}test_block_top_k_in_interpret_mode[float32-tpu-2048-21]",),
-    "triton": (f"{TESTS}test_block_top_k_in_interpret_mode[float32-cuda-2048-21]",),
+    "tpu": (f"{TESTS}test_block_top_k_in_interpret_mode[tpu-float32-2048-21]",),
+    "triton": (f"{TESTS}test_block_top_k_in_interpret_mode[cuda-float32-2048-21]",),
 }
 
 MUTATIONS = (
@@ -119,21 +119,21 @@ MUTATIONS = (
         DISPATCH,
         "if jax.config.jax_enable_x64:",
         "if False:",
-        (f"{TESTS}test_what_does_not_fit_takes_the_xla_form[signs]",),
+        (f"{TESTS}test_the_smallest_leaf_that_fits_and_what_does_not[signs]",),
     ),
     Mutation(
         "float16 is given to a kernel that does not know it",
         DISPATCH,
         "return x.dtype in _DTYPES and MIN_SIZE <= x.size <= _MAX_SIZE",
         "return MIN_SIZE <= x.size <= _MAX_SIZE",
-        (f"{TESTS}test_what_does_not_fit_takes_the_xla_form[signs]",),
+        (f"{TESTS}test_the_smallest_leaf_that_fits_and_what_does_not[signs]",),
     ),
     Mutation(
         "TPU: the kernel is used for more slots than it is fast for",
         DISPATCH,
         "if k > _TPU_MAX_K:",
         "if k > 16 * _TPU_MAX_K:",
-        (f"{TESTS}test_what_does_not_fit_takes_the_xla_form[block_top_k]",),
+        (f"{TESTS}test_blocks_that_do_not_fit_take_the_xla_form",),
     ),
     Mutation(
         "the derivative of the norm lacks the signs",

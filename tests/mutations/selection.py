@@ -88,7 +88,7 @@ MUTATIONS = (
         TREE,
         "words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)",
         "words = lax.cond(count <= capacity, lambda: words, search_on)",
-        (f"{SAME_SET}[many-in place]", f"{SAME_SET}[one-in place]"),
+        (f"{SAME_SET}[many-in place]", f"{SAME_SET}[empty ends-in place]"),
     ),
     Mutation(
         "entries of a leaf are read from the beginning of the vector",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 import ef_optax as ef
 from ef_optax._numeric.blocks import block_count, blockwise
 from ef_optax._numeric.norms import block_extremes, block_norms, block_sums
+from tests.programs import compiled
 
 # Whole blocks, a last one that is not full, odd lengths, one block, and leaves below a block.
 SHAPES = [
@@ -39,13 +42,39 @@ def reference(x: np.ndarray, block: int | None, norm: str) -> np.ndarray:
     return np.array([np.sqrt(np.sum(part**2)) for part in parts])
 
 
+@functools.partial(jax.jit, static_argnames="block")
+def everything(x, pair, low, high, block):
+    """All that is done in blocks to one leaf, in one program."""
+    return {
+        "norms": {norm: block_norms(x, block, norm) for norm in ("l2", "linf")},
+        "sums": block_sums(pair, block),
+        "lone sum": block_sums(pair[1:], block),
+        "extremes": block_extremes(pair[0], block),
+        "affine": blockwise(lambda x, a, b: x * a + b, x, low, high, block=block),
+    }
+
+
+@functools.cache
+def case(size: int, block: int | None):
+    """Inputs of the program above, and what it returns."""
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal(size).astype(np.float32)
+    shifted = rng.uniform(-2, 1, size).astype(np.float32)
+    scales = rng.standard_normal((2, block_count(size, block))).astype(np.float32)
+    inputs = x, (shifted, np.square(shifted)), *scales
+    return inputs, jax.device_get(everything(*inputs, block))
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize(("size", "block"), SHAPES)
 def test_block_norms_are_those_of_numpy(size: int, block: int | None, norm: str) -> None:
-    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
-    got = np.asarray(jax.jit(block_norms, static_argnums=(1, 2))(x, block, norm))
+    (x, *_), out = case(size, block)
+    got = out["norms"][norm]
     assert got.shape == (block_count(size, block),)
     np.testing.assert_allclose(got, reference(x, block, norm), rtol=2e-6)
+
+
+two_norms = jax.jit(lambda x: block_norms(x, 512, "l2"))
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,34 +99,32 @@ def test_a_2_norm_neither_overflows_nor_underflows(
     expected = reference(x, 512, "l2")
     with np.errstate(over="ignore"):
         expected = expected.astype(np.float32)
-    np.testing.assert_allclose(
-        np.asarray(block_norms(jnp.asarray(x), 512, "l2")), expected, rtol=2e-6
-    )
+    np.testing.assert_allclose(two_norms(x), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize(("size", "block"), SHAPES)
 def test_sums_and_extremes_are_those_of_numpy(size: int, block: int | None) -> None:
-    x = np.random.default_rng(size).uniform(-2, 1, size).astype(np.float32)
+    (_, (x, squares), *_), out = case(size, block)
     length = block or size
-    parts = [x[i : i + length].astype(np.float64) for i in range(0, size, length)]
-    one, two = jax.jit(block_sums, static_argnums=1)((jnp.asarray(x), jnp.square(x)), block)
-    (lone,) = jax.jit(block_sums, static_argnums=1)((jnp.asarray(x),), block)
-    low, high = jax.jit(block_extremes, static_argnums=1)(x, block)
-    for got, f in ((one, np.sum), (lone, np.sum), (two, lambda part: np.sum(part**2))):
-        expected = [f(part) for part in parts]
-        np.testing.assert_allclose(np.asarray(got), expected, rtol=1e-5, atol=1e-5)
-    assert np.asarray(low).tolist() == [part.min() for part in parts]
-    assert np.asarray(high).tolist() == [part.max() for part in parts]
+    cut = range(0, size, length)
+    for values, got in zip((x, squares, squares), (*out["sums"], *out["lone sum"]), strict=True):
+        expected = [values[i : i + length].sum(dtype=np.float64) for i in cut]
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    low, high = out["extremes"]
+    assert low.tolist() == [x[i : i + length].min() for i in cut]
+    assert high.tolist() == [x[i : i + length].max() for i in cut]
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+both_norms = jax.jit(lambda x: [block_norms(x, 512, norm) for norm in ("l2", "linf")])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_bad_number_is_seen_in_its_block_only(norm: str, bad: float) -> None:
+def test_a_bad_number_is_seen_in_its_block_only(bad: float) -> None:
     x = np.ones(2000, np.float32)
     x[700] = bad
-    got = np.isfinite(np.asarray(block_norms(x, 512, norm)))
-    assert got.tolist() == [True, False, True, True]
-    assert np.isnan(np.asarray(block_norms(x, 512, norm))[1]) == np.isnan(bad)
+    for got in map(np.asarray, both_norms(x)):
+        assert np.isfinite(got).tolist() == [True, False, True, True]
+        assert np.isnan(got[1]) == np.isnan(bad)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -108,19 +135,18 @@ def test_norms_of_zeros_and_of_nothing(norm: str) -> None:
 
 @pytest.mark.parametrize(("size", "block"), SHAPES)
 def test_blockwise_gives_each_value_what_its_block_has(size: int, block: int | None) -> None:
-    rng = np.random.default_rng(size)
-    x = rng.standard_normal(size).astype(np.float32)
-    low, high = rng.standard_normal((2, block_count(size, block))).astype(np.float32)
-    got = blockwise(lambda x, a, b: x * a + b, x, low, high, block=block)
+    (x, _, low, high), out = case(size, block)
     own = np.arange(size) // (block or size)
-    np.testing.assert_allclose(np.asarray(got), x * low[own] + high[own], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out["affine"], x * low[own] + high[own], rtol=1e-5, atol=1e-6)
 
 
 # Room for message and partial sums, and none for a copy of the leaf, which would be 4 bytes.
 BYTES_A_VALUE = 2.0
 
 
-@pytest.mark.parametrize("size", [1 << 18, (1 << 18) + 64])
+@pytest.mark.parametrize(
+    "size", [(1 << 18) + 64, pytest.param(1 << 18, marks=pytest.mark.slow)], ids=["rest", "whole"]
+)
 @pytest.mark.parametrize(
     "compressor",
     [
@@ -148,5 +174,5 @@ def test_a_step_in_blocks_makes_no_copy_of_the_leaf(compressor: ef.Compressor, s
 
     leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    program = jax.jit(step, donate_argnums=1).lower(leaf, leaf, seed).compile()
+    program = compiled(jax.jit(step, donate_argnums=1).lower(leaf, leaf, seed))
     assert program.memory_analysis().temp_size_in_bytes <= BYTES_A_VALUE * size

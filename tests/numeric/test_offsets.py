@@ -11,10 +11,11 @@ import ef_optax as ef
 from benchmarks.compile_time import kernels_of
 from ef_optax._bits.fields import from_words, pack, to_words
 from ef_optax._numeric.offsets import as_data, starts
+from tests.programs import compiled
 
 
 def different_kernels(fun, *arguments) -> int:
-    return len(kernels_of(jax.jit(fun).lower(*arguments).compile().as_text()))
+    return len(kernels_of(compiled(jax.jit(fun).lower(*arguments)).as_text()))
 
 
 @pytest.mark.parametrize("witness", [0, 1, -1, 7, 2**31 - 1])

@@ -22,12 +22,14 @@ INPUTS = {
 }
 
 
+RANKS = np.unique(np.concatenate([[0, 1, SIZE - 1], RNG.integers(0, SIZE, 300)]))
+entries = jax.jit(lambda x: order_statistics(x, RANKS))
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_entries_are_those_of_a_sort(name: str) -> None:
     x = INPUTS[name].astype(np.float32)
-    ranks = np.unique(np.concatenate([[0, 1, SIZE - 1], RNG.integers(0, SIZE, 300)]))
-    got = jax.jit(lambda x: order_statistics(x, ranks))(x)
-    assert np.asarray(got).tolist() == np.sort(x)[ranks].tolist()
+    assert np.asarray(entries(x)).tolist() == np.sort(x)[RANKS].tolist()
 
 
 def test_small_leaves_and_many_ranks_are_sorted() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from ef_optax.parallel.change_workers import overlap_weights
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@functools.cache
 def lifted(n: int):
     chain = optax.chain(
         optax.trace(0.9), ef.error_feedback(ef.top_k(k=2), axis_name="w"), optax.adam(0.1)
@@ -21,6 +24,7 @@ def lifted(n: int):
     return ef.simulate(chain, n, "w")
 
 
+@functools.cache
 def state_after(n: int, steps: int = 3):
     tx, params = lifted(n), jnp.zeros(7)
     state = tx.init(params)

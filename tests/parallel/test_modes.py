@@ -231,8 +231,13 @@ def trajectory(mode):
 ########################################################################################
 
 
+# These differ from others by what is around the exchange alone.
+SLOW = ("shard_map_unchecked", "partly_manual", "scan")
+EVERY_MODE = [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MODES]
+
+
 @pytest.mark.parametrize("branch", BRANCHES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVERY_MODE)
 def test_every_mode_follows_the_oracle(mode, branch):
     xs, es = trajectory(mode)
     for name, shape in SHAPES.items():
@@ -249,7 +254,7 @@ def test_every_mode_follows_the_oracle(mode, branch):
 BY_HAND = ("pmap", "shard_map_checked", "shard_map_unchecked")
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "auto"])
+@pytest.mark.parametrize("mode", [mode for mode in EVERY_MODE if mode.values != ("auto",)])
 def test_modes_agree_with_each_other(mode):
     """The lift gives the same bits on every kind of mesh; so do hand-written maps, whose programs
     are fused differently. A simulation must agree only to rounding."""

@@ -11,7 +11,9 @@ import optax
 import pytest
 
 import ef_optax as ef
+from ef_optax._exchange.collectives import all_gather
 from ef_optax._exchange.exchange import Exchange, ExchangeState
+from ef_optax._numeric.reductions import UNROLL_LIMIT
 
 X = jnp.asarray([[1.0, -2.0, 0.5], [0.25, 4.0, 1.0], [-1.0, 1.0, 8.0]])
 
@@ -41,12 +43,39 @@ def test_aggregate_is_the_weighted_mean_of_what_was_sent(compressor, normalize: 
         out = exchange(x, exchange.init(x), weight=weight, want=("sent", "residual"))
         return out.aggregate, out.sent, out.residual
 
-    run = jax.vmap(one, axis_name="w", out_axes=(None, 0, 0))
+    run = jax.jit(jax.vmap(one, axis_name="w", out_axes=(None, 0, 0)))
     aggregate, sent, residual = run(X, jnp.asarray(WEIGHTS, jnp.float32))
     divisor = len(X) if normalize == "workers" else WEIGHTS.sum()
     expected = (WEIGHTS[:, None] * np.asarray(sent)).sum(0) / divisor
     np.testing.assert_allclose(aggregate, expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(sent + residual, X, rtol=1e-6)  # sent is never weighted
+
+
+def test_many_workers_are_averaged_in_a_loop() -> None:
+    """More than the sum is unrolled for, each once, with its weight."""
+    n = UNROLL_LIMIT + 3
+    exchange = Exchange(ef.scaled_sign().codec, "w")
+    x = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
+    weights = np.linspace(0.5, 2, n).astype(np.float32)
+
+    def one(x, weight):
+        return exchange(x, exchange.init(x), weight=weight).aggregate
+
+    got = jax.jit(jax.vmap(one, axis_name="w", out_axes=None))(x, weights)
+    sent = np.abs(x).mean(1, keepdims=True) * np.where(x < 0, -1, 1)
+    np.testing.assert_allclose(got, (weights[:, None] * sent).mean(0), rtol=1e-5)
+
+
+def test_workers_of_two_axes_are_in_order() -> None:
+    """Worker (i, j) of 2 x 3 is number 3 i + j, in weights as in everything that is gathered."""
+
+    def one(x):
+        return all_gather(x, ("pod", "data"))
+
+    x = np.arange(6.0).reshape(2, 3)
+    inner = jax.vmap(one, axis_name="data", out_axes=None)
+    got = jax.jit(jax.vmap(inner, axis_name="pod", out_axes=None))(x)
+    assert got.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_weights_ride_in_the_header(mesh4) -> None:
@@ -76,7 +105,7 @@ def test_two_shot_averages_its_shards_with_the_weights(normalize: str) -> None:
         out = exchange(x, exchange.init(x), weight=weight, want=("sent",))
         return out.aggregate, out.sent, out.state.codec.residual
 
-    run = jax.vmap(one, axis_name="w", out_axes=(None, 0, 0))
+    run = jax.jit(jax.vmap(one, axis_name="w", out_axes=(None, 0, 0)))
     aggregate, sent, residual = run(jnp.asarray(x), jnp.asarray(WEIGHTS, jnp.float32))
 
     rows = x.reshape(3, 3, 2).astype(np.float64)  # (worker, shard, 2)
@@ -172,7 +201,7 @@ def test_points_are_evaluated_on_the_same_batch(where: str, mesh4) -> None:
     x = jnp.ones(3)
     state = tx.init(x)
     assert state.own.shape == (4, 3) and state.previous.shape == (3,)
-    value_and_grad = ef.worker_value_and_grad(loss, place, "data")
+    value_and_grad = jax.jit(ef.worker_value_and_grad(loss, place, "data"))
     means = np.asarray(BATCH).reshape(4, 2).mean(1)
     for _ in range(3):
         points = ef.query_points(state, x)
@@ -190,8 +219,8 @@ def test_points_are_evaluated_on_the_same_batch(where: str, mesh4) -> None:
 
 
 def test_accumulation_equals_the_whole_share() -> None:
-    whole = ef.worker_value_and_grad(loss, 2, "data")(jnp.ones(3), BATCH)
-    parts = ef.worker_value_and_grad(loss, 2, "data", accumulate=2)(jnp.ones(3), BATCH)
+    ways = [ef.worker_value_and_grad(loss, 2, "data", accumulate=k) for k in (1, 2)]
+    whole, parts = jax.jit(lambda x, batch: [way(x, batch) for way in ways])(jnp.ones(3), BATCH)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, parts)
 
 
@@ -201,14 +230,20 @@ def test_aux_and_keys() -> None:
         aux = {"mean": jnp.mean(batch), "count": jnp.asarray(batch.shape[0]), "noise": noise}
         return jnp.sum(x) * scale + offset, aux
 
-    fun = ef.worker_value_and_grad(noisy, 4, "data", has_aux=True)
-    args = (jax.random.key(0), 2.0, ef.PerWorker(jnp.arange(4.0)))
-    (losses, aux), grads = fun(jnp.ones(3), BATCH, *args)
+    ways = [
+        ef.worker_value_and_grad(noisy, 4, "data", has_aux=True, **options)
+        for options in ({}, {"aux_mean": True}, {"accumulate": 2})
+    ]
+
+    @jax.jit
+    def run(key):
+        return [way(jnp.ones(3), BATCH, key, 2.0, ef.PerWorker(jnp.arange(4.0))) for way in ways]
+
+    ((losses, aux), grads), ((_, averaged), _), ((_, parts), _) = run(jax.random.key(0))
     assert losses.tolist() == [6.0, 7.0, 8.0, 9.0] and grads.shape == (4, 3)
     assert len(set(aux["noise"].tolist())) == 4  # the key is folded with the worker
-    averaged = ef.worker_value_and_grad(noisy, 4, "data", has_aux=True, aux_mean=True)
-    (_, aux), _ = averaged(jnp.ones(3), BATCH, *args)
-    assert float(aux["mean"]) == 4.5 and int(aux["count"]) == 2
+    assert len(set(parts["noise"].ravel().tolist())) == 8  # and with the part of its share
+    assert float(averaged["mean"]) == 4.5 and int(averaged["count"]) == 2
 
 
 @pytest.mark.parametrize(

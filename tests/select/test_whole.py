@@ -7,6 +7,7 @@ arrays go through the form that reads and writes leaves in place.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ from ef_optax._exchange.rounds import HEADER_WORDS
 from ef_optax._select import flat_view
 from ef_optax._select import whole as whole_module
 from ef_optax._select.whole import Whole
+from tests.conftest import make_mesh
+from tests.programs import compiled
 from tests.select.test_selection import adversaries
 
 F32, BF16, F16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
@@ -100,8 +103,18 @@ def selection(tree: str, form: str) -> Callable:
     return jax.jit(lambda xs, step: whole_of(spec, step).top_k(xs, k))
 
 
-@pytest.mark.parametrize("form", FORMS, indirect=True)
-@pytest.mark.parametrize("tree", TREES)
+# A tree of one leaf has no small ones, as that with empty ends; all joined vectors are alike.
+QUICK = {(tree, "in place") for tree in TREES.keys() - {"one"}} | {("mixed", "joined")}
+
+
+@pytest.mark.parametrize(
+    ("tree", "form"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else (pytest.mark.slow,))
+        for case in itertools.product(TREES, FORMS)
+    ],
+    indirect=["form"],
+)
 def test_same_set_as_a_stable_sort_of_the_concatenation(tree: str, form: str) -> None:
     spec, k = TREES[tree]
     size = sum(int(np.prod(shape)) for shape, _ in spec)
@@ -127,12 +140,14 @@ def test_the_form_in_place_is_the_one_that_is_tested() -> None:
     """The form in place has loops over windows; the other joins all leaves into one vector."""
     spec, _ = TREES["many"]
     leaves = cut(adversaries(SIZE)["normal"].astype(np.float32), spec)
-    text = selection("many", "in place").lower(leaves, 3).compile().as_text()
+    text = compiled(selection("many", "in place").lower(leaves, 3)).as_text()
     assert f"f32[{SIZE}]" not in text
 
 
-@pytest.mark.parametrize("n", [1, 3, 17])
-@pytest.mark.parametrize("tree", ["many", "mixed", "all small"])
+# One worker, a loop over several, and more than are visited leaf by leaf.
+@pytest.mark.parametrize(
+    ("tree", "n"), [("many", 1), ("many", 3), ("mixed", 3), ("mixed", 17), ("all small", 3)]
+)
 def test_sums_at_entries(tree: str, n: int) -> None:
     """Workers at other entries, at the same ones, and nowhere in some leaves."""
     spec, k = TREES[tree]
@@ -191,11 +206,24 @@ def like_params(grads):
     return jax.tree.map(lambda g: jnp.zeros(g.shape[1:], g.dtype), grads)
 
 
-def trajectory(tx: optax.GradientTransformation, steps: int = 3):
+def lift(tx: optax.GradientTransformation, how: str) -> ef.Lifted:
+    if how == "simulate":
+        return ef.simulate(tx, 4, "data")
+    return ef.data_parallel(tx, make_mesh((4,), ("data",)), "data")
+
+
+@functools.cache
+def lifted(how: str) -> tuple[ef.Lifted, Callable]:
+    """Four workers that share one budget over the leaves, and their compiled update."""
+    tx = lift(ef.error_feedback(ef.global_top_k(0.02), axis_name="data"), how)
+    return tx, jax.jit(tx.update)
+
+
+def trajectory(tx: optax.GradientTransformation, update: Callable, steps: int = 3):
     """Updates of each step and the last residuals."""
     grads = gradients(steps)
     params = like_params(grads[0])
-    state, update, out = tx.init(params), jax.jit(tx.update), []
+    state, out = tx.init(params), []
     for g in grads:
         updates, state = update(g, state, params)
         out.append(updates)
@@ -203,17 +231,11 @@ def trajectory(tx: optax.GradientTransformation, steps: int = 3):
 
 
 @pytest.mark.parametrize("how", ["simulate", "devices"])
-def test_optax_flatten_gives_the_same_to_the_bit(how: str, mesh4) -> None:
+def test_optax_flatten_gives_the_same_to_the_bit(how: str) -> None:
     """Three steps of four workers, with ties: updates and residuals."""
-
-    def lifted(tx):
-        if how == "simulate":
-            return ef.simulate(tx, 4, "data")
-        return ef.data_parallel(tx, mesh4, "data")
-
-    flat = optax.flatten(ef.error_feedback(ef.top_k(0.02), axis_name="data"))
-    expected, flat_state = trajectory(lifted(flat))
-    got, state = trajectory(lifted(ef.error_feedback(ef.global_top_k(0.02), axis_name="data")))
+    flat = lift(optax.flatten(ef.error_feedback(ef.top_k(0.02), axis_name="data")), how)
+    expected, flat_state = trajectory(flat, jax.jit(flat.update))
+    got, state = trajectory(*lifted(how))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     leaves = jax.tree.leaves(state.residual)
     residual = np.concatenate([x.reshape(4, -1) for x in leaves], axis=1)
@@ -250,13 +272,11 @@ def test_several_workers_by_hand_in_a_checked_map(mesh4) -> None:
     np.testing.assert_allclose(got, mean, atol=1e-6)
 
 
-def test_bytes_are_the_bits_of_the_whole(mesh4) -> None:
-    tx = ef.error_feedback(ef.global_top_k(0.02), axis_name="data")
-    lifted = ef.data_parallel(tx, mesh4, "data")
+def test_bytes_are_the_bits_of_the_whole() -> None:
+    tx, update = lifted("devices")
     grads = gradients(1)[0]
     params = like_params(grads)
-    program = jax.jit(lifted.update).lower(grads, lifted.init(params), params).compile()
-    report = ef.wire_report(program)
+    report = ef.wire_report(update.lower(grads, tx.init(params), params).compile())
     words = -(-ef.global_top_k(0.02).bits(SIZE) // 32)
     assert report.rounds == 1
     assert report.message_bytes == 4 * (words + HEADER_WORDS)
@@ -271,7 +291,7 @@ def test_nothing_of_the_size_of_the_model_is_held() -> None:
     def step(g, state):
         return tx.update(g, state)[::-1]
 
-    program = jax.jit(step, donate_argnums=1).lower(grads, tx.init(grads)).compile()
+    program = compiled(jax.jit(step, donate_argnums=1).lower(grads, tx.init(grads)))
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= 4 * size
     assert memory.temp_size_in_bytes < 2 * size
@@ -279,10 +299,10 @@ def test_nothing_of_the_size_of_the_model_is_held() -> None:
 
 
 def test_one_bad_number_skips_the_step() -> None:
-    tx = ef.simulate(ef.error_feedback(ef.global_top_k(0.02), axis_name="data"), 4, "data")
+    tx, update = lifted("simulate")
     grads = gradients(1)[0]
     grads["e"][2, 1000] = np.nan
     params = like_params(grads)
-    updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    updates, state = update(grads, tx.init(params), params)
     assert int(state.exchange.skipped) == 1
     assert all(not np.any(x) for x in jax.tree.leaves((updates, state.residual)))
