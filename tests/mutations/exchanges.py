@@ -13,8 +13,8 @@ MUTATIONS = (
     Mutation(
         "two-shot: the padding of the last shard is owed",
         f"{HERE}/two_shot.py",
-        "after = jnp.where(real, self.server.residual(shard, answer), 0)",
-        "after = self.server.residual(shard, answer)",
+        "after = jnp.where(real, server.residual(shard, answer), 0)",
+        "after = server.residual(shard, answer)",
         (f"{KIN}test_two_shot_is_double_squeeze_shard_by_shard",),
     ),
     Mutation(
@@ -41,8 +41,8 @@ MUTATIONS = (
     Mutation(
         "the tree's sum is taken for the mean",
         f"{HERE}/tree.py",
-        "aggregate=self.decode(result, like) / jnp.asarray(n, x.dtype)",
-        "aggregate=self.decode(result, like)",
+        'aggregate=scatter(result["values"], chosen, like) / jnp.asarray(n, x.dtype)',
+        'aggregate=scatter(result["values"], chosen, like)',
         (f"{TESTS}test_global_top_k_tree_against_numpy",),
     ),
     Mutation(
@@ -65,8 +65,8 @@ MUTATIONS = (
     Mutation(
         "gTop-k: what was sent but not applied is forgotten",
         f"{HERE}/global_top_k_of_sum.py",
-        "return jnp.where(applied, self.decode(message, like), jnp.zeros((), x.dtype))",
-        "return self.decode(message, like)",
+        "return jnp.where(applied, codec.decode(message, like), jnp.zeros((), x.dtype))",
+        "return codec.decode(message, like)",
         (f"{TESTS}test_global_top_k_of_sum_gives_back_what_was_not_applied",),
     ),
     Mutation(

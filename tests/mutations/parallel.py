@@ -41,7 +41,7 @@ MUTATIONS = (
     Mutation(
         "the state of a bad step is kept",
         f"{HERE}/quarantine.py",
-        "return jnp.where(ok, b, a)",
+        "return a if b is a else jnp.where(ok, b, a)",
         "return b",
         (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
     ),
@@ -69,15 +69,15 @@ MUTATIONS = (
     Mutation(
         "the lift does not skip bad steps",
         f"{HERE}/lift.py",
-        "return keep_if_bad(updates, new, state, axis_name, local=not lift.axis_sizes)",
-        "return updates, new",
+        "return keep_if_bad(emitted, after, s, workers.axis_name, local=whole)",
+        "return emitted, after",
         (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
     ),
     # ---------------------------------------------------------------- inference
     Mutation(
         "what varies after one step is not fed back",
         f"{HERE}/inference.py",
-        "if jax.tree.leaves(merged) == jax.tree.leaves(own):",
+        "if merged == own:",
         "if merged is not None:",
         (f"{INFERENCE}test_exactly_the_leaves_that_differ_are_found",),
     ),
@@ -97,9 +97,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the state of a split parameter lies whole on every device",
-        f"{HERE}/specs.py",
-        "return P(axis_name, *spec) if flag else spec",
-        "return P(axis_name) if flag else spec",
+        f"{HERE}/mesh.py",
+        "return P(self.axis_name, *spec) if layout.axes else spec",
+        "return P(self.axis_name) if layout.axes else spec",
         (f"{TESTS}/test_model_axes.py::test_the_state_is_split_as_its_parameter",),
     ),
     # ---------------------------------------------------------------- gradients
@@ -122,7 +122,7 @@ MUTATIONS = (
         f"{HERE}/gradients.py",
         "return tuple(_fold_keys(a, part) for a in args)",
         "return args",
-        (f"{POINTS}test_aux_and_keys"),
+        (f"{POINTS}test_aux_and_keys",),
     ),
     Mutation(
         "a Hessian is taken along the point, not along the step",
