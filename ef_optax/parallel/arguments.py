@@ -78,6 +78,20 @@ def check_gradients(updates: Any, params: Any, n: int, axis_name: AxisName) -> N
             )
 
 
+def check_rows(name: str, tree: Any, n: int) -> None:
+    """Every leaf of what each worker has its own of must have n rows, one for each worker.
+
+    Raises:
+      ValueError: naming the leaf and its shape.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.shape(x)[:1] != (n,):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, expected "
+                f"({n}, ...): a leading axis with a row for each of the {n} workers."
+            )
+
+
 def split_extra(extra: Mapping[str, Any], n: int) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """Sorts extra arguments: (arrays, which of their leaves are per worker, everything else).
 
@@ -96,9 +110,8 @@ def split_extra(extra: Mapping[str, Any], n: int) -> tuple[dict[str, Any], Any, 
         if not leaves or not all(_array_like(x) for x in leaves):
             fixed[name] = value
             continue
-        if own and any(jnp.shape(x)[:1] != (n,) for x in leaves):
-            shapes = [jnp.shape(x) for x in leaves]
-            raise ValueError(f"{name}: per-worker leaves need {n} rows, got shapes {shapes}.")
+        if own:
+            check_rows(name, value, n)
         traced[name] = value
         marks[name] = jax.tree.map(lambda _, own=own: own, value)
     return traced, marks, fixed

@@ -14,7 +14,7 @@ from ef_optax._exchange import collectives as coll
 from ef_optax._numeric import check
 from ef_optax.estimators.points import HessianVector, Points
 from ef_optax.parallel import specs
-from ef_optax.parallel.arguments import PerWorker
+from ef_optax.parallel.arguments import PerWorker, check_rows
 from ef_optax.parallel.mesh import MeshMap
 from ef_optax.parallel.simulation import VmapMap
 from ef_optax.parallel.worker_map import SAME, WorkerMap, sizes_of
@@ -73,6 +73,9 @@ def worker_value_and_grad(
         _check_batch(batch, n, accumulate)
         points = params if isinstance(params, Points) else Points({"params": params})
         own_points = _own_axes(points, n)
+        for i, a in enumerate(args):
+            if isinstance(a, PerWorker):
+                check_rows(f"args[{i}]", a.value, n)
         of_args = tuple(workers.own if isinstance(a, PerWorker) else SAME for a in args)
         values = tuple(a.value if isinstance(a, PerWorker) else a for a in args)
         of_points = {name: workers.own if own else SAME for name, own in own_points.items()}
@@ -124,7 +127,11 @@ def _own_axes(points: Points, n: int) -> dict[str, Any]:
             raise ValueError("a query point must look like params, or have one worker axis more.")
         return more == {1}
 
-    return {name: own(point) for name, point in points.items()}
+    differ = {name: own(point) for name, point in points.items()}
+    for name, point in points.items():
+        if differ[name]:
+            check_rows(f"the query point {name!r}", point, n)
+    return differ
 
 
 def _mean_aux(aux: Any) -> Any:

@@ -148,28 +148,41 @@ class _Plan(NamedTuple):
         return jax.tree.map(whole, self.layouts, self.local, self.specs)
 
     def check(self, state: Any, num_workers: int) -> None:
-        """Refuses the state of another transformation, or of one that was not lifted.
+        """Refuses the state of another transformation, of one not lifted, or of other workers.
 
         Raises:
-          ValueError: saying what to do.
+          ValueError: naming the leaf and what to do.
         """
-        one = jax.tree.map(lambda x, y: jnp.ndim(x) == y.ndim, state, self.local)
-        stacked = [layout.stacked for layout in jax.tree.leaves(self.layouts)]
-        if any(stacked) and all(jax.tree.leaves(one)):
+        if jax.tree.structure(state) != jax.tree.structure(self.local):
+            raise ValueError(
+                "state has another tree structure than the state of this transformation; make it "
+                f"with its own init. {jax.tree.structure(state)} against "
+                f"{jax.tree.structure(self.local)}."
+            )
+        located = jax.tree_util.tree_leaves_with_path(state)
+        layouts = jax.tree.leaves(self.layouts)
+        rows = list(zip(located, jax.tree.leaves(self.local), layouts, strict=True))
+        one = all(jnp.shape(x) == like.shape for (_, x), like, _ in rows)
+        if one and any(layout.stacked for layout in layouts):
             raise ValueError(
                 "state has no worker axis anywhere: it was made by the chain inside; make it "
                 "with the init of the lifted transformation."
             )
-
-        def check(x: Any, like: jax.ShapeDtypeStruct, layout: Layout) -> None:
-            if jnp.ndim(x) != len(_whole_shape(layout, like, num_workers)):
+        for (path, x), like, layout in rows:
+            shape, expected = jnp.shape(x), _whole_shape(layout, like, num_workers)
+            what = f"state{jax.tree_util.keystr(path)} has shape {shape}, expected {expected}: "
+            if layout.stacked and len(shape) == len(expected) and shape[0] != num_workers:
                 raise ValueError(
-                    f"state: a leaf of shape {jnp.shape(x)} does not belong to this "
-                    f"transformation, which has {like.shape} there; make the state with its own "
-                    "init."
+                    f"{what}it is the state of {shape[0]} workers, and here are {num_workers}. "
+                    "Carry it over with "
+                    "ef_optax.parallel.change_workers(state, tx.init(params)), which keeps the "
+                    "mean of what is owed."
                 )
-
-        jax.tree.map(check, state, self.local, self.layouts)
+            if shape != expected:
+                raise ValueError(
+                    f"{what}it does not belong to this transformation; make the state with its "
+                    "own init."
+                )
 
 
 def _whole_shape(layout: Layout, x: jax.ShapeDtypeStruct, num_workers: int) -> tuple[int, ...]:
