@@ -83,8 +83,8 @@ def _split(flat: Any, leaves: Sequence[Array]) -> list[Array]:
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     sizes = [leaf.size for leaf in leaves]
     # What decides the places may be anything that is not known when the program is compiled.
-    witness = flat[0].astype(jnp.float32).view(jnp.int32) if flat.size else None
-    starts = offsets.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], witness)
+    runtime = flat[0].astype(jnp.float32).view(jnp.int32) if flat.size else None
+    starts = offsets.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], runtime)
     parts = []
     for start, leaf in zip(starts, leaves, strict=True):
         part = jax.lax.dynamic_slice(flat, (start,), (leaf.size,), allow_negative_indices=False)

@@ -1,9 +1,9 @@
 """Leaves cut into blocks, and the random numbers of stochastic rounding.
 
 Randomness comes from a counter-based hash: element i gets two rounds of MurmurHash3's finaliser on
-i and a 64-bit seed that the step's key gives. It has no state, vectorises, and costs a few
-integer operations an element, where a cryptographic generator would cost more than all the rest
-of an encoder.
+i and a 64-bit seed, which comes from the step's key. The hash has no state, vectorises, and costs a
+few integer operations per element; a cryptographic generator would cost more than the rest of an
+encoder.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from ef_optax._numeric.dtypes import Array
 
-# Below this a tile is too short for vector registers.
+# Shorter tiles do not fill vector registers.
 _SHORTEST_TILE = 8
 
 
 def block_count(size: int, block: int | None) -> int:
-    """Number of blocks of a leaf: ``ceil(size / block)``, one without blocks, none if empty.
+    """Number of blocks of a leaf: ``ceil(size / block)``, 1 if ``block`` is None, 0 if it is empty.
 
     >>> block_count(10, 4), block_count(10, None), block_count(0, None)
     (3, 1, 0)
@@ -60,16 +60,17 @@ def from_blocks(blocks: Array, like: jax.ShapeDtypeStruct) -> Array:
 
 
 def blockwise(f: Callable[..., Array], x: Array, *each: Array, block: int | None) -> Array:
-    """``f(values, what their block has, ...)``, value by value, and without a copy of the leaf.
+    """Applies ``f`` to the values of a leaf and the parameters of their blocks, without a copy.
 
-    The leaf is worked on in equal tiles that cross no border of a block: in tiles of the largest
-    length that divides both, so that a last block which is not full needs no care; where only a few
-    values would do, block by block and then the last one.
+    The leaf is processed in equal tiles, none of which crosses the border of a block. Their length
+    is the largest that divides both the leaf and a block, so that a shorter last block needs no
+    special case. If such tiles would be too short, each full block is a tile, and the last block is
+    processed separately.
 
     Args:
-      f: takes (tiles, length) of the leaf and (tiles, 1) of each of ``each``; elementwise.
+      f: an elementwise function of (tiles, length) values and of (tiles, 1) for each of ``each``.
       x: the leaf, any shape.
-      *each: one entry for a block, (blocks,).
+      *each: parameters with one entry per block, (blocks,).
       block: block length, or None for the whole leaf.
 
     Returns:

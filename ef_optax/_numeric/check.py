@@ -1,10 +1,11 @@
-"""Options of the public functions, held against what they must be.
+"""Checks of the options of public functions.
 
-Every refusal begins with the function's name (but for the axis name, which all of them share) and
-gives the option, its value and what it must be.
-Numbers come in two kinds: what decides the program (sizes, ratios, thresholds inside a codec) must
-be a Python number, what only enters the arithmetic of a rule may also be an array, and is taken
-unseen where ``optax.inject_hyperparams`` traces it.
+Every error message begins with the function's name (except for the axis name, which all functions
+share) and gives the option, its value and what it must be.
+
+There are two kinds of numbers. A number that decides the program (a size, a ratio, a threshold
+inside a codec) must be a Python number. A number that only enters the arithmetic of a rule may also
+be an array; its value is not checked if ``optax.inject_hyperparams`` traces it.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from jax.core import Tracer
 
 
 def flag(name: str, option: str, value: Any) -> None:
-    """Refuses anything but True and False: ``"no"`` would be taken for yes."""
+    """Refuses anything but True and False: the string ``"no"`` would count as true."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}: {option}={value!r} must be True or False.")
 
 
 def word(name: str, option: str, value: Any, known: Collection[str]) -> None:
-    """Refuses a word that is not known."""
+    """Refuses anything but one of the known words."""
     if not (isinstance(value, str) and value in known):
         raise ValueError(f"{name}: {option}={value!r} must be one of {', '.join(known)}.")
 
 
 def axis(value: Any) -> None:
-    """Refuses what is no name of an axis, no tuple of names and not None."""
+    """Refuses anything but the name of an axis, a tuple of names, or None."""
     names = value if isinstance(value, tuple) else (value,)
     if value is not None and not (names and all(isinstance(name, str) for name in names)):
         raise ValueError(
@@ -51,7 +52,7 @@ def count(
     most: int | None = None,
     optional: bool = False,
 ) -> None:
-    """Refuses anything but a Python integer in a range, or None where that is allowed."""
+    """Refuses anything but a Python integer in a range, or None if it is optional."""
     if optional and value is None:
         return
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -70,7 +71,7 @@ def ratio(name: str, option: str, value: Any) -> None:
 
 
 def static(name: str, option: str, value: Any, holds: Callable[[Any], bool], what: str) -> None:
-    """Refuses anything but a Python number that holds."""
+    """Refuses anything but a Python number for which ``holds`` is true."""
     python = is_number(value) and isinstance(value, int | float)
     if not (python and holds(value)):
         raise ValueError(f"{name}: {option}={value!r} must be {what}{_not_an_array(value)}.")
@@ -82,7 +83,7 @@ def static_positive(name: str, option: str, value: Any) -> None:
 
 
 def _not_an_array(value: Any) -> str:
-    """What to say of an array where a Python number decides the program."""
+    """The end of the message if an array was given instead of a Python number."""
     if not isinstance(value, jax.Array):
         return ""
     return ", as a Python number; under optax.inject_hyperparams name it in static_args"
@@ -132,7 +133,7 @@ def rate(name: str, option: str, value: Any, *, optional: bool = False) -> None:
 
 
 def number(name: str, option: str, value: Any, holds: Callable[[Any], bool], what: str) -> None:
-    """Refuses what is no number or not in range; one that is traced is not known before the run."""
+    """Refuses anything but a number in range; a traced number passes, as its value is unknown."""
     if isinstance(value, Tracer):
         return
     if not (is_number(value) and holds(value)):
@@ -140,7 +141,7 @@ def number(name: str, option: str, value: Any, holds: Callable[[Any], bool], wha
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a number, of Python or an array of no dimensions; True and False are none.
+    """Whether this is a Python number or a numeric array without axes; True and False are not.
 
     >>> is_number(1.5), is_number(jnp.float32(2)), is_number(True), is_number("2")
     (True, True, False, False)

@@ -1,4 +1,4 @@
-"""Dtypes of leaves: how wide, and which can be exchanged."""
+"""Dtypes of leaves: how wide they are, and which can be exchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOATING_ONLY = (
     "but only floating-point leaves can be exchanged; keep the others out of params "
     "(take gradients and optimise the floating-point part of the model only)."
 )
-"""The end of the message that refuses other leaves, which have no gradient to compress."""
+"""The end of the error message about other leaves, which have no gradient to compress."""
 
 
 def bits_of(dtype: Any) -> int:
@@ -27,7 +27,7 @@ def bits_of(dtype: Any) -> int:
 
 
 def wide_dtype(dtype: Any) -> Any:
-    """The dtype if it is float32 or wider, else float32; the same under strict promotion.
+    """The dtype if it is float32 or wider, else float32, whatever the promotion rules are.
 
     >>> wide_dtype(jnp.bfloat16), wide_dtype("float64")
     (dtype('float32'), dtype('float64'))
@@ -39,5 +39,5 @@ def wide_dtype(dtype: Any) -> Any:
 
 
 def scale_dtype(dtype: Any) -> Any:
-    """A scale travels as float32, or as wide as the leaf where that is wider."""
+    """The dtype in which a scale travels: float32, or the dtype of the leaf if that is wider."""
     return wide_dtype(dtype)

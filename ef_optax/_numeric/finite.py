@@ -1,4 +1,4 @@
-"""Whether numbers are finite, found in one reading."""
+"""Whether numbers are finite, found in one pass over them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from jax import lax
 from ef_optax._numeric.dtypes import Array, wide_dtype
 
 _SMALL = 4096
-"""Leaves of fewer elements are read as one: joining them compiles faster than a sum for each."""
+"""Leaves of fewer elements are joined, which compiles faster than one sum per leaf."""
 
 
 def all_finite(leaves: Sequence[Array], *, local: bool = False) -> Array:
-    """Whether every number is finite, a boolean scalar.
+    """Whether every number is finite, as a boolean scalar.
 
-    Zero times a number is zero if it is finite and NaN otherwise, and so is the sum of these
-    products: one pass that writes nothing, for which a CPU has a ready kernel.
+    Zero times a number is zero if the number is finite and NaN otherwise, and so is the sum of
+    these products. This takes one pass that writes nothing, and a CPU has a kernel for it.
 
     Args:
-      leaves: arrays; those that are not floating-point are finite.
-      local: whether each lies on one device as a whole. Small ones may then be joined; split ones
-        would be gathered for that.
+      leaves: arrays; those that are not floating-point count as finite.
+      local: whether each array lies on a single device. Small arrays are then joined; if they were
+        split over devices, joining would gather them.
 
     >>> bool(all_finite([jnp.ones(2), jnp.zeros(0)])), bool(all_finite([jnp.array([1, jnp.inf])]))
     (True, False)
@@ -35,25 +35,25 @@ def all_finite(leaves: Sequence[Array], *, local: bool = False) -> Array:
     alone = [x for x in floats if not (local and x.size < _SMALL)]
     for dtype in dict.fromkeys(x.dtype for x in joined):
         alone.append(_end_to_end([x for x in joined if x.dtype == dtype]))
-    total = _sum(_end_to_end([_sum_of_nothing(x) for x in alone]))
-    # Without the barrier the sum is fused into each of the many kernels that choose by it.
+    total = _sum(_end_to_end([_sum_of_zeros(x) for x in alone]))
+    # Without the barrier the sum is fused into each of the many kernels that select by it.
     return lax.optimization_barrier(total) == 0
 
 
-def all_of(verdicts: Sequence[Array]) -> Array:
+def all_of(flags: Sequence[Array]) -> Array:
     """Whether all of several boolean scalars are true.
 
     >>> bool(all_of([jnp.array(True), jnp.array(False)])), bool(all_of([]))
     (False, True)
     """
-    if len(verdicts) < 2:
-        return verdicts[0] if verdicts else jnp.ones((), bool)
-    # The least by a sort: a reduction is fused into each kernel that chooses by it, and with a
-    # kernel for each leaf that took seven seconds to compile where this takes none (200 leaves).
-    return lax.sort(jnp.stack(verdicts).astype(jnp.int32))[0] > 0
+    if len(flags) < 2:
+        return flags[0] if flags else jnp.ones((), bool)
+    # A sort finds the minimum, because XLA fuses a reduction into each kernel that selects by it.
+    # With 200 leaves, and one such kernel per leaf, the reduction took 7 more seconds to compile.
+    return lax.sort(jnp.stack(flags).astype(jnp.int32))[0] > 0
 
 
-def _sum_of_nothing(x: Array) -> Array:
+def _sum_of_zeros(x: Array) -> Array:
     """The sum of 0 x, in float32."""
     wide = lax.convert_element_type(x, wide_dtype(x.dtype))
     return lax.convert_element_type(_sum(lax.mul(wide, lax.full_like(wide, 0))), jnp.float32)

@@ -1,4 +1,4 @@
-"""Magnitudes as integers, which order denormals and put inf and then NaN above everything."""
+"""Magnitudes as integers; these order denormals too, and put inf and then NaN above all others."""
 
 from __future__ import annotations
 

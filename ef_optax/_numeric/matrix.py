@@ -2,8 +2,8 @@
 
 A leaf with two or more axes is the matrix (all but the last axis) x (last axis): inputs by outputs
 for dense layers, (height, width, inputs) by outputs for convolutions as Flax stores them. Layers
-that are stacked for a scan carry leading axes that are no part of the matrix: ``batch_axes`` of
-them are set apart, and the leaf is that many matrices. Leaves with fewer axes have no matrix.
+that are stacked for a scan have leading axes that are not part of the matrix: ``batch_axes`` counts
+these, and the leaf has one matrix for each of their indices. Leaves with fewer axes have no matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ef_optax._numeric.linear import matmul
 from ef_optax._numeric.shapes import Shape
 
 UNROLL_RANK = 8
-"""Up to this rank a product of factors is a sum of outer products, which the compiler fuses."""
+"""Up to this rank, a product of factors is a sum of outer products, which the compiler fuses."""
 
 
 class Matrices(NamedTuple):
@@ -59,10 +59,10 @@ def largest_divisor(size: int, limit: int) -> int:
 
 
 def orthonormal(matrix: Array) -> Array:
-    """Orthonormal columns that span those of tall matrices; some completion if these are dependent.
+    """Orthonormal columns that span those of tall matrices, with some completion if they depend.
 
-    Householder's QR: finite for a zero matrix, and never short of a column, so that a direction
-    that has nothing to say today is not lost for tomorrow.
+    Householder's QR is finite for a zero matrix and always gives all columns, so that a direction
+    that is zero in one step is not lost for the next ones.
     """
     return jnp.linalg.qr(matrix)[0]
 

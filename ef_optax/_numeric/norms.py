@@ -1,4 +1,4 @@
-"""Sums, norms and extremes of the blocks of a leaf, from one reading of it and without a copy."""
+"""Sums, norms and extremes of the blocks of a leaf, in one pass over it and without a copy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def block_norms(x: Array, block: int | None, norm: str) -> Array:
     Args:
       x: the leaf, any shape, float32 or float64.
       block: length of the blocks, None for a single one.
-      norm: ``"l2"`` or ``"linf"``. The 2-norm does not overflow or underflow before its result.
+      norm: ``"l2"`` or ``"linf"``. The 2-norm overflows or underflows only if its result does.
 
     Returns:
-      Shape (blocks,); NaN where a block has a NaN.
+      Shape (blocks,); NaN for blocks that contain a NaN.
 
     >>> block_norms(jnp.array([3.0, -4.0, 3e30, 4e30, 6e-30]), 2, "l2").tolist()[0]
     5.0
@@ -30,16 +30,16 @@ def block_norms(x: Array, block: int | None, norm: str) -> Array:
 
 
 def leaf_norm(x: Array, norm: str) -> Array:
-    """The norm of a whole leaf, a scalar; 0 of an empty one. As :func:`block_norms`.
+    """The norm of a whole leaf as a scalar, 0 for an empty one; see :func:`block_norms`.
 
     >>> leaf_norm(jnp.array([[3.0, -4.0]]), "l2").item(), leaf_norm(jnp.zeros(0), "linf").item()
     (5.0, 0.0)
     """
-    return jnp.sum(block_norms(x, None, norm))  # of one number, or none
+    return jnp.sum(block_norms(x, None, norm))  # a sum of one number, or of none
 
 
 def leaf_sums(*operands: Array) -> tuple[Array, ...]:
-    """The sums of several arrays of one shape, which are read together; scalars.
+    """The sums of several arrays of one shape, which are read together, as scalars.
 
     >>> [x.item() for x in leaf_sums(jnp.arange(3.0), jnp.ones(3))]
     [3.0, 3.0]
@@ -58,7 +58,7 @@ def block_sums(operands: tuple[Array, ...], block: int | None) -> tuple[Array, .
 
 
 def block_extremes(x: Array, block: int | None) -> tuple[Array, Array]:
-    """The smallest and the largest number of every block; any number where there is a NaN.
+    """The smallest and the largest number of every block; arbitrary for a block with a NaN.
 
     >>> [x.tolist() for x in block_extremes(jnp.array([3.0, -1.0, 2.0]), 2)]
     [[-1.0, 2.0], [3.0, 2.0]]
@@ -69,7 +69,7 @@ def block_extremes(x: Array, block: int | None) -> tuple[Array, Array]:
 
 
 def power_of_two(x: Array) -> Array:
-    """The power of two at or below a positive number: scaling by it rounds nothing. One for zero.
+    """The largest power of two up to a positive number, 1 for zero; scaling by it rounds nothing.
 
     >>> power_of_two(jnp.array([6.0, 0.3, 0.0])).tolist()
     [4.0, 0.25, 1.0]
@@ -81,19 +81,19 @@ def power_of_two(x: Array) -> Array:
 
 
 def _largest(x: Array, block: int | None) -> Array:
-    """Compared as integers: a float maximum may lose a NaN."""
+    """The largest magnitudes, compared as integers, because a float maximum may lose a NaN."""
     order = magnitude_order(x.reshape(-1))
     (largest,) = by_block((order,), block_length(x.size, block), (lax.max,))
     return lax.bitcast_convert_type(largest, x.dtype)
 
 
 def _two_norms(x: Array, block: int | None) -> Array:
-    """From the sums of the squares at three scales; for each block the sum that is in range.
+    """The norms from sums of squares at three scales; each block uses the sum that is in range.
 
-    With e the largest exponent (128 for float32): squares as they are serve sums from 2^(2 - e/2)
-    to 2^(e - 8). Smaller ones are taken times 2^(3e/4 - 2) to the square, which is below 2^e and
-    keeps denormals; larger ones times 2^(-e/2 - 6) to the square, below 2^e for every norm that is
-    a number.
+    Let e be the largest exponent (128 for float32). Unscaled squares serve sums from 2^(2 - e/2) to
+    2^(e - 8). For smaller sums the values are multiplied by 2^(3e/4 - 2) before they are squared,
+    which keeps denormals and stays below 2^e. For larger sums they are multiplied by 2^(-e/2 - 6),
+    which stays below 2^e for every finite norm.
     """
     largest = jnp.finfo(x.dtype).maxexp
     up, down = 2.0 ** (3 * largest // 4 - 2), 2.0 ** (-largest // 2 - 6)

@@ -1,8 +1,8 @@
-"""Where a piece lies, as data: pieces of equal size are then cut out by one and the same program.
+"""Positions as data, so that one program cuts out all pieces of equal size.
 
-A compiler makes one kernel for every slice with other constants in it, so taking a buffer apart
-into the leaves of a model is most of what there is to compile. With the positions as arrays the
-slices of equal size are the same program, and XLA compiles it once.
+A compiler makes a kernel for every slice with different constants, so splitting a buffer into the
+leaves of a model is most of what there is to compile. If the positions are arrays, slices of equal
+size are the same program, which XLA compiles once.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from jax.core import Tracer
 Array = jax.Array
 
 
-def as_data(values: Sequence[int], witness: Array) -> Sequence[Array | int]:
-    """The integers as int32 scalars that the compiler does not know.
+def as_data(values: Sequence[int], runtime: Array) -> Sequence[Array | int]:
+    """The integers as int32 scalars whose values the compiler does not know.
 
-    They come out of a condition that holds for every value of the witness, which no simplification
-    sees: results of a condition are buffers of their own, and kernels are not specialised to them.
-    Only so on a CPU: elsewhere the host may have to wait for a condition, and they stay constants.
+    They are the results of a condition that is true for every value of ``runtime``, which no
+    simplification finds out. The results of a condition are buffers of their own, and XLA does not
+    specialise kernels to them. This happens on a CPU only: elsewhere the host may have to wait for
+    a condition, so the integers stay constants.
 
     Args:
       values: non-negative integers below ``2**31``.
-      witness: any integer scalar that is computed at run time. The results vary over the mesh, and
-        over a ``vmap``, as it does. If it is known, nothing is being compiled as a whole, and the
-        integers are returned as they are.
+      runtime: any integer scalar that is computed at run time. The results vary over the mesh, and
+        over a ``vmap``, as it does. If it is not traced, the program is not compiled as one, and
+        the integers are returned unchanged.
     """
-    if not isinstance(witness, Tracer):
+    if not isinstance(runtime, Tracer):
         return values
-    typed = (witness & 0).astype(jnp.int32)
+    typed = (runtime & 0).astype(jnp.int32)
 
     def known() -> list[Array]:
         return [typed + v for v in values]
 
     def hidden() -> list[Array]:
-        always = (witness | 1) != 0
+        always = (runtime | 1) != 0
         constants = jax.lax.cond(
             always,
             lambda: [jnp.int32(v) for v in values],
@@ -51,18 +52,18 @@ def as_data(values: Sequence[int], witness: Array) -> Sequence[Array | int]:
 
 
 def starts(
-    sizes: Sequence[int], kinds: Sequence[Hashable], witness: Array | None
+    sizes: Sequence[int], kinds: Sequence[Hashable], runtime: Array | None
 ) -> list[Array | int]:
-    """Where pieces of the given sizes begin that lie one after the other.
+    """Where pieces of the given sizes begin if they lie one after the other.
 
-    The starts of pieces of the same kind are data, if there is a witness; those of single pieces
-    are Python integers, as nothing can be shared.
+    If ``runtime`` is given, the starts of pieces of the same kind are data (see :func:`as_data`).
+    A piece that is the only one of its kind shares no program, so its start is a Python integer.
     """
     ends = list(itertools.accumulate(sizes, initial=0))
     where: list[Array | int] = list(ends[:-1])
     count = collections.Counter(kinds)
     shared = [i for i, kind in enumerate(kinds) if count[kind] > 1 and sizes[i]]
-    if witness is not None and shared and ends[-1] < 1 << 31:
-        for i, start in zip(shared, as_data([ends[i] for i in shared], witness), strict=True):
+    if runtime is not None and shared and ends[-1] < 1 << 31:
+        for i, start in zip(shared, as_data([ends[i] for i in shared], runtime), strict=True):
             where[i] = start
     return where

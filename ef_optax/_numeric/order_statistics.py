@@ -1,8 +1,8 @@
-"""Entries of given ranks, exactly, by counting digits and not by a sort.
+"""Entries of given ranks, found exactly by counting digits instead of sorting.
 
-The bit patterns of floats, with the negative ones turned round, are integers in the same order. The
-leading 16 bits of all of them are counted; the count tells in which of 65,536 cells each rank lies.
-Of those cells alone the next 8 bits are counted, and then the last 8.
+The bit patterns of floats, with those of the negative ones inverted, are integers in the same
+order. Counting the leading 16 bits of all entries shows in which of 65,536 cells each rank lies.
+Then the next 8 bits of the entries of these cells are counted, and then their last 8.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from jax import lax
 
 from ef_optax._numeric.dtypes import Array
 
-# Up to this size a sort is as fast and compiles faster.
+# Up to this size a sort is as fast, and it compiles faster.
 _SORT_SIZE = 1 << 16
-# Up to so many ranks: each has 256 counters.
+# For more ranks than this the entries are sorted, because every rank needs 256 counters.
 _MOST_RANKS = 1 << 12
 _CELLS, _DIGITS = 1 << 16, 1 << 8
 
@@ -28,7 +28,7 @@ def order_statistics(x: Array, ranks: np.ndarray) -> Array:
       ranks: static, ascending, in 0 ... d - 1; rank 0 is the smallest entry.
 
     Returns:
-      Shape (len(ranks),). A zero may come with the other sign.
+      Shape (len(ranks),). The sign of a zero is arbitrary.
 
     Example:
       >>> order_statistics(jnp.array([3.0, -1.0, 2.0]), np.array([0, 2])).tolist()
@@ -40,27 +40,27 @@ def order_statistics(x: Array, ranks: np.ndarray) -> Array:
     cells = keys >> 16
     counts = jnp.zeros(_CELLS, jnp.uint32).at[cells].add(np.uint32(1))
     found, left = _digits(counts[None], left)
-    places, number = found, _CELLS
+    slots, number = found, _CELLS
     for shift in (8, 0):
-        # Ranks in one cell share a row of counters, that of the first of them; all other entries
-        # are counted in a row of their own, which nobody reads.
+        # Ranks in the same cell share the row of counters of the first of them. The entries of all
+        # other cells are counted in one more row, which nobody reads.
         rows = jnp.full(number, len(ranks), jnp.uint32)
-        rows = rows.at[places].min(jnp.arange(len(ranks), dtype=jnp.uint32))
+        rows = rows.at[slots].min(jnp.arange(len(ranks), dtype=jnp.uint32))
         cells = rows[cells] * np.uint32(_DIGITS) + ((keys >> shift) & np.uint32(_DIGITS - 1))
         number = (len(ranks) + 1) * _DIGITS
         counts = jnp.zeros(number, jnp.uint32).at[cells].add(np.uint32(1))
-        row = rows[places]
+        row = rows[slots]
         digits, left = _digits(counts.reshape(-1, _DIGITS)[row], left)
-        places = row * np.uint32(_DIGITS) + digits
+        slots = row * np.uint32(_DIGITS) + digits
         found = (found << 8) | digits
     return _from_ascending(found)
 
 
 def _digits(counts: Array, ranks: Array) -> tuple[Array, Array]:
-    """The digit at which each rank lies, and its rank among those of that digit.
+    """The digit at which each rank lies, and its rank among the entries with that digit.
 
     Args:
-      counts: how often each digit occurs, one row for each rank or one for all.
+      counts: how often each digit occurs, with one row per rank or one row for all ranks.
       ranks: uint32, (ranks,).
     """
     ends = jnp.cumsum(counts, axis=1, dtype=jnp.uint32)
@@ -74,7 +74,7 @@ def _digits(counts: Array, ranks: Array) -> tuple[Array, Array]:
 
 
 def _ascending(x: Array) -> Array:
-    """uint32 in the order of the floats."""
+    """Floats as uint32 in the same order."""
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
 

@@ -1,9 +1,9 @@
 """Random subsets that a receiver can draw again from one 32-bit seed.
 
-A keyed permutation of ``0..size-1`` is evaluated at ``0..k-1``: k distinct indices in O(k) work and
-memory, where shuffling or sorting would take O(size). The permutation is a Feistel network on the
-next power of two, walked along its cycle until it lands below ``size``, then shifted by a random
-offset, so that every index is chosen with probability k/size.
+A keyed permutation of ``0..size-1`` is evaluated at ``0..k-1``. This gives k distinct indices in
+O(k) work and memory; shuffling or sorting would take O(size). The permutation is a Feistel network
+on the next power of two, applied again and again until the index is below ``size``. A random offset
+is then added, so that every index is chosen with probability k/size.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def random_subset(seed: jax.Array, size: int, k: int) -> jax.Array:
     first = _permute(start, seed, bits)
     landed = jax.lax.while_loop(lambda i: jnp.any(i >= limit), walk, first)
     offset = mix32(seed ^ jnp.uint32(GOLDEN)) % limit
-    # landed + offset may pass 2**32 only for sizes above 2**31, which no leaf here has
+    # landed + offset overflows only for sizes above 2**31, which no leaf has here
     return (landed + offset) % limit
 
 
@@ -76,7 +76,7 @@ def _permute(x: jax.Array, seed: jax.Array, bits: int) -> jax.Array:
     low_bits = bits - bits // 2
     high_bits = bits - low_bits
     high, low = x >> low_bits, x & jnp.uint32((1 << low_bits) - 1)
-    for i in range(_ROUNDS):  # an even number, so that the halves end with the widths they had
+    for i in range(_ROUNDS):  # an even number, so that the halves end with their first widths
         target_bits = high_bits if i % 2 == 0 else low_bits
         round_key = mix32(seed + jnp.uint32((i + 1) * GOLDEN & 0xFFFFFFFF))
         mask = jnp.uint32((1 << target_bits) - 1)
@@ -88,7 +88,7 @@ def as_key(key: Any, name: str) -> Array:
     """Accepts an int, a typed key or a raw ``uint32[2]`` key; returns a typed key.
 
     Raises:
-      TypeError: if ``key`` is None or something else, naming the compressor and the remedy.
+      TypeError: for anything else, None included; the message names the caller and the remedy.
     """
     if isinstance(key, int) and not isinstance(key, bool):
         return jax.random.key(key)
@@ -112,14 +112,14 @@ def uniform_noise(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def round_randomly(y: Array, key: Array) -> Array:
-    """Rounds to one of the two neighbouring integers so that the mean is y; integers stay.
+    """Rounds at random to a neighbouring integer, so that the expectation is y; integers stay.
 
     Args:
       y: floating array.
       key: this step's key.
 
     Returns:
-      Whole numbers, of the dtype of ``y``.
+      Integers in the dtype of ``y``.
     """
     low = jnp.floor(y)
     up = uniform_noise(key, y.shape).astype(y.dtype) < y - low

@@ -1,7 +1,8 @@
-"""Reductions of the blocks of a leaf in one reading, without a copy of it and on all cores.
+"""Reductions over the blocks of a leaf, in one pass over it, without a copy and on all cores.
 
-On a CPU the obvious ones are neither: a lone sum is given to a library, for which its operand is
-first written out, and a maximum over a whole leaf becomes a tree of windows, with the same copy.
+On a CPU the obvious code copies the leaf: XLA gives a single sum to a library, for which it writes
+the operand out first, and turns a maximum over a whole leaf into a tree of windows, with the same
+copy.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Values are reduced as columns, at most so deep and at least so many side by side: on a CPU these
-# are whole vector registers, and nothing is summed across one.
+# Values are reduced in columns of at most _DEPTH values, with at least _COLUMNS columns side by
+# side. On a CPU these fill vector registers, and nothing is summed across a register.
 _DEPTH, _COLUMNS = 16, 8
 
 
-# Values that make full columns of the greatest depth, twice the least number.
+# The values of columns of the greatest depth, with twice the least number of columns.
 _RUN = 256
 
 
-# Up to so many values one reduction is fast enough, and compiles to one kernel.
+# Up to this many values one reduction is fast enough, and it compiles to one kernel.
 _SMALL = 4096
 
 
@@ -34,11 +35,11 @@ Combine = Callable[[jax.Array, jax.Array], jax.Array]  # lax.add, lax.max or lax
 def by_block(
     operands: tuple[jax.Array, ...], length: int, combine: tuple[Combine, ...]
 ) -> tuple[jax.Array, ...]:
-    """Reduces the blocks of a leaf: by columns of a few values, columns of columns, and so on.
+    """Reduces the blocks of a leaf in columns of a few values, then the results in the same way.
 
     Args:
-      operands: of one shape (d,); they are read once.
-      length: of a block; the last one may be shorter.
+      operands: arrays of one shape (d,); they are read once.
+      length: length of a block; the last one may be shorter.
       combine: how each operand is reduced.
 
     Returns:
@@ -52,7 +53,7 @@ def by_block(
         return operands
 
     def parts(at: int, before: int, after: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """Results before and from a place, in blocks of the given lengths."""
+        """The results before index ``at`` and from there on, in blocks of the given lengths."""
         left = by_block(tuple(x[:at] for x in operands), before, combine)
         right = by_block(tuple(x[at:] for x in operands), after, combine)
         return zip(left, right, strict=True)
@@ -74,7 +75,7 @@ def by_block(
 
 
 def _reduced(operands: Sequence[jax.Array], combine: tuple[Combine, ...]) -> tuple[jax.Array, ...]:
-    """Reduces axis 1 of several arrays at once, so that what they are made of is read once."""
+    """Reduces axis 1 of several arrays in one pass over what they are computed from."""
 
     def each(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         return tuple(f(a, b) for f, a, b in zip(combine, left, right, strict=True))
@@ -84,11 +85,11 @@ def _reduced(operands: Sequence[jax.Array], combine: tuple[Combine, ...]) -> tup
 
 
 def _columns(operands: Sequence[jax.Array], combine: tuple[Combine, ...]) -> tuple[jax.Array, ...]:
-    """As :func:`_reduced`, of (runs, depth, columns), in the pass that makes the operands.
+    """Like :func:`_reduced` for (runs, depth, columns), in the pass that computes the operands.
 
-    On a CPU a lone reduction would be given to a library, for which its operand is written out
-    first; two of the halves are not. The barrier keeps reductions of reductions apart: as one they
-    run on one core.
+    On a CPU XLA gives a single reduction to a library, for which it writes the operand out first;
+    it does not do so for two reductions of the halves. The barrier keeps reductions of reductions
+    apart, because merged ones would run on one core.
     """
     if len(operands) == 1:
         half = operands[0].shape[1] // 2
@@ -109,4 +110,4 @@ def _neutral(combine: Combine, dtype: Any) -> np.ndarray:
 
 
 UNROLL_LIMIT = 16
-"""Up to this many workers ``decode_mean`` is an unrolled sum, beyond it a loop (compile time)."""
+"""Up to this many workers ``decode_mean`` is an unrolled sum; beyond, a loop compiles faster."""

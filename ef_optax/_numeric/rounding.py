@@ -1,4 +1,4 @@
-"""Rounding to a narrower float that the compiler may not undo."""
+"""Rounding to a narrower float in a way that the compiler cannot undo."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax
 
 
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
-    """``x`` in a narrower floating dtype, really rounded.
+    """``x``, rounded to a narrower floating dtype.
 
-    Where a conversion back follows in the same program, XLA may leave both out (its *excess
-    precision*, on by default; seen on a GPU). The sender would then subtract from its residual what
-    no receiver ever saw, and the rounding error of every message would be lost.
+    If a conversion back follows in the same program, XLA may leave both out (its *excess
+    precision*, on by default; seen on a GPU). The sender would then subtract from its residual a
+    value that no receiver decodes, and the rounding error of every message would be lost.
 
     Args:
       x: floating array of any shape.

@@ -16,7 +16,7 @@ def row_length(shape: Shape) -> int:
 
 
 def row_count(shape: Shape) -> int:
-    """Number of rows along the last axis; none in an empty leaf.
+    """Number of rows along the last axis; 0 for an empty leaf.
 
     >>> row_count((3, 4)), row_count(()), row_count((0,))
     (3, 1, 0)

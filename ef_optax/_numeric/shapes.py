@@ -27,13 +27,13 @@ def size_of(shape: Shape) -> int:
 
 
 def bits_for(count: int) -> int:
-    """Width of a field that tells ``count`` values apart, ``ceil(log2 count)``.
+    """Width of a field that can hold ``count`` different values, ``ceil(log2 count)``.
 
     Args:
-      count: how many different values the field holds, ``0 ... count - 1``.
+      count: the number of values, which are ``0 ... count - 1``.
 
     Returns:
-      The number of bits; 0 for ``count <= 1``, where there is nothing to tell apart.
+      The number of bits; 0 for ``count <= 1``, when the value is known.
 
     Example:
       >>> [bits_for(count) for count in (0, 1, 2, 3, 4096, 4097)]

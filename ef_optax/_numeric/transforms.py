@@ -1,7 +1,7 @@
 """Orthonormal transforms that spread a vector's energy evenly, and Kashin's representation.
 
-Each is a forward map of a flat leaf of size d to a vector of length D >= d and its inverse; all
-randomness comes from one key, so a receiver that knows the seed can invert.
+Each transform is a forward map from a flat leaf of size d to a vector of length D >= d, and its
+inverse. All randomness comes from one key, so a receiver that knows the key can invert it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def next_power_of_two(size: int) -> int:
 def hadamard(x: Array) -> Array:
     """The orthonormal Walsh-Hadamard transform of a vector whose length is a power of two.
 
-    Its own inverse. log2(D) passes of sums and differences.
+    It is its own inverse, and takes log2(D) passes of sums and differences.
 
     >>> hadamard(jnp.array([1.0, 0.0, 0.0, 0.0])).tolist()
     [0.5, 0.5, 0.5, 0.5]
@@ -54,7 +54,7 @@ def hadamard_length(size: int) -> int:
 
 
 def hadamard_forward(x: Array, key: Array) -> Array:
-    """Random signs, then the Hadamard transform, of x padded with zeros."""
+    """Pads x with zeros, multiplies it by random signs, and takes the Hadamard transform."""
     padded = jnp.pad(x, (0, hadamard_length(x.size) - x.size))
     return hadamard(padded * random_signs(key, padded.size, x.dtype))
 
@@ -75,7 +75,7 @@ def _phases(key: Array, count: int) -> Array:
 
 
 def dft_forward(x: Array, key: Array) -> Array:
-    """Halves as real and imaginary part, random phases, the unitary Fourier transform."""
+    """Makes the halves a complex vector, turns its phases at random, and takes the unitary DFT."""
     half = dft_length(x.size) // 2
     parts = jnp.pad(x.astype(jnp.float32), (0, 2 * half - x.size)).reshape(2, half)
     turned = jnp.fft.fft(jax.lax.complex(parts[0], parts[1]) * _phases(key, half), norm="ortho")
@@ -102,10 +102,10 @@ def kashin_length(size: int) -> int:
 
 
 def kashin_forward(x: Array, key: Array) -> Array:
-    """Coefficients of x in a frame of D > d vectors, flatter than any rotation makes them.
+    """Coefficients of x in a frame of D > d vectors, which are flatter than after any rotation.
 
-    Three rounds: transform what is not yet represented, clip at a falling level, keep that; the
-    last round is not clipped, so the representation is exact.
+    Each of three rounds transforms what is not yet represented, clips it at a falling level, and
+    adds it to the coefficients. The last round does not clip, so the representation is exact.
     """
     length, size = kashin_length(x.size), x.size
     signs = random_signs(key, size, x.dtype)
@@ -113,8 +113,8 @@ def kashin_forward(x: Array, key: Array) -> Array:
     def analyse(v: Array) -> Array:
         return hadamard(jnp.pad(v * signs, (0, length - size)))
 
-    unit = power_of_two(leaf_norm(x, "linf"))
-    level = unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)) / max(1, size))
+    scale = power_of_two(leaf_norm(x, "linf"))
+    level = scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)) / max(1, size))
     coefficients, rest = jnp.zeros(length, x.dtype), x
     for _ in range(KASHIN_ROUNDS - 1):
         part = jnp.clip(analyse(rest), -level, level)

@@ -12,7 +12,7 @@ from ef_optax._numeric.dtypes import Array, wide_dtype
 
 
 def wide(tree: Any) -> Any:
-    """The tree in float32 at the least: what the arithmetic of a rule is done in."""
+    """The tree in float32 or wider, the dtype of a rule's arithmetic."""
     return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
 
 
@@ -37,12 +37,12 @@ def axpy(factor: Any, a: Any, b: Any) -> Any:
 
 
 def copy(a: Any) -> Any:
-    """The same numbers in buffers of their own: the caller may donate the others."""
+    """The same numbers in new buffers, so that the caller may donate the old ones."""
     return jax.tree.map(jnp.array, a)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """``a`` where the scalar condition holds, else ``b``."""
+    """``a`` if the scalar condition holds, else ``b``."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y.astype(x.dtype)), a, b)
 
 
@@ -52,5 +52,5 @@ def squared_norm(a: Any) -> Array:
 
 
 def emit(aggregate: Any, updates: Any) -> Any:
-    """The aggregate in the dtype of the updates that came in."""
+    """The aggregate in the dtypes of the updates that the rule received."""
     return jax.tree.map(lambda c, g: c.astype(g.dtype), aggregate, updates)

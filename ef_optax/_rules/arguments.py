@@ -1,4 +1,4 @@
-"""What a rule's update is given besides the gradient."""
+"""What a rule's update receives besides the gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def require_params(rule: str, params: Any) -> Any:
 
 
 def gradient_at(rule: str, name: str, extra_args: Any) -> Any:
-    """The gradient at one of the rule's own points, from the extra argument ``grads``."""
+    """The gradient at one of the rule's query points, from the extra argument ``grads``."""
     grads = extra_args.get("grads")
     if not isinstance(grads, dict) or name not in grads:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Moving averages of gradients, by the weight of what is fresh."""
+"""Moving averages of gradients, with the weight of the fresh value as their parameter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def moving_average(fresh_weight: optax.ScalarOrSchedule, steps: Array, old: Any,
     Args:
       fresh_weight: eta, the weight of the fresh value, or a schedule of it.
       steps: averages made so far, an int32 scalar; at 0 eta is 1.
-      old: the average so far, perhaps moved along.
+      old: the average so far, which the caller may have corrected for the last step.
       fresh: the value of this step, a tree like ``old``.
     """
     eta = jnp.asarray(arguments.value_at(fresh_weight, steps))

@@ -1,4 +1,4 @@
-"""Differences to an estimate: followed by both sides, and how they begin."""
+"""Differences to an estimate, which sender and receivers both follow, and the first step."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Followed = tuple[Any, Any, ExchangeState]
 class Estimates:
     """EF21's pair of estimates: g_i of every worker's target, and g, the mean of all g_i.
 
-    A rule holds them in its state as they are kept, with the state of their exchange.
+    A rule's state holds them in the form in which they are stored, with their exchange's state.
 
     Attributes:
       exchange: how the differences travel.
-      memory: how the estimates are kept.
-      init: how they begin, as in :func:`start`.
+      memory: how the estimates are stored.
+      init: how they begin; see :func:`start`.
     """
 
     exchange: Exchange
@@ -54,19 +54,19 @@ class Estimates:
         present: Array | None = None,
         later: Callable[[Any, Any], Followed] | None = None,
     ) -> tuple[Any, Any, Followed]:
-        """One step, from what :meth:`begin` or the last step kept.
+        """One step, from what :meth:`begin` or the last step stored.
 
         Args:
-          target: what this worker's estimate is to follow.
-          estimate: g_i, as it is kept.
-          mean: g, as it is kept.
+          target: what this worker's estimate follows.
+          estimate: g_i, in its stored form.
+          mean: g, in its stored form.
           state: the exchange's state.
           share: this worker's weight in the mean (None: one).
           present: 1 if this worker takes part in this step, else 0 (None: it does).
-          later: what to do instead of :func:`track` after the first step, from g_i and g.
+          later: replaces :func:`track` after the first step; a function of g_i and g.
 
         Returns:
-          The next g_i and g, and what to keep: both of them and the state of the exchange.
+          The next g_i and g, and what to store: both of them and the state of the exchange.
         """
         g_i, g = self.memory.read((estimate, mean))
 
@@ -81,7 +81,7 @@ class Estimates:
         return g_i, g, self.keep(g_i, g, sent, estimate, mean)
 
     def keep(self, g_i: Any, g: Any, sent: ExchangeState, estimate: Any, mean: Any) -> Followed:
-        """What to keep of the next g_i and g, in place of the kept ``estimate`` and ``mean``."""
+        """The stored form of the next g_i and g, which replaces ``estimate`` and ``mean``."""
         estimate = self.memory.write(g_i, estimate, sent.count)
         return estimate, self.memory.write(g, mean, sent.count, shared=True), sent
 
@@ -100,7 +100,7 @@ def track(
 
     Args:
       exchange: how the differences travel.
-      target: what this worker's estimate is to follow.
+      target: what this worker's estimate follows.
       estimate: g_i.
       mean: g.
       state: the exchange's state.
@@ -128,11 +128,11 @@ def start(
     share: Array | None = None,
     present: Array | None = None,
 ) -> Followed:
-    """``later()``, with another first step if ``init`` asks for one.
+    """``later()``, but with another first step if ``init`` asks for one.
 
-    ``"compressed"`` starts from ``g_i = 0``, so that ``g_i^0 = C(target)``; ``"full"`` sends the
-    first target dense; ``"zero"`` sends nothing at first (but one number that tells whether all is
-    finite) and keeps ``g_i^0 = 0``. Other arguments and the result are those of :func:`track`.
+    ``"compressed"`` starts from ``g_i = 0``, so that ``g_i^0 = C(target)``. ``"full"`` sends the
+    first target uncompressed. ``"zero"`` keeps ``g_i^0 = 0`` and sends only one number, which shows
+    whether all values are finite. The other arguments and the result are those of :func:`track`.
     """
 
     def full() -> Followed:

@@ -1,6 +1,6 @@
-"""Local steps: between two synchronisations every worker moves a model of its own.
+"""Local steps: between two synchronisations every worker moves its own model.
 
-x_i = x + a_i                     the worker's model: the common one and how far it is ahead
+x_i = x + a_i                     the worker's model: the common one, and how far it is ahead
 a_i = a_i - eta grad f_i(x_i)     a local step
 every H steps                     the workers exchange what they have gone ahead
 """
@@ -36,10 +36,10 @@ def own_model(rule: str, ahead: Any, params: Any) -> dict[str, Any]:
 def own_gradient(
     rule: str, learning_rate: optax.ScalarOrSchedule, count: Array, extra_args: Any
 ) -> tuple[Any, Any]:
-    """The gradient at the worker's own model, in float32 at the least, and this step's rate.
+    """The gradient at the worker's own model, in float32 or wider, and this step's rate.
 
     Raises:
-      ValueError: if the update was not given the gradients at all query points.
+      ValueError: if the update did not receive the gradients at the query points.
     """
     g = trees.wide(arguments.gradient_at(rule, rule, extra_args))
     return g, arguments.value_at(learning_rate, count)
@@ -57,13 +57,13 @@ def every(
     go_on: Callable[[], Any],
     axis_name: AxisName,
 ) -> Any:
-    """``synchronise()`` after each ``period`` steps, else ``go_on()``; only one of them is paid.
+    """``synchronise()`` in every ``period``-th step, else ``go_on()``; only one of them runs.
 
     Args:
       period: H.
       count: steps made, this one included; the same on all workers.
-      synchronise: what is done when the workers exchange what they have gone ahead.
-      go_on: what is done otherwise, with results of the same shapes.
+      synchronise: the step in which the workers exchange how far they have gone ahead.
+      go_on: every other step, with results of the same shapes.
       axis_name: the worker axis, or None.
     """
     return collectives.agreed_cond(count % period == 0, synchronise, go_on, axis=axis_name)

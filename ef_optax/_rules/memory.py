@@ -1,8 +1,8 @@
-"""The memories of a rule: how they begin, how they are read, how they are kept.
+"""The memories of a rule: how they begin, how they are read, how they are stored.
 
-A rule computes in float32, or wider where its gradients are. What it remembers from step to step
-(residuals, estimates, momenta) passes through a :class:`Memory` in both directions, so that every
-rule takes the same option ``memory`` and none knows how its memories are stored.
+A rule computes in float32, or in a wider dtype if its gradients have one. What it remembers from
+step to step (residuals, estimates, momenta) passes through a :class:`Memory` in both directions.
+So every rule has the same option ``memory``, and no rule knows how its memories are stored.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ef_optax._numeric.dtypes import Array, wide_dtype
 
 
 class Kept(abc.ABC):
-    """One leaf of a memory in another form than an array; subclasses are pytree nodes."""
+    """One leaf of a memory in a form other than an array; subclasses are pytree nodes."""
 
     @abc.abstractmethod
     def wide(self) -> Array:
-        """What is remembered, in float32 at the least."""
+        """What is remembered, in float32 or wider."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Memories are kept as they are, in one dtype.
+    """Memories stored as plain arrays of one dtype.
 
     Rules call these three methods and nothing else. Another way to store memories (stochastic
     rounding, blocks of 8 bits) is a subclass with its own ``zeros`` and ``write``, whose leaves are
     arrays or :class:`Kept`.
 
     Attributes:
-      dtype: what all memories are kept in; None for float32, or wider where the parameters are.
-      axis_name: the worker axis, for a subclass that rounds with noise of each worker's own.
+      dtype: the dtype of all memories; None for float32, or the parameters' own if it is wider.
+      axis_name: the worker axis, for a subclass whose rounding noise differs between the workers.
     """
 
     dtype: DTypeLike | None = None
@@ -47,7 +47,7 @@ class Memory:
     def zeros(self, params: Any) -> Any:
         """A memory like ``params`` before the first step.
 
-        Every call makes buffers of its own, so that a state may be donated.
+        Every call makes new buffers, so that a state may be donated.
         """
 
         def zero(p: Any) -> Array:
@@ -58,20 +58,20 @@ class Memory:
 
     @staticmethod
     def read(kept: Any) -> Any:
-        """What is remembered, in float32 at the least.
+        """What is remembered, in float32 or wider.
 
-        It needs nothing but what is kept, so the ``points`` of a State class may read as well.
+        It needs nothing but the stored form, so the ``points`` of a State class can call it too.
         """
         is_kept = lambda x: isinstance(x, Kept)  # noqa: E731
         wide = lambda x: x.wide() if is_kept(x) else trees.wide(x)  # noqa: E731
         return jax.tree.map(wide, kept, is_leaf=is_kept)
 
     def write(self, value: Any, kept: Any, step: Array, *, shared: bool = False) -> Any:
-        """What to keep of ``value`` until the next step.
+        """The form in which ``value`` is stored until the next step.
 
         Args:
           value: the rule's new memory, as computed.
-          kept: the old one, as it was kept.
+          kept: the old one, in its stored form.
           step: exchanges made so far, an int32 scalar, for rounding with fresh noise.
           shared: whether all workers hold the same ``value`` and must keep the same.
         """

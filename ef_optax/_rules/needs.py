@@ -1,19 +1,21 @@
-"""What a rule may need of a compressor, held against what its codec declares.
+"""What a rule may need of a compressor, checked against what its codec declares.
 
-A codec declares its properties (:class:`ef_optax.extend.Codec`). A rule names what it needs where
-it makes its exchange: ``exchange_for("ef21", compressor, axis_name, needs=(ADDITIVE,
-CONTRACTIVE))``. A pair that is not refused works; tests enumerate all of them.
+A codec declares its properties (:class:`ef_optax.extend.Codec`). A rule names its needs when it
+makes its exchange: ``exchange_for("ef21", compressor, axis_name, needs=(ADDITIVE,
+CONTRACTIVE))``. A pair that is not refused works; tests enumerate all pairs.
 
-One need is about shapes, and is looked at where the state is made: ``CONTRACTIVE``. A rule that
-keeps what a codec drops follows ``E||e'||^2 = E||C(p) - p||^2``, so a codec whose error is as long
-as its input, or longer, *whatever that input is*, makes the memory grow at every step: scaled
-random-k with omega >= 1 and its like (:meth:`ef_optax.extend.Codec.least_error`). These are
-refused, as the field has it: who scales random-k does so without a memory (BytePS switches the
-scaling off where it switches error feedback on). A codec whose omega >= 1 is about its *worst*
-input is taken. The bounds of QSGD, dithering and the like grow with the square root of the leaf's
-size and are attained by leaves of one large entry; under error feedback they are in common use and
-their error on gradients is far below the bound. What the theory asks for is
-``ef_optax.scale_to_contractive``.
+One need depends on shapes and is checked when the state is made: ``CONTRACTIVE``. The memory of a
+rule that keeps what a codec drops follows ``E||e'||^2 = E||C(p) - p||^2``. If the codec's error is
+at least as long as its input, *whatever that input is*, the memory grows at every step. Scaled
+random-k with omega >= 1 is such a codec (:meth:`ef_optax.extend.Codec.least_error`). Such codecs
+are refused, which is common practice: random-k is scaled only without a memory (BytePS switches the
+scaling off when it switches error feedback on).
+
+A codec is accepted if its omega >= 1 describes only its *worst* input. The bounds of QSGD,
+dithering and similar codecs grow with the square root of the leaf's size, and are attained by
+leaves with one large entry. These codecs are in common use under error feedback, where their error
+on gradients is far below the bound. ``ef_optax.scale_to_contractive`` gives what the theory asks
+for.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ BROADCAST = Need(
     "choose a compressor that is not an exchange of its own, such as top_k",
 )
 CONTRACTIVE = Need(
-    lambda codec: True,  # its error depends on the leaf: see HeldExchange
+    lambda codec: True,  # it depends on the leaf: see CheckedExchange
     "is no contraction",
     "use ef_optax.scale_to_contractive(compressor) or scaled=False, or a rule for unbiased "
     "compressors such as diana or marina",
@@ -76,12 +78,12 @@ def exchange_for(
     argument: str = "compressor",
     needs: Sequence[Need] = (),
 ) -> Exchange:
-    """The exchange of a rule's compressor, after the rule's needs have been held against it.
+    """The exchange of a rule's compressor, which is checked against the rule's needs.
 
     Args:
       rule: the rule's name.
-      compressor: what the user gave. What :func:`ef_optax.per_leaf` chooses is checked where the
-        leaves are known, in the exchange's ``init``.
+      compressor: the user's argument. What :func:`ef_optax.per_leaf` chooses is checked in the
+        exchange's ``init``, where the leaves are known.
       axis_name: the worker axis, or None.
       argument: the name of the rule's argument.
       needs: what the rule relies on, of ``ADDITIVE``, ``BROADCAST``, ``CONTRACTIVE``,
@@ -93,11 +95,11 @@ def exchange_for(
     """
     codec = codec_of(compressor, argument)
     require(f"{rule}: {argument}", codec, needs)
-    return HeldExchange(codec, axis_name, asked_by=f"{rule}: {argument}", needs=tuple(needs))
+    return CheckedExchange(codec, axis_name, asked_by=f"{rule}: {argument}", needs=tuple(needs))
 
 
 def require(asked_by: str, codec: Codec, needs: Sequence[Need]) -> None:
-    """Refuses a codec that lacks a need in some stage; a policy by leaf has none before a leaf."""
+    """Refuses a codec if one of its stages lacks a need; a policy by leaf is checked per leaf."""
     for stage in stages_of(codec).stages:
         if not isinstance(stage.codec, LeafPolicy):
             for need in needs:
@@ -105,8 +107,8 @@ def require(asked_by: str, codec: Codec, needs: Sequence[Need]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldExchange(Exchange):
-    """An exchange that holds each leaf's codec to a rule's needs, where its state is made."""
+class CheckedExchange(Exchange):
+    """An exchange that checks each leaf's codec against a rule's needs when its state is made."""
 
     asked_by: str = ""
     needs: tuple[Need, ...] = ()

@@ -1,4 +1,4 @@
-"""Steps of another kind: dense ones, silent ones, the first."""
+"""Special steps: dense steps, silent steps, and the first step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ef_optax.compressors.combine.identity import Identity
 
 
 def send_dense(exchange: Exchange, tree: Any, state: ExchangeState) -> tuple[Any, ExchangeState]:
-    """The mean of the trees themselves, over the same workers and with the same state."""
+    """The mean of the uncompressed trees, over the same workers and with the same state."""
     out = Exchange(Identity(), exchange.axis_name)(tree, state._replace(codec=()))
     return out.aggregate, out.state._replace(codec=state.codec)
 
 
 LONE = "(alone)"
-"""The path of an array that travels for itself; no parameter has this name."""
+"""The path of an array that travels by itself; no parameter has this name."""
 
 
 def lone(x: Array) -> dict[str, Array]:
@@ -35,10 +35,11 @@ def silent_init(exchange: Exchange) -> ExchangeState:
 
 
 def silent(exchange: Exchange, tree: Any, state: ExchangeState) -> tuple[Any, ExchangeState]:
-    """Sends nothing of ``tree`` but one number, so that all workers skip a bad step together.
+    """Sends one number in place of ``tree``, so that all workers skip a bad step together.
 
     Returns:
-      Zeros like ``tree`` that are the same on all workers (by type too), and the next state.
+      Zeros like ``tree``, which are the same on all workers (for JAX's types too), and the next
+      state.
     """
     beat = sum(jnp.sum(x * 0).astype(jnp.float32) for x in jax.tree.leaves(tree))
     out = Exchange(Identity(), exchange.axis_name)(lone(jnp.asarray(beat, jnp.float32)), state)
@@ -49,5 +50,5 @@ def silent(exchange: Exchange, tree: Any, state: ExchangeState) -> tuple[Any, Ex
 def first_step(
     exchange: Exchange, state: ExchangeState, first: Callable[[], Any], later: Callable[[], Any]
 ) -> Any:
-    """``first()`` at the first exchange, ``later()`` at all others; only one of them is paid."""
+    """``first()`` at the first exchange, ``later()`` at all others; only one of them runs."""
     return coll.agreed_cond(state.count == 0, first, later, axis=exchange.axis_name)

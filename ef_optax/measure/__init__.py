@@ -1,7 +1,7 @@
-"""What travels and what it costs, read or counted.
+"""What travels and how many bits it takes, from a compiled program or by counting.
 
-:func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` stand at the front door. Here are the
-report's classes, and the sizes of entropy codes, for messages whose length depends on the data.
+:func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` are imported from ``ef_optax``. Here
+are the report's classes, and the sizes of entropy codes, whose length depends on the data.
 """
 
 from ef_optax.measure.entropy import (

@@ -1,9 +1,9 @@
-"""Sizes under entropy codes: exact counts for the papers that use them; nothing is coded here.
+"""Sizes under entropy codes, counted exactly as in the papers; nothing is encoded here.
 
 A message of this library has a fixed number of bits, because shapes are fixed when a program is
 compiled. Where a paper counts the bits of an entropy code, which depend on the data, these
-functions give that number, the *information*, for codes taken from a message. They run on the host
-with NumPy and are not to be traced.
+functions give that number, the *information*, for the codes of a message. They run on the host with
+NumPy and cannot be traced.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def elias_delta_bits(values: Any) -> int:
 def sparse_elias_bits(codes: Any) -> int:
     """Bits of signed level numbers as QSGD sends them: gaps, signs and levels of the non-zeros.
 
-    For each code that is not 0 the distance to the one before (from -1) in delta code, one bit of
-    sign, and the level in delta code.
+    Each code that is not 0 costs its distance to the one before (to -1 for the first) in delta
+    code, one bit of sign, and its level in delta code.
 
     Args:
       codes: integers, any shape, read in order.
@@ -98,18 +98,18 @@ def sparse_elias_bits(codes: Any) -> int:
       Alistarh et al., QSGD, 2017, appendix A.2; with the delta code as in BytePS.
     """
     flat = np.asarray(codes).reshape(-1)
-    places = np.flatnonzero(flat)
-    if not places.size:
+    positions = np.flatnonzero(flat)
+    if not positions.size:
         return 0
-    gaps = np.diff(places, prepend=-1)
-    return elias_delta_bits(gaps) + places.size + elias_delta_bits(np.abs(flat[places]))
+    gaps = np.diff(positions, prepend=-1)
+    return elias_delta_bits(gaps) + positions.size + elias_delta_bits(np.abs(flat[positions]))
 
 
 def arithmetic_bits(values: Any) -> float:
     """Bits of a vector under arithmetic coding with its own histogram.
 
-    ``d H + m log2((d + m) e/m) + 66``: d values of empirical entropy H, the histogram of the m
-    different values, two float32 end points and 2 bits.
+    ``d H + m log2((d + m) e/m) + 66``, for d values of empirical entropy H, the histogram of their
+    m different values, two float32 end points and 2 more bits.
 
     Args:
       values: numbers, any shape.
@@ -136,10 +136,10 @@ def arithmetic_bits(values: Any) -> float:
 
 
 def run_length_bits(mask: Any, width: int) -> int:
-    """Bits of the positions in a mask as runs of zeros, in counters of ``width`` bits.
+    """Bits of a mask's positions as lengths of runs of zeros, in counters of ``width`` bits.
 
-    Before each position, and at the end, the zeros since the last one are counted; a counter that
-    is full, 2^width - 1, is followed by another.
+    A counter before each position, and one at the end, holds the number of zeros since the last
+    position. A counter that is full, at 2^width - 1, is followed by another.
 
     Args:
       mask: booleans, any shape, read in order.
@@ -167,10 +167,11 @@ def run_length_bits(mask: Any, width: int) -> int:
 
 
 def zero_run_bits(values: Any) -> int:
-    """Bits of 3LC's last stage: the bytes of five ternary values, with runs of zero bytes coded.
+    """Bits of 3LC's last stage: bytes of five ternary values, in which runs of zeros are shortened.
 
-    Five values of {-1, 0, 1} make a byte 0..242 (the last five are filled up with zeros). A run of
-    2 to 14 bytes 121, five zeros each, becomes one byte 243..255; longer runs take several.
+    Five values of {-1, 0, 1} make a byte 0..242 (the last five are padded with zeros). A run of 2
+    to 14 bytes 121, which stand for five zeros each, becomes one byte 243..255; longer runs take
+    several.
 
     Args:
       values: integers in {-1, 0, 1}, any shape, read in order.

@@ -17,12 +17,12 @@ def message_bits(compressor: Compressor, params: Any, dtype: Any = None) -> int:
     """Bits of one worker's message for a whole tree: the sum of its leaves' ``codec.bits``.
 
     Args:
-      compressor: any compressor, also :func:`per_leaf`.
+      compressor: any compressor, :func:`per_leaf` included.
       params: a tree of arrays or ShapeDtypeStructs.
-      dtype: dtype of the compressed values; default float32 or the leaf's own if that is wider.
+      dtype: dtype of the compressed values; by default float32, or the leaf's own if it is wider.
 
     Returns:
-      Bits, before they are rounded up to a word and without the two header words of a step.
+      The number of bits, before rounding up to a word and without the two header words of a step.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -1,7 +1,8 @@
 """What really crosses the wire: every collective of a compiled program, with its bytes.
 
-The compiled HLO text is read, not the source: XLA may widen, merge or split what was asked for. All
-spellings are read: asynchronous pairs, tuple shapes, and the three forms of replica groups.
+The report reads the compiled HLO text and not the source, because XLA may widen, merge or split the
+collectives of the source. It knows all spellings: asynchronous pairs, tuple shapes, and the three
+forms of replica groups.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class Collective:
       kind: gather, reduce, reduce_scatter, all_to_all, permute or broadcast.
       group_size: number of devices that take part together.
       message_bytes: what one device contributes.
-      link_bytes: sent plus received by one device under ring (gather, reduce, reduce_scatter) or
+      link_bytes: what one device sends and receives under ring (gather, reduce, reduce_scatter) or
         pairwise algorithms (all_to_all, permute).
-      conditional: whether it stands in a branch, so that it may not be executed.
-      times: executions in one run of the program (known trip counts of loops), or None.
+      conditional: whether it is in a branch, so that it may not be executed.
+      times: executions in one run of the program; None if a loop's trip count is unknown.
       shapes: the shapes it moves, as HLO writes them.
     """
 
@@ -64,17 +65,17 @@ class WireReport:
 
     @property
     def rounds(self) -> int:
-        """Number of collectives in the program text (each one latency)."""
+        """Number of collectives in the program text; each costs one latency."""
         return len(self.collectives)
 
     @property
     def message_bytes(self) -> int:
-        """What one device contributes to all collectives together."""
+        """What one device contributes to all collectives, in bytes."""
         return sum(c.message_bytes * (c.times or 1) for c in self.collectives)
 
     @property
     def link_bytes(self) -> int:
-        """Sent plus received by one device, all collectives together."""
+        """What one device sends and receives in all collectives, in bytes."""
         return sum(c.link_bytes * (c.times or 1) for c in self.collectives)
 
     def of(self, *kinds: str) -> WireReport:
@@ -98,18 +99,18 @@ class WireReport:
 
 
 def wire_report(compiled: Any) -> WireReport:
-    """Lists every collective of a compiled program with its bytes for each device.
+    """Lists every collective of a compiled program with its bytes per device.
 
     Args:
       compiled: ``jax.jit(f).lower(...).compile()``, or its HLO text.
 
     Returns:
-      A :class:`WireReport`; printing it gives a table. *message* is what one worker contributes,
-      *link* what a device sends and receives: 2 (n-1) m for a gather of m bytes, 4 (n-1)/n m for a
-      reduction.
+      A :class:`WireReport`; printing it gives a table. *message* is what one worker contributes.
+      *link* is what a device sends and receives: 2 (n-1) m for a gather of m bytes, 4 (n-1)/n m for
+      a reduction.
 
     Raises:
-      TypeError: if ``compiled`` is neither (a jitted function has to be lowered and compiled).
+      TypeError: if ``compiled`` is neither; a jitted function must be lowered and compiled first.
 
     Example:
       >>> import ef_optax as ef, jax, jax.numpy as jnp
@@ -171,7 +172,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 def _reach(
     bodies: dict[str, list[str]], entry: str
 ) -> tuple[dict[str, bool], dict[str, int | None]]:
-    """For each reachable computation: is it under a branch, and how often does it run."""
+    """For each reachable computation, whether it is in a branch, and how often it runs."""
     conditional: dict[str, bool] = {entry: False}
     times: dict[str, int | None] = {entry: 1}
     queue = [entry]

@@ -1,4 +1,4 @@
-"""Argument checks shared by the theory functions: those of all options, returning a float."""
+"""Argument checks of the theory functions; each returns the checked number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def non_negative(option: str, value: Any) -> float:
 
 
 def contraction(option: str, value: Any) -> float:
-    """Returns ``value`` if it is in (0, 1]: 1 is no compression, 0 would send nothing."""
+    """Returns ``value`` if it is in (0, 1]; 1 is no compression, and 0 would send nothing."""
     what = (
         "in (0, 1]: 1 is no compression; for an unbiased compressor of variance omega, scaled by "
         "1/(1 + omega), use 1/(1 + omega)"

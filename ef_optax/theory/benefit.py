@@ -9,14 +9,14 @@ from ef_optax.theory.constants import Smoothness
 def communication_gain(
     constants: Smoothness, learning_rate: float, compression_factor: float
 ) -> float:
-    """Bits that gradient descent needs for an accuracy over those of the compressed method.
+    """How many times fewer bits the compressed method needs than gradient descent, by the bounds.
 
-    Both bounds have the leading term ``2 (f(x^0) - f*)/(gamma T)``, gradient descent with
-    ``gamma = 1/L``, so the ratio of rounds is ``1/(L gamma)`` and that of the bits
+    Both bounds have the leading term ``2 (f(x^0) - f*)/(gamma T)``, with ``gamma = 1/L`` for
+    gradient descent, so the ratio of the rounds is ``1/(L gamma)`` and that of the bits
     ``compression_factor L gamma``. Above 1 compression pays *by the bound*. For EF21 with a
-    sparsifier it tends to ``L/(2 L_AM)``, at most about a half, however strong the compression: the
-    worst case promises nothing, unless features are rare (``sqrt(n/c)`` times that, or more).
-    Measured problems do far better than their worst case.
+    sparsifier the gain tends to ``L/(2 L_AM)``, at most about a half, however strong the
+    compression. So the worst case promises nothing, unless features are rare: then the gain is
+    ``sqrt(n/c)`` times larger, or more. Measured problems do far better than their worst case.
 
     Args:
       constants: smoothness constants of the problem.
@@ -25,7 +25,7 @@ def communication_gain(
       compression_factor: dense bits over the message's bits, indices and scales included.
 
     Returns:
-      The gain, above 1 where compression pays.
+      The gain; compression pays if it is above 1.
 
     Raises:
       ValueError: if an argument is not positive.
@@ -46,7 +46,7 @@ def communication_gain(
 
 
 def delay_rounds(delta: float, L: float, second_moment: float, initial_gap: float) -> float:
-    """Steps after which EF14's price is no more than the bound of SGD itself.
+    """Steps after which the compression term of EF14's bound is no larger than the terms of SGD.
 
     In Theorem II at ``gamma = 1/sqrt(T+1)`` the compression term, which falls like 1/T, equals the
     terms of SGD at ``T + 1 = (8 L^2 s2 (1 - delta)/(delta^2 (4 f0 + L s2)))^2``. Much later than

@@ -1,4 +1,4 @@
-"""The smoothness constants of f(x) = mean_i f_i(x), exact where a closed form exists."""
+"""The smoothness constants of f(x) = mean_i f_i(x), exact if there is a closed form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Smoothness:
       L_i: the constant of each worker's f_i, n positive numbers. A worker with constant zero has
         a constant gradient: leave it out or give it a small constant.
       L_plus: any number with ``mean_i ||grad f_i(x) - grad f_i(y)||^2 <= L_plus^2 ||x - y||^2``,
-        or None; never needs to be larger than ``L_QM``.
+        or None; it never needs to be larger than ``L_QM``.
 
     Example:
       >>> c = Smoothness(L=30.0, L_i=(1.0, 1.0, 1.0, 100.0))

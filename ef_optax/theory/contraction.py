@@ -56,8 +56,8 @@ def beta(alpha: float) -> float:
 def xi(alpha: float) -> float:
     """The price of compression in EF21's step: ``xi = sqrt(beta/theta)``.
 
-    ``xi(alpha) = (1 + sqrt(1 - alpha))/alpha - 1``, the form without cancellation: 0 without
-    compression, 1 at alpha = 0.75, about ``2/alpha`` for strong compression.
+    It is computed as ``(1 + sqrt(1 - alpha))/alpha - 1``, which does not cancel. It is 0 without
+    compression, 1 at alpha = 0.75, and about ``2/alpha`` for strong compression.
 
     Args:
       alpha: contraction in (0, 1].
@@ -106,7 +106,7 @@ def damped_contraction(alpha: float, momentum: float) -> float:
 
 
 def repeated_contraction(alpha: float, rounds: int) -> float:
-    """Contraction of R compressions of what is still missing: ``1 - (1 - alpha)^R``.
+    """Contraction of R compressions, each of what the last ones left out: ``1 - (1 - alpha)^R``.
 
     Args:
       alpha: contraction of one compression in (0, 1].

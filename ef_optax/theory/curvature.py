@@ -24,8 +24,8 @@ def curvature(
     """Largest absolute eigenvalue of the Hessian of ``loss_fn(params, *args)`` at ``params``.
 
     Power iteration ``v <- H v/||H v||`` with Hessian-vector products ``jvp(grad f)``; the result is
-    ``||H v||``, which never decreases for a symmetric H and never exceeds the true value. It is the
-    curvature *here*: a lower bound of the smoothness constant, exact for a quadratic.
+    ``||H v||``, which never decreases for a symmetric H and never exceeds the true value. The
+    curvature *at this point* is a lower bound of the smoothness constant, exact for a quadratic.
 
     Args:
       loss_fn: scalar loss, twice differentiable; its first argument is differentiated.
@@ -75,8 +75,9 @@ def estimate(
 ) -> Smoothness:
     """Estimates the constants of ``f = mean_i loss_fn(x, data_i)`` at one point by power iteration.
 
-    Exact for quadratics; otherwise the curvature at ``params``, a lower bound of the constants that
-    theory asks for. Take the largest over several points, or leave a safety factor.
+    The result is exact for quadratics. Otherwise it is the curvature at ``params``, a lower bound
+    of the constants that the theory asks for: take the largest over several points, or allow for a
+    safety factor.
 
     Args:
       loss_fn: scalar loss ``loss_fn(params, data_i)`` of one worker.
@@ -89,7 +90,7 @@ def estimate(
       The :class:`Smoothness` seen at ``params``.
 
     Raises:
-      ValueError: if ``iterations`` is below 1 or a curvature comes out as zero or not finite.
+      ValueError: if ``iterations`` is below 1, or if a curvature is zero or not finite.
 
     Example:
       >>> loss = lambda x, a: 0.5 * a * jnp.sum(x**2)

@@ -29,8 +29,9 @@ class EFBVParameters(NamedTuple):
 def ef_bv_parameters(eta: float, omega: float, omega_av: float | None = None) -> EFBVParameters:
     """The best lambda and nu of EF-BV for a compressor with bias eta and variance omega.
 
-    ``lambda = min{(1-eta)/((1-eta)^2 + omega), 1}``, nu the same with ``omega_av``;
-    ``r = (1 - lambda + lambda eta)^2 + lambda^2 omega``, ``r_av`` with nu and ``omega_av``.
+    ``lambda = min{(1-eta)/((1-eta)^2 + omega), 1}``, and nu is the same with ``omega_av``;
+    ``r = (1 - lambda + lambda eta)^2 + lambda^2 omega``, and ``r_av`` the same with nu and
+    ``omega_av``.
 
     Args:
       eta: relative bias in [0, 1): ``||E C(x) - x|| <= eta ||x||``. 0 for an unbiased compressor,
@@ -69,7 +70,7 @@ def ef_bv_step(constants: Smoothness, parameters: EFBVParameters) -> float:
 
     Args:
       constants: smoothness constants of the problem.
-      parameters: from :func:`ef_bv_parameters`, or one's own with r in [0, 1).
+      parameters: from :func:`ef_bv_parameters`, or your own with r in [0, 1).
 
     Returns:
       The step size gamma; 1/L without compression.
@@ -86,12 +87,12 @@ def ef_bv_step(constants: Smoothness, parameters: EFBVParameters) -> float:
     """
     r = _check.fraction("parameters.r", parameters.r)
     r_av = _check.non_negative("parameters.r_av", parameters.r_av)
-    # sqrt(r_av/r)/s written so that r = 0 is no division: sqrt(r_av)/(sqrt((1+r)/2) - sqrt(r)).
+    # sqrt(r_av/r)/s = sqrt(r_av)/(sqrt((1+r)/2) - sqrt(r)), which does not divide by r = 0.
     return 1 / (constants.L + constants.L_QM * math.sqrt(r_av) / (math.sqrt((1 + r) / 2) - r**0.5))
 
 
 def diana_step(constants: Smoothness, omega: float, *, rule: str = "max") -> float:
-    """The step of DIANA on strongly convex problems, as two public codes have it.
+    """The step of DIANA on strongly convex problems, as two public implementations have it.
 
     Args:
       constants: smoothness constants of the problem.
@@ -127,16 +128,17 @@ def marina_step(
 ) -> float:
     """The step of MARINA: ``1/(L + L_QM sqrt((1 - p) omega/(p n)))``.
 
-    PP-MARINA with r participants: ``1/(L + L_QM sqrt((1 - p)(1 + omega)/(p r)))``, which counts who
-    is drawn as part of the variance (derived, for draws with or without replacement; the public
-    code burlachenkok/flpytorch has the largest L_i in place of both constants).
+    For PP-MARINA with r participants it is ``1/(L + L_QM sqrt((1 - p)(1 + omega)/(p r)))``, in
+    which the draw of the participants is part of the variance. (The formula is derived here, for
+    draws with or without replacement; the public code burlachenkok/flpytorch has the largest L_i in
+    place of both constants.)
 
     Args:
       constants: smoothness constants of the problem.
       omega: variance of the unbiased compressor, independent on every worker.
       probability: p in (0, 1], how often the exact gradient is sent; k/d for rand-k, times r/n
         with participants.
-      participants: r of PP-MARINA, in 1..n; None when all workers take part.
+      participants: r of PP-MARINA, in 1..n; None if all workers take part.
 
     Returns:
       The step size gamma.
@@ -189,7 +191,7 @@ def three_point_constants(
     ======== ======================================================= ==============================
     "ef21"   ``h + C(x - h)``                                        alpha
     "lag"    x if ``||x-h||^2 > zeta ||x-y||^2``, else h             zeta
-    "clag"   ``h + C(x - h)`` if the same, else h                    alpha, zeta
+    "clag"   ``h + C(x - h)`` under the same condition, else h       alpha, zeta
     "v1"     ``y + C(x - y)``                                        alpha
     "v2"     ``b = h + Q(x - y)``; ``b + C(x - b)``                  alpha, omega of Q
     "v3"     ``b`` of another 3PC compressor; ``b + C(x - b)``       alpha, inner

@@ -42,10 +42,10 @@ def ef14_bound(
     learning_rate: float,
     steps: int,
 ) -> float:
-    """Theorem II: bounds ``min_{t<=T} E||grad f(x_t)||^2`` for smooth, non-convex f.
+    """Theorem II: a bound of ``min_{t<=T} E||grad f(x_t)||^2`` for smooth, non-convex f.
 
-    ``2 f0/(gamma (T+1)) + gamma L s2/2 + 4 gamma^2 L^2 s2 (1 - delta)/delta^2``; with delta = 1 it
-    is the bound of SGD.
+    It is ``2 f0/(gamma (T+1)) + gamma L s2/2 + 4 gamma^2 L^2 s2 (1 - delta)/delta^2``. With
+    delta = 1 it is the bound of SGD.
 
     Args:
       delta: contraction of the compressor in (0, 1].

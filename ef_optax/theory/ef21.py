@@ -12,13 +12,13 @@ from ef_optax.theory.contraction import theta, xi
 
 
 def ef21_step(constants: Smoothness, alpha: float, *, mean: Literal["AM", "QM"] = "AM") -> float:
-    """The largest step EF21's theory allows: ``1/(L + L_mean xi(alpha))``.
+    """The largest step that EF21's theory allows: ``1/(L + L_mean xi(alpha))``.
 
     Args:
       constants: smoothness constants of the problem.
-      alpha: contraction of the compressor in (0, 1]; with a changing compressor the smallest.
-      mean: ``"QM"`` is the original theorem; ``"AM"`` the sharper one, never a smaller step
-        (second-hand: seen in summaries of the publication).
+      alpha: contraction of the compressor in (0, 1]; the smallest, if the compressor changes.
+      mean: ``"QM"`` is the original theorem; ``"AM"`` is the sharper one, whose step is never
+        smaller (taken from summaries of the publication).
 
     Returns:
       The step size gamma.
@@ -42,9 +42,10 @@ def ef21_step(constants: Smoothness, alpha: float, *, mean: Literal["AM", "QM"] 
 
 
 def ef21_pl_step(constants: Smoothness, alpha: float, mu: float) -> float:
-    """EF21 under the Polyak-Lojasiewicz condition: ``f - f*`` shrinks by ``1 - gamma mu`` a round.
+    """EF21's step under the Polyak-Lojasiewicz condition.
 
-    ``gamma = min{1/(L + sqrt(2) L_QM xi(alpha)), theta(alpha)/(2 mu)}``.
+    ``gamma = min{1/(L + sqrt(2) L_QM xi(alpha)), theta(alpha)/(2 mu)}``; every round multiplies
+    ``f - f*`` by ``1 - gamma mu``.
 
     Args:
       constants: smoothness constants of the problem.
@@ -107,8 +108,9 @@ def ef21_bound(
 def ef21_heavy_ball_step(constants: Smoothness, alpha: float, decay: float) -> float:
     """A cautious step for EF21-HB: ``(1 - decay)`` times EF21's QM step (unverified constant).
 
-    With ``v <- decay v + g`` a steady gradient moves the iterate by ``gamma/(1 - decay)`` a round;
-    this step keeps that within EF21's. The published runs use EF21's own step times powers of two.
+    With ``v <- decay v + g`` a constant gradient g moves the iterate by ``gamma/(1 - decay) g`` in
+    a round; this step keeps the factor at EF21's step. The published runs use EF21's own step times
+    powers of two.
 
     Args:
       constants: smoothness constants of the problem.
@@ -139,12 +141,12 @@ def ef21_partial_participation_step(
     rho: float | None = None,
     s: float | None = None,
 ) -> float:
-    """The step of EF21-PP when every worker takes part with the same probability p.
+    """The step of EF21-PP if every worker takes part with the same probability p.
 
     With ``theta = 1 - (1+s)(1-alpha)``, ``beta = (1+1/s)(1-alpha)`` and
     ``theta_p = rho p + theta p - rho`` it is ``1/(L + sqrt(B/theta_p))`` where
-    ``B = (beta p + (1 + 1/rho)(1-p)) L_QM^2``. Unless given, rho and s are chosen to make it
-    largest (the public code fixes both at 0.001). At p = 1 it is EF21's QM step.
+    ``B = (beta p + (1 + 1/rho)(1-p)) L_QM^2``. Unless they are given, rho and s are chosen to make
+    the step largest (the public code fixes both at 0.001). At p = 1 it is EF21's QM step.
 
     Args:
       constants: smoothness constants of the problem.
@@ -158,7 +160,7 @@ def ef21_partial_participation_step(
 
     Raises:
       ValueError: if an argument is out of range, or the given rho and s make theta or theta_p
-        non-positive, where the theory says nothing.
+        non-positive, which the theory does not cover.
 
     Example:
       >>> c = Smoothness(L=1.0, L_i=(1.0,))
@@ -177,7 +179,7 @@ def ef21_partial_participation_step(
         raise ValueError(f"rho={rho!r} and s={s!r}: give both, or neither to have them optimised.")
 
     def squared(rho: float, s: float) -> float:
-        """B/(theta_p L_QM^2), infinite where the theory says nothing."""
+        """B/(theta_p L_QM^2); infinite if the theory does not cover rho and s."""
         th = 1 - (1 + s) * (1 - a)
         th_p = th * p - rho * (1 - p)
         if th <= 0 or th_p <= 0:
@@ -201,7 +203,7 @@ def ef21_partial_participation_step(
 
 
 def _smallest(squared: Callable[[float, float], float], a: float, p: float) -> float:
-    """Minimises ``squared`` over rho and s by golden sections, rho inside s; unimodal in each."""
+    """The minimum of ``squared``, unimodal in rho and in s, by nested golden-section searches."""
     s_max = a / (1 - a) if a < 1 else 1.0
 
     def over_rho(s: float) -> float:

@@ -141,10 +141,10 @@ def cloning(constants: Smoothness) -> Cloning:
 
 
 def cloning_step(constants: Smoothness, alpha: float) -> float:
-    """EF21's step on the cloned problem, with the bound: ``1/(L + sqrt(2) L_AM xi(alpha))``.
+    """EF21's step on the cloned problem, by the bound: ``1/(L + sqrt(2) L_AM xi(alpha))``.
 
-    The exact cloned constant, ``ef21_step(cloning(c).constants, alpha, mean="QM")``, is never
-    a smaller step.
+    The step from the exact cloned constants, ``ef21_step(cloning(c).constants, alpha, mean="QM")``,
+    is never smaller.
 
     Args:
       constants: smoothness constants of the *original* problem.
@@ -195,9 +195,10 @@ def rare_feature_count(features: Sequence[Any]) -> int:
 def rare_features_step(constants: Smoothness, alpha: float, shared_by: int) -> float:
     """EF21's step when no feature is on more than c workers: ``1/(L + L_+ sqrt(c/n) xi(alpha))``.
 
-    Needs a sparsifier and a start ``g_i^0`` that is zero on features the worker has not seen.
-    ``L_+`` is the smallest known of ``constants.L_plus``, ``L_QM`` and ``sqrt(c/n) max_i L_i``. (A
-    later publication has L_AM in its place: unverified, and not always a larger step.)
+    It needs a sparsifier, and a start ``g_i^0`` that is zero on features the worker does not have.
+    ``L_+`` is the smallest of ``constants.L_plus`` if it is given, ``L_QM`` and
+    ``sqrt(c/n) max_i L_i``. (A later publication has L_AM in its place, which is unverified and
+    does not always give a larger step.)
 
     Args:
       constants: smoothness constants of the problem.

@@ -164,8 +164,8 @@ MUTATIONS = (
     Mutation(
         "equal leaves of the flat buffer are all cut out at the place of the first",
         "ef_optax/_numeric/offsets.py",
-        "zip(shared, as_data([ends[i] for i in shared], witness), strict=True)",
-        "zip(shared, as_data([ends[shared[0]] for i in shared], witness), strict=True)",
+        "zip(shared, as_data([ends[i] for i in shared], runtime), strict=True)",
+        "zip(shared, as_data([ends[shared[0]] for i in shared], runtime), strict=True)",
         (f"{OF_FLAT}test_it_is_the_flattening_of_optax", "tests/numeric/test_offsets.py"),
     ),
     Mutation(

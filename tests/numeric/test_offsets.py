@@ -18,10 +18,10 @@ def different_kernels(fun, *arguments) -> int:
     return len(kernels_of(compiled(jax.jit(fun).lower(*arguments)).as_text()))
 
 
-@pytest.mark.parametrize("witness", [0, 1, -1, 7, 2**31 - 1])
-def test_data_are_the_integers_whatever_the_witness(witness: int) -> None:
+@pytest.mark.parametrize("runtime", [0, 1, -1, 7, 2**31 - 1])
+def test_data_are_the_integers_whatever_the_scalar(runtime: int) -> None:
     values = [0, 5, 2**31 - 1]
-    got = jax.jit(lambda w: as_data(values, w))(jnp.int32(witness))
+    got = jax.jit(lambda w: as_data(values, w))(jnp.int32(runtime))
     assert [int(x) for x in got] == values
     assert all(x.dtype == jnp.int32 for x in got)
 
@@ -29,8 +29,8 @@ def test_data_are_the_integers_whatever_the_witness(witness: int) -> None:
 def test_starts_are_data_only_where_something_is_shared() -> None:
     known = []
 
-    def run(witness):
-        where = starts([3, 4, 3, 0, 0], "abacc", witness)
+    def run(runtime):
+        where = starts([3, 4, 3, 0, 0], "abacc", runtime)
         known.append([isinstance(x, int) for x in where])
         return where
 
@@ -38,16 +38,16 @@ def test_starts_are_data_only_where_something_is_shared() -> None:
     assert known == [[False, True, False, True, True]]
     too_large = jax.eval_shape(lambda w: jnp.zeros(len(set(starts([2**30] * 3, "aaa", w)))), 0)
     assert too_large.shape == (3,)
-    for witness in (None, jnp.int32(3)):  # outside jit nothing is compiled as a whole
-        assert starts([3, 4, 3], "aba", witness) == [0, 3, 7]
+    for runtime in (None, jnp.int32(3)):  # outside jit nothing is compiled as a whole
+        assert starts([3, 4, 3], "aba", runtime) == [0, 3, 7]
 
 
 def test_pieces_of_equal_size_share_a_kernel() -> None:
     sizes = [5, 8, 5, 5, 8, 5, 5, 8]
     x = jnp.arange(float(sum(sizes)))
 
-    def cut(x, witness):
-        where = starts(sizes, sizes, witness)
+    def cut(x, runtime):
+        where = starts(sizes, sizes, runtime)
         return [jax.lax.dynamic_slice_in_dim(x, w, s) for w, s in zip(where, sizes, strict=True)]
 
     wanted = np.split(np.asarray(x), np.cumsum(sizes)[:-1])
@@ -57,7 +57,7 @@ def test_pieces_of_equal_size_share_a_kernel() -> None:
     assert different_kernels(lambda x: cut(x, None), x) == len(sizes)
 
 
-def test_fields_are_read_back_with_a_witness() -> None:
+def test_fields_are_read_back_with_a_run_time_scalar() -> None:
     message = [
         pack(jnp.arange(40) % 2, 1),
         jnp.arange(3.0),
