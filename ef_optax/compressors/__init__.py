@@ -1,1 +1,1 @@
-"""The compressors, one file a family; each is a frozen codec and a lower-case factory."""
+"""The compressors, one file per family; each is a frozen codec and a lower-case factory."""

@@ -1,4 +1,4 @@
-"""How many entries are kept: a ratio of all, or a number."""
+"""How many entries are kept, given as a ratio or as a number."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ef_optax._numeric import check
 def resolve_k(ratio: float | None, k: int | None, size: int) -> int:
     """How many of ``size`` values are kept.
 
-    ``min(d, max(1, ceil(ratio d)))`` in exact rational arithmetic of the decimal that was written
-    (0.07 of 100 is 7, not 8); 0 for an empty leaf.
+    It is ``min(d, max(1, ceil(ratio d)))``, computed exactly from the decimal digits of the ratio
+    (0.07 of 100 is 7, not 8), and 0 for an empty leaf.
 
     >>> resolve_k(0.07, None, 100), resolve_k(None, 5, 3), resolve_k(0.01, None, 0)
     (7, 3, 0)

@@ -14,8 +14,8 @@ from ef_optax._numeric.shapes import Shape
 class Compressor(optax.GradientTransformationExtraArgs):
     """An Optax transformation whose update is ``C(updates)``, made from a codec.
 
-    It is the usual pair ``(init, update)``, so every Optax combinator takes it; alone it shows what
-    the receivers would see. Inside :func:`ef_optax.error_feedback` and the other rules its
+    It is the usual pair ``(init, update)``, so every Optax combinator accepts it. Alone it shows
+    what the receivers would decode. Inside :func:`ef_optax.error_feedback` and the other rules its
     ``codec`` decides what travels.
 
     Args:
@@ -63,7 +63,7 @@ class Compressor(optax.GradientTransformationExtraArgs):
 
 
 def codec_of(compressor: Any, argument: str = "compressor") -> Codec:
-    """The codec of a compressor; refuses anything that would silently send everything dense.
+    """The codec of a compressor; refuses anything that would silently send dense messages.
 
     Raises:
       TypeError: for plain Optax transformations and wrapped compressors, with the remedy.

@@ -1,7 +1,7 @@
 """Estimators of a worker's own gradient, and the points at which they need gradients.
 
-An estimator stands before a rule that tracks it: ``optax.chain(storm(0.1), ef.ef21(...))``. It
-needs gradients at points of its own, which :func:`ef_optax.query_points` collects.
+An estimator comes before a rule that tracks it: ``optax.chain(storm(0.1), ef.ef21(...))``. It needs
+gradients at its own query points, which :func:`ef_optax.query_points` collects.
 """
 
 from ef_optax.estimators.hessian_momentum import hessian_momentum

@@ -1,4 +1,4 @@
-"""Hessian momentum: a moving average carried along by a Hessian-vector product."""
+"""Hessian momentum: a moving average that a Hessian-vector product corrects for each step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HessianMomentumState(NamedTuple):
 
     estimate: Any  # per worker, like the parameters: v
     last: Any  # the parameters of the last step
-    fraction: Array  # float32 scalar: where on the segment the Hessian is taken, 1 at its end
+    fraction: Array  # float32 scalar: the Hessian's position on the last step's segment, 1: its end
     steps: Array  # int32 scalar
 
     def points(self, params: Any) -> dict[str, Any]:
@@ -39,17 +39,18 @@ class HessianMomentumState(NamedTuple):
 def hessian_momentum(
     fresh_weight: optax.ScalarOrSchedule, key: Any = None, *, memory: MemoryLike = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Hessian-corrected momentum: the average is moved by a Hessian-vector product.
+    r"""Hessian-corrected momentum: a Hessian-vector product corrects the average for each step.
 
     .. math:: v' = (1 - \eta)\,(v + \nabla^2 f_i(y; \xi)(x - x^{\text{last}}))
               + \eta\,\nabla f_i(x; \xi)
 
-    with y = x (HM), or a uniformly random point of the last step's segment (RHM) if a key is given.
+    Here y = x (HM), or, if a key is given, a uniformly random point of the last step's segment
+    (RHM).
 
     Args:
       fresh_weight: eta in (0, 1], or a schedule of it; 1 is the plain minibatch gradient.
       key: None, or a JAX random key or an int for RHM's point, the same on all workers.
-      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
+      memory: the dtype in which the estimate is stored, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is a :class:`HessianMomentumState`. Call
@@ -75,7 +76,7 @@ def hessian_momentum(
     memory = memory_for(memory)
 
     def fraction(steps: Array) -> Array:
-        """Where the next step's product is taken."""
+        """The position of the next step's product on its segment."""
         if key is None:
             return jnp.ones((), jnp.float32)
         return jax.random.uniform(jax.random.fold_in(key, steps), dtype=jnp.float32)

@@ -35,14 +35,14 @@ class IGTState(NamedTuple):
 def igt(
     fresh_weight: optax.ScalarOrSchedule, *, memory: MemoryLike = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Implicit gradient transport: gradients are taken ahead, so that their average is up to date.
+    r"""Implicit gradient transport: gradients at points ahead, whose average is up to date.
 
     .. math:: v' = (1 - \eta) v + \eta\,\nabla f_i\left(x + \tfrac{1 - \eta}{\eta}
               (x - x^{\text{last}}); \xi\right)
 
     Args:
       fresh_weight: eta in (0, 1], or a schedule of it; 1 is the plain minibatch gradient.
-      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
+      memory: the dtype in which the estimate is stored, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is an :class:`IGTState`. Call
@@ -65,7 +65,7 @@ def igt(
     memory = memory_for(memory)
 
     def reach(steps: Array) -> Array:
-        """The factor of the next step's query; 0 at first, where there is no last step."""
+        """The factor of the next step's query; it is 0 before the first step."""
         eta = jnp.asarray(arguments.value_at(fresh_weight, steps), jnp.float32)
         return (1 - eta) / eta
 

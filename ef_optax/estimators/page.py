@@ -1,4 +1,4 @@
-"""PAGE: an exact gradient now and then, differences of minibatch gradients in between."""
+"""PAGE: an exact gradient from time to time, and differences of minibatch gradients in between."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ class PageState(NamedTuple):
     steps: Array  # int32 scalar
 
     def points(self, params: Any) -> dict[str, Any]:
-        """Where gradients are needed besides the parameters: at the last iterate."""
+        """The last iterate, at which gradients are needed besides the parameters."""
         del params
         return {"page": self.last}
 
 
 def page(*, memory: MemoryLike = None) -> optax.GradientTransformationExtraArgs:
-    r"""PAGE: a full gradient now and then, gradient differences of minibatches in between.
+    r"""PAGE: a full gradient from time to time, and minibatch gradient differences in between.
 
     .. math:: v' = \nabla f_i(x)\ \text{when exact, else}\
               v + \nabla f_i(x; \xi) - \nabla f_i(x^{\text{last}}; \xi)
 
-    The caller draws the coin, because it decides which batch to load: pass ``exact=True`` (or a
-    boolean scalar, the same for all workers) to ``update`` when the gradients are those of the full
-    local data. The first step counts as exact. EF21-PAGE is ``chain(page(), ef21(...))``.
+    The caller draws the exact steps at random, because they need another batch: pass
+    ``exact=True`` (or a boolean scalar, the same on all workers) to ``update`` if the gradients are
+    those of the full local data. The first step counts as exact. EF21-PAGE is
+    ``chain(page(), ef21(...))``.
 
     Args:
-      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
+      memory: the dtype in which the estimate is stored, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is a :class:`PageState`. Call

@@ -1,8 +1,8 @@
-"""Query points: rules that need gradients at other points, on the same minibatch.
+"""Query points: the points at which rules need gradients, on the same minibatch.
 
-MARINA, PAGE, STORM and others need the gradient at the last iterate *on this step's batch*; storing
-the last step's minibatch gradient is another algorithm. Such a rule keeps its points in its state,
-and its State class has a method ``points(params) -> {name: tree like params}``.
+MARINA, PAGE, STORM and others need the gradient at the last iterate *on this step's batch*; with
+the stored minibatch gradient of the last step they would be other algorithms. Such a rule keeps its
+points in its state; its State class has a method ``points(params) -> {name: tree like params}``.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def _has_points(x: Any) -> bool:
 
 
 def query_points(opt_state: Any, params: Any) -> Points:
-    """Collects the points at which the rules inside a chain want gradients this step.
+    """Collects the points at which the rules of a chain need gradients in this step.
 
     Args:
       opt_state: the state of a chain, lifted or not.
       params: the parameters.
 
     Returns:
-      A :class:`Points` dictionary: ``"params"`` and whatever the rules ask for. Give it to
+      A :class:`Points` dictionary with ``"params"`` and the points of the rules. Give it to
       :func:`worker_value_and_grad` in place of the parameters, and pass the result on:
       ``update(grads["params"], state, params, grads=grads)``.
 

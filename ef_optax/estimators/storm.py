@@ -1,4 +1,4 @@
-"""STORM (MVR): a moving average corrected by the difference of two minibatch gradients."""
+"""STORM (MVR): a moving average that the difference of two minibatch gradients corrects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StormState(NamedTuple):
     steps: Array  # int32 scalar
 
     def points(self, params: Any) -> dict[str, Any]:
-        """Where gradients are needed besides the parameters: at the last iterate."""
+        """The last iterate, at which gradients are needed besides the parameters."""
         del params
         return {"storm": self.last}
 
@@ -35,14 +35,14 @@ class StormState(NamedTuple):
 def storm(
     fresh_weight: optax.ScalarOrSchedule, *, memory: MemoryLike = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""STORM (momentum-based variance reduction): an average that is moved along with the iterate.
+    r"""STORM (momentum-based variance reduction): an average that is corrected for each step.
 
     .. math:: v' = (1 - \eta)\,(v + \nabla f_i(x; \xi) - \nabla f_i(x^{\text{last}}; \xi))
               + \eta\,\nabla f_i(x; \xi)
 
     Args:
       fresh_weight: eta in (0, 1], or a schedule of it; 1 is the plain minibatch gradient.
-      memory: the dtype in which the estimate is kept, as in :func:`ef_optax.ef21`.
+      memory: the dtype in which the estimate is stored, as in :func:`ef_optax.ef21`.
 
     Returns:
       The transformation; its state is a :class:`StormState`. Call

@@ -1,22 +1,22 @@
-"""How messages travel: a transport a file, and each takes any compressor that fits.
+"""How messages travel: one transport per file, each for any compressor that fits.
 
 >>> import ef_optax as ef
 >>> tx = ef.error_feedback(ef.exchanges.two_shot(ef.top_k(0.01)), axis_name="data")
 
 =========================== ========================================================================
-:func:`gather`              every message to everybody; how compressors travel by themselves
-:func:`reduce`              decoded and averaged on the way, dense
-:func:`two_shot`            every worker averages one shard and compresses again
-:func:`leader`              one worker's places serve all, whose values are summed
-:func:`largest_of_sum`      of the sum only the largest entries are applied
-:func:`tree`                the same, merged pairwise
-:func:`majority`            the sign of the sum
+:func:`gather`              all workers receive every message; this is the default
+:func:`reduce`              messages are decoded first, and the dense arrays are averaged on the way
+:func:`two_shot`            every worker averages one shard and compresses it again
+:func:`leader`              one worker chooses the positions, and all workers' values are summed
+:func:`largest_of_sum`      only the largest entries of the sum are applied
+:func:`tree`                the same, but messages are merged pairwise
+:func:`majority`            the sign of the sum is applied
 =========================== ========================================================================
 
-The literature's names are lines of these: :func:`leader_top_k`, :func:`global_top_k_of_sum`,
-:func:`majority_vote`. :func:`perm_k` is a codec of its own, whose permutation is the method.
-:func:`carried` makes a compressor of a codec and any ``Transport``; to write one, see
-``docs/write-your-own.md``.
+:func:`leader_top_k`, :func:`global_top_k_of_sum` and :func:`majority_vote` are the literature's
+names for some pairs of a transport and a compressor. :func:`perm_k` is a codec with its own
+protocol, since its permutation is the method. :func:`carried` makes a compressor from a codec and
+any ``Transport``; to write one, see ``docs/write-your-own.md``.
 """
 
 from ef_optax.exchanges.carried import carried

@@ -1,8 +1,8 @@
-"""A codec and the transport that carries its messages: where the two are held against each other.
+"""A codec and the transport that carries its messages, checked against each other.
 
-A transport (:class:`ef_optax.extend.Transport`) says what it needs of a codec (``needs``), what may
-be relied on when the two go together (``traits``), and how many bits travel (``traffic``).
-Everything that is asked of the pair is answered here.
+A transport (:class:`ef_optax.extend.Transport`) declares what it needs of a codec (``needs``), the
+properties of the pair (``traits``), and how many bits travel (``traffic``). The codec of the pair
+is defined here.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SPARSE = Need(
 )
 FOLLOWABLE = Need(
     lambda codec: isinstance(codec, Followable),
-    "does not send plain values at places that one worker can choose for all",
+    "does not send plain values at positions that one worker can choose for all",
     "choose a sparsifier such as top_k or block_top_k",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Carried(MessagelessCodec):
-    """``inner``, whose messages travel by ``transport`` and not as they would by themselves."""
+    """``inner``, whose messages travel by the transport ``via`` instead of their own."""
 
     inner: Codec
     via: Transport
@@ -65,7 +65,7 @@ class Carried(MessagelessCodec):
         return self.via.traffic(self.inner, shape, dtype, num_workers)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        """What a single worker would send in all rounds; see :meth:`traffic` for several."""
+        """Bits that one worker alone sends in all rounds; see :meth:`traffic` for several."""
         return sum(self.traffic(shape, dtype, 1))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
@@ -81,16 +81,17 @@ class Carried(MessagelessCodec):
 def carried(name: str, compressor: Compressor, transport: Transport) -> Compressor:
     """The compressor whose messages travel by this transport.
 
-    Every transport of :mod:`ef_optax.exchanges` is a line of this; so is one of your own.
+    Every transport of :mod:`ef_optax.exchanges` calls it, and so does one of your own.
 
     Args:
-      name: of the function that is called, for its errors.
-      compressor: what is sent; a stateless compressor of single leaves, encoded by one worker
-        alone, with what ``transport.needs`` asks for.
+      name: the name of the calling function, for its error messages.
+      compressor: what is sent; a stateless compressor of single leaves, whose message one worker
+        encodes alone, and which has what ``transport.needs`` asks for.
       transport: how it travels.
 
     Returns:
-      The compressor: any rule takes it, and :func:`ef_optax.per_leaf` chooses it for some leaves.
+      The compressor. Any rule takes it, and :func:`ef_optax.per_leaf` can choose it for some
+      leaves.
 
     Raises:
       TypeError: if ``compressor`` is not such a Compressor.

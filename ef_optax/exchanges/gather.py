@@ -1,6 +1,6 @@
-"""All-gather: everybody receives all messages, and averages what they decode to.
+"""All-gather: all workers receive all messages, decode them and average the results.
 
-all_gather:   C(x_i) of every worker, to everybody
+all_gather:   C(x_i) of every worker, to all workers
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from ef_optax.exchanges.carried import carried
 
 
 def gather(compressor: Compressor) -> Compressor:
-    """Sends every worker's message to all workers: how nearly all compressors travel anyway.
+    """Sends every worker's message to all workers, as nearly all compressors do by default.
 
     ``aggregate = (1/n) sum_i C(x_i)``, decoded from n messages without n dense arrays. A device
-    receives n - 1 messages, so the traffic of a link grows with the number of workers: signs of n =
-    64 workers are as much as the dense all-reduce.
+    receives n - 1 messages, so the traffic of a link grows with the number of workers: the signs of
+    64 workers take as much as a dense all-reduce.
 
     Args:
-      compressor: a stateless compressor of single leaves. :func:`ef_optax.identity`, which travels
-        by an all-reduce by itself, is gathered too.
+      compressor: a stateless compressor of single leaves. This includes :func:`ef_optax.identity`,
+        whose default is an all-reduce.
 
     Returns:
       The compressor. Bits: those of the message.
 
     Raises:
-      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
-        encoded by one worker alone.
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message one
+        worker encodes alone.
 
     Example:
       >>> import ef_optax as ef

@@ -1,6 +1,6 @@
-"""The largest of the sum: everybody applies the k largest entries of the mean message.
+"""The largest of the sum: all workers apply the k largest entries of the mean message.
 
-all_gather:   C(x_i) of every worker, k values each, to everybody
+all_gather:   C(x_i) of every worker, k values each, to all workers
 then          the k largest magnitudes of sum_i C(x_i)
 """
 
@@ -32,7 +32,7 @@ from ef_optax.exchanges.tree import Tree
 
 @dataclasses.dataclass(frozen=True)
 class LargestOfSum(Transport):
-    """Of the sum of the workers' messages the k largest are applied; the rest is kept."""
+    """The k largest entries of the sum of the workers' messages are applied; the rest is kept."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -62,27 +62,27 @@ class LargestOfSum(Transport):
         return dataclasses.replace(own, unbiased=False, linear=False, independent=False)
 
     def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
-        """The codec's for one worker; none for several, whose values may all be kept back."""
+        """The codec's alpha for one worker; None for several, as a worker may send nothing."""
         return codec.alpha(shape) if num_workers == 1 else None
 
 
 def largest_of_sum(compressor: Compressor) -> Compressor:
-    """Of the sum of all workers' sparse messages, only the k largest values are applied.
+    """Applies only the k largest values of the sum of all workers' sparse messages.
 
-    A worker has *sent* those of its values whose coordinate is among the k that are applied; error
-    feedback gets the others back. The aggregate is exactly the mean of what was sent (additive),
-    and as sparse as one message. For one worker it is the compressor itself; for several no
+    A worker has *sent* those of its values whose coordinates are among the k that are applied;
+    error feedback keeps the others. The aggregate is exactly the mean of what was sent (additive),
+    and as sparse as one message. For one worker it is the compressor itself; for several workers no
     contraction constant is known.
 
     Args:
-      compressor: a sparsifier; k is the number of values that its message has room for.
+      compressor: a sparsifier; k is the number of values that its message can hold.
 
     Returns:
       The compressor. Bits: those of the message.
 
     Raises:
-      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
-        encoded by one worker alone.
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message one
+        worker encodes alone.
       ValueError: if it does not send indices and values.
 
     Example:
@@ -103,29 +103,30 @@ def largest_of_sum(compressor: Compressor) -> Compressor:
 def global_top_k_of_sum(
     ratio: float | None = None, *, k: int | None = None, tree: bool = False
 ) -> Compressor:
-    """gTop-k: of the sum of all workers' top-k messages, only the k largest are applied.
+    """gTop-k: applies only the k largest values of the sum of all workers' top-k messages.
 
-    :func:`largest_of_sum` of :func:`ef_optax.top_k`: each worker sends its top-k, everybody adds
-    them up and keeps the k largest magnitudes of the sum. With ``tree``, as published, it is
-    :func:`tree` of ``top_k``: the messages are merged pairwise, so that k pairs cross every link
-    whatever n is. A worker has sent those of its values that are applied. For one worker it is
-    top-k (alpha = k/d); for several no constant is known.
+    It is :func:`largest_of_sum` of :func:`ef_optax.top_k`: each worker sends its top-k, and all
+    workers add the messages and keep the k largest magnitudes of the sum. With ``tree``, as
+    published, it is :func:`tree` of ``top_k``: the messages are merged pairwise, so that k pairs
+    cross every link whatever n is. A worker has sent those of its values that are applied. For one
+    worker it is top-k (alpha = k/d); for several workers no constant is known.
 
     Args:
       ratio: kept / total in (0, 1].
-      k: number of values kept of each leaf; give either this or ``ratio``.
-      tree: merge pairwise; the number of workers must be a power of two.
+      k: number of values kept of each leaf; give either ``k`` or ``ratio``.
+      tree: whether to merge pairwise; the number of workers must then be a power of two.
 
     Returns:
-      The compressor. Bits: k (32 + ceil(log2 d)) for each worker, by gather; for the tree as many
-      in each of log2 n rounds and once more for the result.
+      The compressor. Bits: k (32 + ceil(log2 d)) per worker, by a gather; with the tree, the same
+      in each of log2 n rounds, and once more for the result.
 
     Raises:
       ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range; at the first
-        exchange, for a tree over a number of workers that is no power of two.
+        exchange, for a tree if the number of workers is not a power of two.
 
     Example:
-      Two workers send 3 and 2 at the same place, 4 elsewhere: 5 is the largest of the sum.
+      Two workers send 3 and 2.5 for one coordinate, and a third sends 4.5 for another: 5.5 is the
+      largest value of the sum.
 
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> tx = ef.compressed_mean(ef.exchanges.global_top_k_of_sum(k=1), axis_name="data")
@@ -137,7 +138,7 @@ def global_top_k_of_sum(
 
     References:
       Shi et al., A distributed synchronous SGD algorithm with global top-k sparsification for low
-      bandwidth networks, 2019, section III; the tree and what is given back as in the authors'
+      bandwidth networks, 2019, section III; the tree and the residuals are those of the authors'
       public implementation.
     """
     check_ratio_or_k("global_top_k_of_sum", ratio, k)

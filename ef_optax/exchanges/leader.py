@@ -1,7 +1,7 @@
-"""A leader chooses: in every step one worker's indices serve all workers.
+"""A leader chooses: in every step all workers use one worker's indices.
 
 sum:          the indices of worker t mod n, to which the others add zeros
-all_reduce:   the mean of everybody's values there
+all_reduce:   the mean of all workers' values there
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ef_optax.exchanges.carried import FOLLOWABLE, Carried, carried
 
 @dataclasses.dataclass(frozen=True)
 class Leader(Transport):
-    """Worker t mod n chooses the places, everybody sends its values there."""
+    """Worker t mod n chooses the positions, and all workers send their values there."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -39,13 +39,13 @@ class Leader(Transport):
     def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
         assert isinstance(codec, Followable)
         leads = workers.step % workers.size == workers.index
-        own = codec.places(codec.encode(x, codec.step_key(workers)))
+        own = codec.positions(codec.encode(x, codec.step_key(workers)))
         # Only the leader's words are not zero, so the sum is the leader's message.
-        places = yield Sum(jax.tree.map(lambda words: jnp.where(leads, words, 0), own))
-        return (yield from codec.averaged(x, codec.follow(x, places), state))
+        positions = yield Sum(jax.tree.map(lambda words: jnp.where(leads, words, 0), own))
+        return (yield from codec.averaged(x, codec.follow(x, positions), state))
 
     def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
-        """Two rounds: the leader's places to all, then the values to the mean."""
+        """Two rounds: the leader's positions to all, then the mean of the values."""
         del num_workers
         assert isinstance(codec, Followable)
         values = codec.count(size_of(shape)) * bits_of(dtype)
@@ -58,29 +58,29 @@ class Leader(Transport):
         )
 
     def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> None:
-        """None: a worker may hold nothing at the leader's places."""
+        """None: a worker may have only zeros at the leader's positions."""
         del codec, shape, num_workers
 
 
 def leader(compressor: Compressor) -> Compressor:
-    """Worker ``t mod n`` chooses the places of its message for all workers.
+    """All workers send their values at the positions that worker ``t mod n`` chooses.
 
-    Because everybody sends the same coordinates, the values are summed on the way: the traffic of
-    a device does not grow with the number of workers. alpha is not known in general: a worker may
-    hold nothing at the leader's places. Under error feedback the workers' residuals come to
-    resemble one another, which is what makes it work.
+    Because all workers send the same coordinates, the values are summed on the way, and the traffic
+    of a device does not grow with the number of workers. alpha is not known in general, since a
+    worker may have only zeros at the leader's positions. It works under error feedback because the
+    workers' residuals become similar.
 
     Args:
-      compressor: a sparsifier whose values depend on the leaf at their places alone: ``top_k``,
-        ``block_top_k``, ``threshold``, ``sampled_top_k``, ``redsync``, ``mix_k``, ``comp_k`` or
-        ``random_k``.
+      compressor: a sparsifier whose values depend only on the leaf's values at their positions:
+        ``top_k``, ``block_top_k``, ``threshold``, ``sampled_top_k``, ``redsync``, ``mix_k``,
+        ``comp_k`` or ``random_k``.
 
     Returns:
-      The compressor; two rounds, the places and then the values.
+      The compressor. It takes two rounds, for the positions and for the values.
 
     Raises:
-      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
-        encoded by one worker alone.
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message one
+        worker encodes alone.
       ValueError: if it is not such a sparsifier.
 
     Example:
@@ -99,16 +99,16 @@ def leader(compressor: Compressor) -> Compressor:
 
 
 def leader_top_k(ratio: float | None = None, *, k: int | None = None) -> Compressor:
-    """CLT-k: worker ``t mod n`` chooses the k indices of its largest magnitudes for all workers.
+    """CLT-k: all workers send their values at worker ``t mod n``'s k largest magnitudes.
 
-    :func:`leader` of :func:`ef_optax.top_k`.
+    It is :func:`leader` of :func:`ef_optax.top_k`.
 
     Args:
       ratio: kept / total in (0, 1].
-      k: number of values kept of each leaf; give either this or ``ratio``.
+      k: number of values kept of each leaf; give either ``k`` or ``ratio``.
 
     Returns:
-      The compressor; two rounds, k packed indices and then k values.
+      The compressor. It takes two rounds, for k packed indices and for k values.
 
     Raises:
       ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range.

@@ -1,6 +1,6 @@
-"""Majority: everybody applies the sign of the sum of what arrives.
+"""Majority: all workers apply the sign of the sum of the messages.
 
-all_gather:   C(x_i) of every worker, to everybody
+all_gather:   C(x_i) of every worker, to all workers
 then          sign(sum_i C(x_i)), 0 for a tie
 """
 
@@ -24,7 +24,7 @@ from ef_optax.exchanges.carried import Carried, carried
 
 @dataclasses.dataclass(frozen=True)
 class Majority(Transport):
-    """Messages are gathered; the aggregate is the sign of their weighted sum, 0 for a tie."""
+    """Gathers the messages; the aggregate is the sign of their weighted sum, 0 for a tie."""
 
     def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
         outcome = yield from AllGather().run(codec, x, state, workers)
@@ -38,13 +38,13 @@ class Majority(Transport):
 
 
 def majority(compressor: Compressor) -> Compressor:
-    """Applies the sign of the sum of what the workers have sent: ``sign(sum_i C(x_i))``.
+    """Applies the sign of the sum of the workers' messages: ``sign(sum_i C(x_i))``.
 
-    Coordinate by coordinate the workers vote with what they send of it: with signs every vote
-    counts alike (:func:`majority_vote`), with :func:`ef_optax.top_k` those vote to whom the
-    coordinate is large. With weights the vote is weighted; a tie gives 0. The aggregate is not the
-    mean of what was sent (``additive`` is False), so rules that keep an estimate of that mean
-    refuse it.
+    The workers vote on each coordinate with the value that they send for it. With signs every vote
+    counts the same (:func:`majority_vote`); with :func:`ef_optax.top_k` only those workers vote for
+    which the coordinate is large. With weights the vote is weighted; a tie gives 0. The aggregate
+    is not the mean of what was sent (``additive`` is False), so rules that keep an estimate of that
+    mean refuse it.
 
     Args:
       compressor: a stateless compressor of single leaves.
@@ -53,8 +53,8 @@ def majority(compressor: Compressor) -> Compressor:
       The compressor. Bits: those of the message.
 
     Raises:
-      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
-        encoded by one worker alone.
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message one
+        worker encodes alone.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -74,16 +74,16 @@ def majority(compressor: Compressor) -> Compressor:
 def majority_vote() -> Compressor:
     """SignSGD with majority vote: the aggregate is ``sign(sum_i sign(x_i))``.
 
-    :func:`majority` of :func:`ef_optax.sign`. Each worker sends d signs (sign(0) = +1); a worker
-    whose leaf is all zero does not vote; a tie gives 0. With weights the vote is weighted. The
-    aggregate is not the mean of what was sent (``additive`` is False), so rules that keep an
+    It is :func:`majority` of :func:`ef_optax.sign`. Each worker sends d signs (sign(0) = +1); a
+    worker whose leaf is all zero does not vote; a tie gives 0. With weights the vote is weighted.
+    The aggregate is not the mean of what was sent (``additive`` is False), so rules that keep an
     estimate of that mean refuse it.
 
     Returns:
-      The compressor. Bits: d + 32 for each worker.
+      The compressor. Bits: d + 32 per worker.
 
     Example:
-      Three workers, of whom two agree on each coordinate:
+      Two of three workers agree on each coordinate:
 
       >>> import ef_optax as ef, jax.numpy as jnp, optax
       >>> tx = ef.compressed_mean(ef.exchanges.majority_vote(), axis_name="data")

@@ -1,4 +1,4 @@
-"""Perm-k: the workers share out the coordinates by one random permutation."""
+"""Perm-k: a random permutation divides the coordinates among the workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ef_optax.compressors.sparse._sparse import scatter
 
 @dataclasses.dataclass(frozen=True)
 class PermK(Codec):
-    """Worker i sends n times the values in its share of a permutation that all draw alike."""
+    """Worker i sends n times the values in its share of a permutation that all workers draw."""
 
     key: Array
 
@@ -32,7 +32,7 @@ class PermK(Codec):
         return Traits(unbiased=True, linear=True, deterministic=False, basis="exact")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        """The message of a single worker, whose share is everything."""
+        """The message of a single worker, whose share is the whole leaf."""
         del key
         return x.reshape(-1)
 
@@ -40,15 +40,15 @@ class PermK(Codec):
         return message.astype(like.dtype).reshape(like.shape)
 
     def share(self, size: int, num_workers: int) -> int:
-        """Slots of each worker, ceil(d / n)."""
+        """Number of slots of each worker, ceil(d / n)."""
         return math.ceil(size / num_workers)
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         like, n = like_of(x), workers.size
         share = self.share(x.size, n)
         seed = jax.random.bits(workers.fold(self.key, shared=True), (), jnp.uint32)
-        # Slots at and beyond the size are empty: every coordinate is in each share with
-        # probability 1/n, whether or not n divides the size.
+        # Slots from the size on are empty, so every coordinate is in each share with probability
+        # 1/n, whether or not n divides the size.
         slots = random_subset(seed, n * share, n * share).reshape(n, share)
         own = slots[workers.index]
         flat = x.reshape(-1)
@@ -73,19 +73,19 @@ class PermK(Codec):
         )
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        """A single worker sends everything; see :meth:`traffic` for n workers."""
+        """Bits of a single worker, which sends the leaf; see :meth:`traffic` for n workers."""
         return size_of(shape) * bits_of(dtype)
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         return (self.share(size_of(shape), num_workers) * bits_of(dtype),)
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float:
-        """N - 1 for each worker alone; the mean over workers of equal inputs has no error."""
+        """The variance of each worker, n - 1; the mean over equal inputs has no error."""
         del shape
         return float(num_workers - 1)
 
     def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """As much as the variance: no leaf is better than another."""
+        """The variance, which is the same for every input."""
         return self.omega(shape, num_workers)
 
 
@@ -93,16 +93,16 @@ def perm_k(key: Any = None) -> Compressor:
     """Perm-k: each coordinate is sent by exactly one worker, chosen at random.
 
     All workers draw the same permutation of n ceil(d/n) slots; worker i sends the values in its
-    ceil(d/n) slots, times n. Each worker's message is unbiased with omega = n - 1 (exact), but
-    the workers' errors cancel: the mean over workers of equal inputs is exact, and in general
+    ceil(d/n) slots, times n. Each worker's message is unbiased with omega = n - 1 (exact), but the
+    workers' errors cancel: the mean over workers with equal inputs is exact, and in general
     ``E||mean C_i(x_i) - mean x_i||^2 = mean ||x_i||^2 - ||mean x_i||^2`` if n divides d.
-    No index travels. Meant for unbiased rules such as MARINA, not for error feedback.
+    No index travels. It is meant for unbiased rules such as MARINA, not for error feedback.
 
     Args:
       key: a JAX random key or an int; step and leaf are folded in, the worker is not.
 
     Returns:
-      The compressor. Bits: 32 ceil(d/n) for each of n workers.
+      The compressor. Bits: 32 ceil(d/n) per worker.
 
     Raises:
       TypeError: without a key.

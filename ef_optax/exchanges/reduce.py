@@ -1,4 +1,4 @@
-"""All-reduce: everybody decodes its own message, and the dense arrays are averaged on the way.
+"""All-reduce: each worker decodes its own message, and the dense arrays are averaged on the way.
 
 all_reduce:   (1/n) sum_i C(x_i), dense
 """
@@ -11,16 +11,16 @@ from ef_optax.exchanges.carried import carried
 
 
 def reduce(compressor: Compressor) -> Compressor:
-    """Averages what the messages decode to by a dense all-reduce.
+    """Averages the decoded messages by a dense all-reduce.
 
-    ``aggregate = (1/n) sum_i C(x_i)``, as by :func:`gather`, but what crosses a link does not grow
-    with the number of workers: about two dense arrays. That is less than n gathered messages once n
-    times the ratio of compression exceeds two. What compression does to the training stays; this is
-    also how to study it where only dense collectives are fast.
+    ``aggregate = (1/n) sum_i C(x_i)``, as with :func:`gather`, but about two dense arrays cross a
+    link, whatever the number of workers. That is less than n gathered messages once n exceeds twice
+    the compression factor. The effect of compression on training is the same, so it can be studied
+    this way even if only dense collectives are fast.
 
-    :func:`ef_optax.identity` travels so by itself. Compressors that send the same places on all
-    workers (``random_k(shared_mask=True)``, ``random_block``) sum their values alone, which is
-    part of what they are.
+    It is the default transport of :func:`ef_optax.identity`. Compressors that send the same
+    positions on all workers (``random_k(shared_mask=True)``, ``random_block``) have their own
+    protocol, which sums only the values.
 
     Args:
       compressor: a stateless compressor of single leaves.
@@ -29,8 +29,8 @@ def reduce(compressor: Compressor) -> Compressor:
       The compressor. Bits: 32 d for float32.
 
     Raises:
-      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
-        encoded by one worker alone.
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message one
+        worker encodes alone.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -1,8 +1,8 @@
-"""A tree: messages are merged pairwise, and only the k largest of both go on.
+"""A tree: messages are merged pairwise, and only the k largest entries of each merger go on.
 
 round j = 0 .. log2 n - 1:   worker i + 2^j sends k pairs to worker i, a multiple of 2^(j+1),
-                             which keeps the k largest magnitudes of both
-sum:                         worker 0's k pairs to all, to which the others add zeros
+                             which keeps the k largest magnitudes of the sum
+sum:                         worker 0's k pairs to all workers; the others add zeros
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ef_optax.exchanges.carried import SPARSE, carried
 
 @dataclasses.dataclass(frozen=True)
 class Tree(Transport):
-    """Worker 0 ends up with the k largest of repeated pairwise sums, and tells everybody."""
+    """Worker 0 ends up with the k largest of repeated pairwise sums, and sends them to all."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -89,7 +89,7 @@ class Tree(Transport):
         )
 
     def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
-        """The codec's for one worker; none for several, whose values may all be kept back."""
+        """The codec's alpha for one worker; None for several, as a worker may send nothing."""
         return codec.alpha(shape) if num_workers == 1 else None
 
 
@@ -111,13 +111,13 @@ def merge(a: Array, x: Array, b: Array, y: Array) -> tuple[Array, Array]:
     """The k largest magnitudes of the sum of two sparse vectors of k entries each.
 
     Args:
-      a: indices of the first, (k,) uint32; an index may stand there twice, with value 0.
-      x: its values, (k,).
-      b: indices of the second.
-      y: its values.
+      a: indices of the first vector, (k,) uint32; an index may occur twice if its value is 0.
+      x: values of the first vector, (k,).
+      b: indices of the second vector.
+      y: values of the second vector.
 
     Returns:
-      Indices and values; of equal magnitudes the lowest index is taken.
+      Indices and values; ties go to the lowest index.
 
     Example:
       >>> indices, values = merge(*map(jnp.asarray, ([0, 3], [1.0, 2.0], [3, 5], [-5.0, 2.0])))
@@ -138,26 +138,27 @@ def merge(a: Array, x: Array, b: Array, y: Array) -> tuple[Array, Array]:
 def tree(compressor: Compressor) -> Compressor:
     """Merges sparse messages pairwise in log2 n rounds; the k largest of each pair go on.
 
-    Worker i + 2^j sends its k index-value pairs to worker i, which adds both messages up and keeps
-    the k largest magnitudes; in the end worker 0 tells all others, by an all-reduce to which they
-    add zeros. Then k pairs cross every link whatever n is. A worker has *sent* those of its values
-    whose coordinate is among the k that are applied; error feedback gets the others back. A value
-    that was dropped on one branch, while another branch brought the same coordinate to the end, is
-    neither applied nor given back (so it is in the published method): the aggregate is not the mean
-    of what was sent, ``additive`` is False, and rules that need it refuse it.
+    Worker i + 2^j sends its k index-value pairs to worker i, which adds both messages and keeps the
+    k largest magnitudes. In the end worker 0 sends its pairs to all workers, by an all-reduce to
+    which the others add zeros. So k pairs cross every link whatever n is.
+
+    A worker has *sent* those of its values whose coordinates are among the k that are applied;
+    error feedback keeps the others. A value that one branch drops, while another branch brings its
+    coordinate to the end, is neither applied nor kept, as in the published method. So the aggregate
+    is not the mean of what was sent, ``additive`` is False, and rules that need it refuse the tree.
 
     Args:
-      compressor: a sparsifier; k is the number of values that its message has room for.
+      compressor: a sparsifier; k is the number of values that its message can hold.
 
     Returns:
-      The compressor. Bits: k (32 + ceil(log2 d)) in each of log2 n rounds and once more for the
+      The compressor. Bits: k (32 + ceil(log2 d)) in each of log2 n rounds, and once more for the
       result.
 
     Raises:
-      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message is
-        encoded by one worker alone.
-      ValueError: if it does not send indices and values; at the first exchange, for a number of
-        workers that is no power of two.
+      TypeError: if ``compressor`` is not a stateless Compressor of single leaves whose message one
+        worker encodes alone.
+      ValueError: if it does not send indices and values; at the first exchange, if the number of
+        workers is not a power of two.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

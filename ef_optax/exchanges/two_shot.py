@@ -1,7 +1,7 @@
-"""Two shots: every worker is the server of one shard; both directions are compressed.
+"""Two shots: every worker is the server of one shard, and both directions are compressed.
 
-all_to_all:   worker j receives C(row j) of everybody, and averages its row
-all_gather:   worker j sends C_server(mean row + E_j) to everybody, keeps E_j
+all_to_all:   worker j receives C(row j) of all workers, and averages its row
+all_gather:   worker j sends C_server(mean row + E_j) to all workers, and keeps the new E_j
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TwoShotState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TwoShot(Transport):
-    """A codec for the rows; ``server`` (None: the same) for the averaged shard."""
+    """A codec for the rows, and ``server`` (None: the same codec) for the averaged shard."""
 
     server: Codec | None = None
 
@@ -90,18 +90,18 @@ class TwoShot(Transport):
         )
 
     def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
-        """Of the worker's part: the least of its rows."""
+        """The alpha of the worker's part, which is the least alpha of its rows."""
         return codec.alpha((_chunk(shape, num_workers),), num_workers)
 
     def least_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
-        """Of the worker's part; 0 where a row may lie in the padding."""
+        """The least error of the worker's part; 0 if a row may lie in the padding."""
         chunk = _chunk(shape, num_workers)
         padded = size_of(shape) != num_workers * chunk
         return 0.0 if padded else codec.least_error((chunk,), num_workers)
 
 
 def _encode_rows(codec: Codec, rows: Array, workers: Workers) -> Message:
-    """The message of each row, with a key of its own."""
+    """The messages of the rows, each with its own key."""
     key = codec.step_key(workers)
     if key is None:
         return jax.vmap(codec.encode)(rows)
@@ -132,25 +132,25 @@ def _check_shards(state: TwoShotState, row: jax.ShapeDtypeStruct, shape: Shape, 
 def two_shot(compressor: Compressor, server: Compressor | None = None) -> Compressor:
     """Exchanges by shards: all_to_all, average, compress again with feedback, all_gather.
 
-    Every worker serves one n-th of each leaf (padded with zeros to equal shards), so the traffic of
-    a device does not grow with the number of workers, as it does when all messages are gathered.
-    The server's residual lives on the shard's owner, in this compressor's state. Compression is per
-    shard: a scale, or k, for each.
+    Every worker is the server of one n-th of each leaf, which is padded with zeros to equal shards.
+    So the traffic of a device does not grow with the number of workers, as it does if all messages
+    are gathered. The server's residual is on the shard's owner, in this compressor's state. Each
+    shard is compressed by itself, with its own scale or k.
 
     ``error_feedback(two_shot(C, C_server), axis_name=a)`` is DoubleSqueeze with a sharded server.
 
     Args:
       compressor: what the workers send to the owners of the shards; stateless, for single leaves.
-      server: what the owners send to everybody; default the same; the identity makes the second
-        shot exact.
+      server: what the owners send to all workers, by default the same compressor; the identity
+        makes the second shot exact.
 
     Returns:
-      The compressor. It is not additive: the aggregate is what the servers sent, while the worker's
-      residual is about what the worker sent.
+      The compressor. It is not additive: the aggregate is what the servers sent, but a worker's
+      residual depends on what this worker sent.
 
     Raises:
-      TypeError: if an argument is not a stateless Compressor of single leaves whose message is
-        encoded by one worker alone.
+      TypeError: if an argument is not a stateless Compressor of single leaves whose message one
+        worker encodes alone.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

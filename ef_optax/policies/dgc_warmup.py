@@ -17,14 +17,14 @@ def dgc_warmup(
 ) -> Compressor:
     """DGC's compressor: the kept ratio falls from epoch to epoch until it is ``ratio``.
 
-    A :func:`scheduled` compressor with ``compressor(dgc_warmup_ratio(e, ...))`` in epoch e, for
-    :func:`dgc` or any other rule. The epochs are counted in exchanges.
+    It is a :func:`scheduled` compressor, with ``compressor(dgc_warmup_ratio(e, ...))`` in epoch e,
+    for :func:`dgc` or any other rule. The epochs are counted in exchanges.
 
     Args:
       ratio: the final kept / total in (0, 1].
       steps_per_epoch: exchanges in one epoch.
       warmup_epochs: epochs before the final ratio, at least 0; 0 is ``compressor(ratio)``.
-      compressor: makes the compressor of one ratio.
+      compressor: a function from a ratio to a compressor.
 
     Returns:
       The compressor.
@@ -53,7 +53,8 @@ def dgc_warmup(
 def dgc_warmup_ratio(epoch: int, ratio: float, warmup_epochs: int) -> float:
     """The kept ratio during DGC's warm-up: ``max(ratio^((epoch + 1)/(warmup_epochs + 1)), ratio)``.
 
-    The ratio is reached in the epoch after the warm-up; :func:`dgc_warmup` makes a compressor.
+    The final ratio is reached in the epoch after the warm-up; :func:`dgc_warmup` makes a compressor
+    of these ratios.
 
     Args:
       epoch: counted from 0.

@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "random-k lacks the factor that makes it unbiased",
-        f"{SPARSE}/_random_places.py",
+        f"{SPARSE}/_random_positions.py",
         "factor = x.size / self.count(x.size) if self.scaled and x.size else 1.0",
         "factor = 1.0",
         (f"{CODECS}test_variance[random_k-scaled]",),
@@ -58,8 +58,8 @@ MUTATIONS = (
     Mutation(
         "a threshold sends entries for which there is no room",
         f"{SPARSE}/_threshold.py",
-        "room = passed <= capacity",
-        "room = passed <= 2 * capacity",
+        "fits = passed <= capacity",
+        "fits = passed <= 2 * capacity",
         (f"{TESTS}/test_sparsifiers.py::test_threshold_counts_what_found_no_room",),
     ),
     Mutation(

@@ -1,1 +1,1 @@
-"""Compressors made of others, and the identity."""
+"""Compressors that are made of other compressors, and the identity."""

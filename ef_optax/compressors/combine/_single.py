@@ -13,7 +13,7 @@ from ef_optax.compressors.compressor import codec_of
 
 
 def single_codec(compressor: Any, name: str, argument: str) -> Codec:
-    """The codec of a compressor that is all in one worker's encode and decode.
+    """The codec of a compressor that consists of ``encode`` and ``decode`` on one worker.
 
     Raises:
       TypeError: for codecs with state, of groups of leaves, or with an exchange of their own.
@@ -24,5 +24,5 @@ def single_codec(compressor: Any, name: str, argument: str) -> Codec:
 
 
 def _split(key: Array | None, codec: Codec, number: int) -> Array | None:
-    """A key of its own for one of several codecs."""
+    """A separate key for one of several codecs."""
     return None if key is None or codec.deterministic else jax.random.fold_in(key, number)

@@ -21,7 +21,7 @@ from ef_optax.compressors.sparse._sparse import SparseCodec
 
 
 def contraction(codec: Codec, shape: Shape) -> float | None:
-    """``alpha``, or ``1 - omega`` for an unbiased codec with omega < 1; None where not known."""
+    """``alpha``, or ``1 - omega`` for an unbiased codec with omega < 1; None if unknown."""
     alpha, omega = codec.alpha(shape), codec.omega(shape)
     if alpha is not None:
         return alpha
@@ -30,7 +30,7 @@ def contraction(codec: Codec, shape: Shape) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Composed(SparseCodec):
-    """The sparsifier chooses the entries, the quantiser encodes their values."""
+    """The sparsifier chooses the entries, and the quantiser encodes their values."""
 
     quantizer: Codec
     sparsifier: SparseCodec
@@ -48,7 +48,7 @@ class Composed(SparseCodec):
         return first.step_key(workers)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        inner = None if key is None else jax.random.fold_in(key, 1)  # other numbers than the mask's
+        inner = None if key is None else jax.random.fold_in(key, 1)  # independent of the mask
         return self._encode(x, key, inner)
 
     def _encode(self, x: Array, key: Array | None, inner: Array | None) -> Message:
@@ -80,13 +80,13 @@ class Composed(SparseCodec):
         return outer * inner + outer + inner
 
     def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """The sparsifier's, to which an unbiased quantiser can only add."""
+        """The sparsifier's least error, to which an unbiased quantiser can only add."""
         return self.sparsifier.least_error(shape, num_workers) if self.quantizer.unbiased else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedComposed(Composed):
-    """All workers draw the same positions, so that only the values travel; each rounds its own."""
+    """All workers draw the same positions, so only the values travel; each rounds with its key."""
 
     @property
     def shared_positions(self) -> bool:
@@ -114,22 +114,22 @@ def compose(quantizer: Compressor, sparsifier: Compressor) -> Compressor:
     """Quantised sparse values: ``C(x) = scatter(Q(values of S(x)))``.
 
     The sparsifier's message carries the quantiser's message in place of its values, so a top-k
-    message with bf16 values costs k (16 + ceil(log2 d)) bits. Where all workers share the positions
-    (``random_k(shared_mask=True)``, ``random_block``) nothing but the quantised values travels, by
-    a gather. One error feedback goes around the composition. If both are randomised, the
-    sparsifier's key drives both. alpha = alpha_S times the contraction of Q on k values (derived;
-    for an unbiased Q with variance omega that is (1 - omega) k/d, Basu et al. 2019).
+    message with bf16 values costs k (16 + ceil(log2 d)) bits. If all workers share the positions
+    (``random_k(shared_mask=True)``, ``random_block``), only the quantised values travel, by a
+    gather. Error feedback goes around the whole composition. If both are randomised, both use the
+    sparsifier's key. alpha is alpha_S times the contraction of Q on k values (derived; for an
+    unbiased Q with variance omega this is (1 - omega) k/d, Basu et al. 2019).
 
     Args:
-      quantizer: any compressor of leaves, applied to the vector of kept values.
+      quantizer: any compressor of single leaves; it is applied to the vector of kept values.
       sparsifier: a compressor whose message is indices and values (``top_k``, ``random_k``, ...).
 
     Returns:
       The compressor.
 
     Raises:
-      TypeError: if either is not such a compressor (the order is quantiser, sparsifier), or if
-        the sparsifier's choice depends on the other workers (``leader_top_k``).
+      TypeError: if either is not such a compressor (the quantiser comes first), or if the
+        sparsifier's choice depends on the other workers (``leader_top_k``).
 
     Example:
       >>> import ef_optax as ef

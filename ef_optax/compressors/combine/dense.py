@@ -21,7 +21,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Codec):
-    """A stateless Optax transformation of all its leaves together, sent dense."""
+    """A stateless Optax transformation of all its leaves together, whose output travels dense."""
 
     tx: optax.GradientTransformation
 
@@ -59,8 +59,8 @@ class Dense(Codec):
 def dense(tx: optax.GradientTransformation) -> Compressor:
     """Uses a plain, stateless Optax transformation as a compressor with a dense message.
 
-    ``C(updates) = tx.update(updates)``, all leaves together. On purpose only: nothing is saved on
-    the wire. It makes clipping a "compressor", as Clip21 needs.
+    ``C(updates) = tx.update(updates)``, with all leaves together. It saves nothing on the wire, so
+    it has to be asked for. It makes a "compressor" of clipping, as Clip21 needs.
 
     Args:
       tx: a transformation without state, such as ``optax.clip(1.0)``.
@@ -69,7 +69,7 @@ def dense(tx: optax.GradientTransformation) -> Compressor:
       The compressor; its message is the dense array, exchanged by an all-reduce.
 
     Raises:
-      TypeError: if ``tx`` is not a transformation or already a compressor.
+      TypeError: if ``tx`` is not a transformation, or is already a compressor.
       ValueError: if ``tx`` has state.
 
     Example:

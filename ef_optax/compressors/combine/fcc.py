@@ -1,4 +1,4 @@
-"""FCC, fast compressed communication (Huang et al. 2022): compress what is still missing, R times.
+"""FCC, fast compressed communication (Huang et al. 2022): R compressions of what is still missing.
 
 v = 0 ;  R times: v = v + C(x - v)
 """
@@ -25,7 +25,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Repeated(Codec):
-    """R messages of one codec, each about what the ones before left out."""
+    """R messages of one codec, each for what the ones before it left out."""
 
     inner: Codec
     rounds: int
@@ -95,18 +95,19 @@ def _fold(key: Array, r: int) -> Array:
 
 
 def fcc(compressor: Compressor, rounds: int) -> Compressor:
-    """FCC: the compressor applied R times to what is still missing, sent in one message.
+    """FCC: applies the compressor R times to what is still missing, and sends one message.
 
-    ``v = 0``; R times ``v = v + C(x - v)``. Contraction ``1 - (1 - alpha)^R``: geometrically better
-    with the length of the message, whatever the compressor. For top-k it is top-Rk.
-    :func:`neolithic` uses it in both directions.
+    ``v = 0``; R times ``v = v + C(x - v)``. The contraction is ``1 - (1 - alpha)^R``, so the error
+    falls geometrically with the length of the message, whatever the compressor. FCC of top-k is
+    top-Rk. :func:`neolithic` uses FCC in both directions.
 
     Args:
-      compressor: C, a stateless compressor of single leaves, encoded by one worker alone.
+      compressor: C, a stateless compressor of single leaves, whose message one worker encodes
+        alone.
       rounds: R, at least 1.
 
     Returns:
-      The compressor; R times the bits.
+      The compressor. Bits: R times those of C.
 
     Raises:
       TypeError: if ``compressor`` is not a stateless Compressor of single leaves.

@@ -1,4 +1,4 @@
-"""Induced compressor: a biased one, and an unbiased one for what it leaves out."""
+"""Induced compressor: a biased compressor, and an unbiased one for what it leaves out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Induced(Codec):
-    """``C(x) + U(x - C(x))``: the unbiased codec sends what the biased one leaves."""
+    """``C(x) + U(x - C(x))``: the unbiased codec sends what the biased one leaves out."""
 
     biased: Codec
     corrector: Codec
@@ -65,15 +65,15 @@ class Induced(Codec):
 def induced(biased: Compressor, unbiased: Compressor) -> Compressor:
     """An unbiased compressor from a good biased one: ``C(x) + U(x - C(x))``.
 
-    The mean is x, and the variance that of U on what C leaves: omega = omega_U (1 - alpha_C)
-    (bound).
+    Its expectation is x, and its variance is that of U on what C leaves out:
+    omega = omega_U (1 - alpha_C) (bound).
 
     Args:
       biased: any compressor of single leaves, for example ``top_k``.
       unbiased: an unbiased compressor, for example ``random_k(..., scaled=True)``.
 
     Returns:
-      The compressor. Bits: of both messages.
+      The compressor. Bits: those of both messages.
 
     Raises:
       TypeError: for compressors with state or an exchange of their own.

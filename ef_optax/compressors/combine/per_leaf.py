@@ -47,16 +47,16 @@ def per_leaf(policy: Policy) -> Compressor:
     Args:
       policy: ``policy(path, leaf) -> Compressor`` with ``path`` like ``"dense/kernel"`` and
         ``leaf`` a ``jax.ShapeDtypeStruct`` (``leaf.shape``, ``leaf.dtype``, ``leaf.size``). It is
-        called while tracing and must depend on nothing else.
+        called while tracing, and must depend only on these two.
 
     Returns:
       The compressor.
 
     Raises:
-      TypeError: if ``policy`` is not callable, or (at use) returns something else.
+      TypeError: if ``policy`` is not callable, or, when it is used, returns something else.
 
     Example:
-      Biases and other small leaves dense, the rest top-1%:
+      Biases and other small leaves travel dense, the rest by top-1%:
 
       >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> small = lambda path, leaf: leaf.ndim < 2 or leaf.size < 1024

@@ -22,7 +22,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Codec):
-    """Codec j with probability p_j; the message is as long as the longest of theirs."""
+    """Codec j with probability p_j; the message is as long as the longest of all codecs."""
 
     codecs: tuple[Codec, ...]
     probabilities: tuple[float, ...]
@@ -39,7 +39,7 @@ class Mixture(Codec):
         return jax.eval_shape(lambda x: codec.encode(x, key), like)
 
     def _longest(self, like: jax.ShapeDtypeStruct) -> int:
-        """Bits of the longest of the messages."""
+        """Bits of the longest message."""
         return max(fields.exact_bits(self._template(codec, like)) for codec in self.codecs)
 
     @property
@@ -103,22 +103,22 @@ def probabilistic_mix(
 ) -> Compressor:
     """One of several compressors, drawn at random for each leaf, worker and step.
 
-    omega = sum p_j omega_j if all are unbiased, alpha = sum p_j alpha_j (bounds). The message has
-    room for the longest of them, because shapes are fixed; the information is shorter.
+    omega = sum p_j omega_j if all are unbiased, alpha = sum p_j alpha_j (bounds). The message is as
+    long as the longest of theirs, because shapes are fixed; the information is shorter.
 
     Args:
       compressors: two or more compressors of single leaves.
-      probabilities: one for each, positive, adding up to 1.
+      probabilities: one positive number for each; they add up to 1.
       key: a JAX random key or an int; step, leaf and worker are folded in.
 
     Returns:
-      The compressor. Bits: ceil(log2 of how many) and those of the longest message.
+      The compressor. Bits: ceil(log2 m) for m compressors, plus those of the longest message.
 
     Raises:
       ValueError: for bad probabilities. TypeError: without a key.
 
     Example:
-      Top-k half of the time, everything the other half:
+      Top-k in half of the steps, and everything in the others:
 
       >>> import ef_optax as ef
       >>> both = [ef.top_k(0.5), ef.cast("float32")]

@@ -1,4 +1,4 @@
-"""Compression after a random rotation: no coordinate stands out, so coarse codes lose less."""
+"""Compression after a random rotation, after which no coordinate stands out."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class Rotated(Codec):
         return 32 + self.inner.bits((self.length(size_of(shape)),), wide_dtype(dtype))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """The inner codec's at the rotated length; a frame (Kashin) does not keep it."""
+        """The inner codec's alpha at the rotated length; Kashin's frame does not preserve it."""
         if self.kind == "kashin":
             return None
         return self.inner.alpha((self.length(size_of(shape)),), num_workers)
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """As :meth:`alpha`."""
+        """The inner codec's omega at the rotated length; see :meth:`alpha`."""
         if self.kind == "kashin":
             return None
         return self.inner.omega((self.length(size_of(shape)),), num_workers)
@@ -73,26 +73,27 @@ class Rotated(Codec):
 def rotate(compressor: Compressor, key: Any = None, *, kind: str = "hadamard") -> Compressor:
     """Compresses a randomly rotated leaf and rotates back: ``C(x) = R^-1 C'(R x)``.
 
-    After the rotation all coordinates are of like size, so quantisers that scale by the largest
-    magnitude, and sparsifiers that choose blindly, lose much less. Constants of the inner
-    compressor hold at the rotated length D for the two orthonormal kinds.
+    After the rotation all coordinates have similar sizes. So quantisers that scale by the largest
+    magnitude lose much less, and so do sparsifiers that choose without looking at the values. For
+    the two orthonormal kinds, the constants of the inner compressor hold at the rotated length D.
 
     Args:
       compressor: any compressor of single leaves without state.
       key: a JAX random key or an int; step, leaf and worker are folded in.
-      kind: ``"hadamard"``, random signs and the Walsh-Hadamard transform, D the next power of two;
-        ``"dft"``, random phases and the Fourier transform, D even; ``"kashin"``, coefficients in a
-        redundant Hadamard frame, D up to 2.4 d, flatter still but not a rotation.
+      kind: ``"hadamard"`` takes random signs and the Walsh-Hadamard transform, and D is the next
+        power of two; ``"dft"`` takes random phases and the Fourier transform, and D is even;
+        ``"kashin"`` takes coefficients in a redundant Hadamard frame, with D up to 2.4 d. These are
+        even flatter, but the map is not a rotation.
 
     Returns:
-      The compressor. Bits: 32 for the seed and those of the inner compressor for a vector of D.
+      The compressor. Bits: 32 for the seed, and those of the inner compressor for D values.
 
     Raises:
-      TypeError: without a key, or if ``compressor`` is not one of single leaves.
+      TypeError: without a key, or if ``compressor`` is not a compressor of single leaves.
       ValueError: for another kind.
 
     Example:
-      One spike costs a two-bit code nothing once it is spread:
+      Signs reproduce a single spike once the rotation has spread it:
 
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> compressor = ef.rotate(ef.scaled_sign(), key=0)

@@ -1,4 +1,4 @@
-"""An unbiased compressor scaled down until it contracts."""
+"""An unbiased compressor, scaled down until it is contractive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Shrunk(Codec):
-    """``U(x) / (1 + omega)``, omega of the leaf's shape."""
+    """``U(x) / (1 + omega)``, with omega for the leaf's shape."""
 
     inner: Codec
 
@@ -73,16 +73,16 @@ class Shrunk(Codec):
 def scale_to_contractive(unbiased: Compressor) -> Compressor:
     """A contractive compressor from an unbiased one: ``U(x) / (1 + omega)``.
 
-    alpha = 1/(1 + omega): use it to put an unbiased quantiser under error feedback.
+    alpha = 1/(1 + omega). Use it to put an unbiased quantiser under error feedback.
 
     Args:
       unbiased: an unbiased compressor of single leaves with a variance constant.
 
     Returns:
-      The compressor. Bits: as the one given.
+      The compressor. Bits: those of ``unbiased``.
 
     Raises:
-      ValueError: if it is not unbiased or has no constant for a leaf.
+      ValueError: if ``unbiased`` is biased, or has no variance constant for a leaf.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -22,7 +22,7 @@ from ef_optax.compressors.compressor import Compressor, codec_of
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
-    """Codec j from exchange number starts[j] on, until the next one takes over."""
+    """Codec j from exchange number starts[j] on, until the next one starts."""
 
     starts: tuple[int, ...]  # the first is 0
     codecs: tuple[Codec, ...]
@@ -32,10 +32,10 @@ class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
         "made of others."
     )
 
-    # -- which one it is
+    # -- which codec is used
 
     def for_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> Codec:
-        """The leaf's own schedule; the codec itself where all stages agree (dense leaves)."""
+        """The leaf's own schedule, or its codec if all stages have the same (dense leaves)."""
         codecs = tuple(for_leaf(codec, path, like) for codec in self.codecs)
         same = len({identity_of(codec) for codec in codecs}) == 1
         return codecs[0] if same else Scheduled(self.starts, codecs)
@@ -62,12 +62,12 @@ class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
         return Stages(timeline, tuple(stage(step) for step in timeline.starts()))
 
     def init(self, like: Any, path: str, num_workers: int) -> tuple[Any, ...]:
-        """The state of every codec, of which only the active one's moves; () if none has any."""
+        """The states of all codecs, of which only the active one changes; () if none has any."""
         if not self.stateful:
             return ()
         return tuple(codec.init(like, path, num_workers) for codec in self.codecs)
 
-    # -- what may be relied on: what holds in every stage
+    # -- properties: those that hold in every stage
 
     @property
     def traits(self) -> Traits:
@@ -75,21 +75,21 @@ class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
         return dataclasses.replace(shared, stateful=any(codec.stateful for codec in self.codecs))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """The least of the stages'."""
+        """The least alpha of all stages."""
         known = [codec.alpha(shape, num_workers) for codec in self.codecs]
         return None if None in known else min(a for a in known if a is not None)
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """The largest of the stages'."""
+        """The largest omega of all stages."""
         known = [codec.omega(shape, num_workers) for codec in self.codecs]
         return None if None in known else max(w for w in known if w is not None)
 
     def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """The largest of the stages': a memory must last through all of them."""
+        """The largest of all stages, because a memory must not grow in any of them."""
         return max(codec.least_error(shape, num_workers) for codec in self.codecs)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        """Bits of the last stage, which is where a run spends its time; ``at(step).bits`` else."""
+        """Bits of the last stage, in which a run spends its time; ask ``at(step)`` for others."""
         return self.codecs[-1].bits(shape, dtype)
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
@@ -97,38 +97,38 @@ class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
 
 
 def delayed(start_step: int, codec: Codec) -> Compressor:
-    """The codec from ``start_step`` on; before it every leaf is averaged dense, without error."""
+    """The codec from ``start_step`` on; before it every leaf is averaged without compression."""
     return Compressor(Scheduled((0, start_step), (Identity(), codec)) if start_step else codec)
 
 
 def scheduled(boundaries: Sequence[int], compressors: Sequence[Compressor]) -> Compressor:
-    """Another compressor from given steps on: warm-up, delayed start, a falling ratio or rank.
+    """Changes the compressor at given steps: warm-up, delayed start, a falling ratio or rank.
 
     The first compressor is used for the exchanges before ``boundaries[0]``, the next from there to
     ``boundaries[1]``, and so on. All of them are in one compiled program, as branches on the step
     count; only the branch that is taken is computed and travels. Inside :func:`ef_optax.per_leaf`
-    each leaf may have its own schedule. Every distinct boundary adds one exchange to the program,
-    hence to its compile time: a warm-up wants a handful.
+    each leaf may have its own schedule. Every distinct boundary adds one exchange to the program
+    and to its compile time, so a warm-up should have only a few.
 
     Error feedback keeps its residual from stage to stage. A compressor with state keeps it too,
-    untouched while another one is active. The declared properties are those that all stages have,
-    alpha is the least of theirs, omega the largest. :meth:`bits <ef_optax.Compressor.bits>` are
-    those of the last stage.
+    unchanged while another one is active. The declared properties are those that all stages have;
+    alpha is the least of all stages, and omega the largest.
+    :meth:`bits <ef_optax.Compressor.bits>` are those of the last stage.
 
     Args:
-      boundaries: exchange numbers, from 1 up, increasing. The count is that of the exchange's
-        state: skipped steps and steps without an exchange (local steps) do not add to it.
-      compressors: one more than boundaries.
+      boundaries: increasing exchange numbers, from 1 up. Skipped steps, and steps without an
+        exchange (local steps), do not count.
+      compressors: one more than there are boundaries.
 
     Returns:
       The compressor.
 
     Raises:
-      ValueError: for boundaries that do not increase from 1, or another number of compressors.
+      ValueError: if the boundaries do not increase from 1, or for another number of compressors.
       TypeError: if one of them is not a Compressor.
 
     Example:
-      A tenth of the values for two steps, then one in a hundred:
+      One value in ten for two steps, then one in a hundred:
 
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> compressor = ef.scheduled([2], [ef.top_k(0.1), ef.top_k(0.01)])

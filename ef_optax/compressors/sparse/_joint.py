@@ -1,9 +1,9 @@
-"""A sparse codec on several large leaves at once, which stay where they lie.
+"""A sparse codec that handles several large leaves together without copying them.
 
-To stack large leaves would copy them. Here each leaf is only read and written: to choose what is
-sent, and where values are added at their places. All that is small, messages and places, is stacked
-and made in one program for the leaves of a size. The message of each leaf is the one that it would
-have alone.
+Stacking large leaves would copy them. Here each leaf is only read, to choose what is sent, and
+written, to add values at their positions. Everything small (messages, indices and values) is
+stacked, and one program makes it for all leaves of the same size. The message of each leaf is the
+same as without its neighbours.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class JointSparse(MessagelessCodec):
         groups = _sparse.by_size(x)
         likes = [like_of(x[members[0]]) for members in groups]
         messages = self.inner.encode_each(x, rows)
-        verdict = all_of([self.inner.finite(None, message) for message in messages])
-        gathered: Gathered = yield Gather(messages, verdict)
+        finite = all_of([self.inner.finite(None, message) for message in messages])
+        gathered: Gathered = yield Gather(messages, finite)
 
         def own_parts(message: Message, like: jax.ShapeDtypeStruct) -> Parts:
             return jax.vmap(lambda one: self.inner.parts(one, like))(message)
@@ -74,7 +74,7 @@ class JointSparse(MessagelessCodec):
             state=state,
             sent=lambda: each(decoded, own_parts, messages),
             residual=lambda: each(_sparse.subtract_at, own_parts, messages),
-            support=lambda: each(_sparse.places, own_parts, messages),
+            support=lambda: each(_sparse.mask_at, own_parts, messages),
         )
 
     def bits(self, shape: Shape, dtype: Any = None) -> int:

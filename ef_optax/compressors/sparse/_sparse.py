@@ -1,4 +1,4 @@
-"""Codecs whose messages are indices and values, and what they do with the places of a leaf."""
+"""Codecs whose messages are indices and values, and how these are applied to a leaf."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def scatter(values: Array, indices: Array, like: jax.ShapeDtypeStruct) -> Array:
 
 
 def subtract_at(x: Array, indices: Array, values: Array) -> Array:
-    """What is left of x when the values at these flat indices have been sent."""
-    # By subtraction of the values, even where the result is known to be zero: it follows the
-    # reading of x that made the message, so the compiler may write over x without a copy.
+    """What is left of x after the values at these flat indices are sent."""
+    # The values are subtracted even if the result must be zero: the subtraction depends on the
+    # read of x that made the message, so the compiler can overwrite x without a copy.
     return add_at(x, indices, -values)
 
 
-def places(x: Array, indices: Array, values: Array) -> Array:
-    """The mask of the flat indices."""
+def mask_at(x: Array, indices: Array, values: Array) -> Array:
+    """A mask like x that is true at the flat indices."""
     del values
     return jnp.zeros(x.size, bool).at[indices].set(True, mode="drop").reshape(x.shape)
 
 
 def _zero(indices: Array) -> Array:
-    """A zero that the compiler does not know: the highest bit of an index, or of the first beyond.
+    """A zero whose value the compiler does not know: the highest bit of an index.
 
-    Zeros that it knows are one buffer for all leaves of a size, held and copied for each of them.
+    Known zeros would be one buffer for all leaves of a size, which is kept, and copied for each.
     """
     if indices.size == 0 or indices.dtype.itemsize != 4:
         return jnp.zeros((), jnp.uint32)
@@ -49,7 +49,7 @@ def _zero(indices: Array) -> Array:
 
 
 def by_size(xs: Sequence[Array]) -> list[list[int]]:
-    """The numbers of the leaves of each size, in the order in which the sizes first occur.
+    """The positions in the list of the leaves of each size; sizes in order of first occurrence.
 
     >>> by_size([jnp.zeros((2, 3)), jnp.zeros(4), jnp.zeros(6)])
     [[0, 2], [1]]
@@ -61,11 +61,11 @@ def by_size(xs: Sequence[Array]) -> list[list[int]]:
 
 
 class SparseCodec(Codec):
-    """A codec whose messages are (indices, values): decoding and averaging by scatter.
+    """A codec whose messages are (indices, values), decoded and averaged by scattering.
 
-    Subclasses give ``parts(message, like) -> (indices, values)`` for one message, and ``count``.
-    A message is a dictionary with one entry ``"values"`` and others that say where they belong.
-    Where all workers draw the same positions (``shared_positions``) only the values travel.
+    Subclasses define ``parts(message, like) -> (indices, values)`` for one message, and ``count``.
+    A message is a dictionary with an entry ``"values"``, and others that determine their positions.
+    If all workers draw the same positions (``shared_positions``), only the values travel.
     """
 
     @property
@@ -90,12 +90,11 @@ class SparseCodec(Codec):
 
         Args:
           xs: the leaves.
-          rows: the numbers 0, 1, ... as data: a row that is taken at such a place is taken by one
-            program, whichever it is.
+          rows: the row numbers 0, 1, ... as data, so that one program can read any row.
 
         Returns:
-          For each size of a leaf, in the order of :func:`by_size`, the messages of its leaves, as
-          :meth:`encode` would make them, stacked.
+          For each size, in the order of :func:`by_size`, the stacked messages of its leaves, as
+          :meth:`encode` would make them.
         """
         raise NotImplementedError(f"{type(self).__name__} names families but does not encode them")
 
@@ -106,7 +105,7 @@ class SparseCodec(Codec):
         weights: Array | None = None,
         total: Array | int | None = None,
     ) -> Array:
-        """One scatter-add of all n k pairs: no dense vector for each worker."""
+        """One scatter-add of all n k pairs, without a dense vector per worker."""
         indices, values = self.contributions(messages, like, weights, total)
         return scatter(values.reshape(-1), indices.reshape(-1), like)
 
@@ -130,10 +129,10 @@ class SparseCodec(Codec):
         return subtract_at(x, *self.parts(message, like))
 
     def support(self, x: Array, message: Message) -> Array:
-        return places(x, *self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype)))
+        return mask_at(x, *self.parts(message, jax.ShapeDtypeStruct(x.shape, x.dtype)))
 
     def averaged(self, x: Array, message: Message, state: Any) -> Protocol:
-        """One mean of the values, where all workers have chosen the same places."""
+        """The protocol if all workers have the same positions: one mean of the values."""
         like = like_of(x)
         mean = yield Mean(message["values"])
         return Outcome(
@@ -146,27 +145,27 @@ class SparseCodec(Codec):
 
 
 class Followable(SparseCodec):
-    """A sparse codec whose places one worker can choose for all the others.
+    """A sparse codec whose positions one worker can choose for all others.
 
-    What it sends of a leaf depends on the values at those places alone.
+    The values that it sends depend only on the values of the leaf at these positions.
     """
 
     def taken(self, x: Array, indices: Array) -> Array:
-        """What is sent of x at these flat indices; the values as they are unless overridden."""
+        """What is sent of x at these flat indices: its values, unless overridden."""
         return x.reshape(-1)[indices]
 
-    def places(self, message: Message) -> Message:
+    def positions(self, message: Message) -> Message:
         """The message without its values."""
         return {name: part for name, part in message.items() if name != "values"}
 
-    def follow(self, x: Array, places: Message) -> Message:
-        """The message of x at the :meth:`places` of another worker's message."""
-        indices, _ = self.parts({**places, "values": None}, like_of(x))
-        return {**places, "values": self.taken(x, indices)}
+    def follow(self, x: Array, positions: Message) -> Message:
+        """The message of x at the :meth:`positions` of another worker's message."""
+        indices, _ = self.parts({**positions, "values": None}, like_of(x))
+        return {**positions, "values": self.taken(x, indices)}
 
 
 class IndexedCodec(SparseCodec):
-    """A sparse codec that sends its indices packed, each as narrow as the leaf allows."""
+    """A sparse codec that sends its indices packed, each in as few bits as the leaf allows."""
 
     def message(self, values: Array, indices: Array, size: int) -> Message:
         """The message of these values at these indices of a leaf of ``size``."""

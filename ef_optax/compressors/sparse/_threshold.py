@@ -1,7 +1,7 @@
-"""Sparsifiers by a threshold: how many values pass depends on the data, the message does not.
+"""Sparsifiers by a threshold, for which the data decide how many values pass.
 
-A message has a fixed capacity c. If fewer values pass, the free slots carry zeros; if more pass,
-the c largest are sent and the others stay in the residual, counted, never dropped.
+A message has a fixed capacity c. If fewer values pass, the free slots carry zeros. If more pass,
+the c largest are sent; the others are counted, and stay in the residual.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ef_optax.compressors.sparse._sparse import Followable
 
 
 class ThresholdCodec(Followable):
-    """Values whose magnitude reaches a border; subclasses say which, and how many have room.
+    """Sends values whose magnitude reaches a border; subclasses define border and capacity.
 
     Borders are integers in the order of `_numeric.magnitude.magnitude_order`.
     """
 
     @abc.abstractmethod
     def border(self, flat: Array) -> Array:
-        """What a magnitude must reach to be sent."""
+        """The least magnitude that is sent."""
 
     def kept(self, size: int) -> int:
-        """How many values are sent, the largest, where more pass than there is room for."""
+        """How many of the largest values are sent if more pass than the message can hold."""
         return self.count(size)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
@@ -47,8 +47,8 @@ class ThresholdCodec(Followable):
             }
         words = at_least(flat)(self.border(flat))
         passed = count_ones(words)
-        room = passed <= capacity
-        words = jax.lax.cond(room, lambda: words, lambda: _largest(flat, self.kept(x.size)))
+        fits = passed <= capacity
+        words = jax.lax.cond(fits, lambda: words, lambda: _largest(flat, self.kept(x.size)))
         sent = jnp.arange(capacity, dtype=jnp.uint32) < count_ones(words)
         indices = jnp.where(sent, positions(words, capacity), 0)
         return {
@@ -57,9 +57,9 @@ class ThresholdCodec(Followable):
             "values": jnp.where(sent, flat[indices], jnp.zeros((), x.dtype)),
         }
 
-    def follow(self, x: Array, places: Message) -> Message:
-        """Only the slots that the other message has filled carry values."""
-        message, passed = super().follow(x, places), places["passed"][0]
+    def follow(self, x: Array, positions: Message) -> Message:
+        """The message of x in which only those slots carry values that the other one has filled."""
+        message, passed = super().follow(x, positions), positions["passed"][0]
         filled = jnp.where(passed <= self.count(x.size), passed, self.kept(x.size))
         sent = jnp.arange(self.count(x.size), dtype=jnp.uint32) < filled
         values = jnp.where(sent, message["values"], jnp.zeros((), x.dtype))
@@ -75,7 +75,7 @@ class ThresholdCodec(Followable):
         return jnp.zeros(x.size, bool).at[indices].max(values != 0).reshape(x.shape)
 
     def overflow(self, message: Message) -> Array:
-        """How many values passed and found no room, a uint32 scalar."""
+        """How many values passed but did not fit, a uint32 scalar."""
         return message["passed"][0] - jnp.sum(message["values"] != 0, dtype=jnp.uint32)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -89,7 +89,7 @@ def _passing(flat: Array, border: Array) -> Array:
 
 
 def _largest(flat: Array, k: int) -> Array:
-    """Mask of the k largest magnitudes, packed; ties to the lowest index."""
+    """Packed mask of the k largest magnitudes; ties go to the lowest index."""
     mask, zero = at_least(flat), magnitude_order(flat[0]) & 0
     high = zero + jnp.asarray(jnp.iinfo(zero.dtype).max)
     border, _, _ = search(mask, k, k, flat.size, zero, high)

@@ -1,4 +1,4 @@
-"""Everything or nothing, by the toss of a coin."""
+"""A leaf is sent with probability p, or not at all."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Bernoulli(Codec):
         return 1 / self.p - 1 if self.scaled else None
 
     def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """As much as the variance, if scaled: no leaf is better than another."""
+        """If scaled, the variance, which is the same for every input."""
         return self.omega(shape, num_workers) or 0.0
 
 
@@ -68,7 +68,7 @@ def bernoulli(p: float, key: Any = None, *, scaled: bool = True) -> Compressor:
     """Lazy sending: the whole leaf with probability p, else nothing.
 
     ``C(x) = x/p`` with probability p, else 0 (omega = 1/p - 1, exact), or ``x`` instead of ``x/p``
-    if not ``scaled`` (alpha = p in expectation, exact). Each leaf and worker has its own coin.
+    if not ``scaled`` (alpha = p in expectation, exact). Leaves and workers draw independently.
 
     Args:
       p: probability in (0, 1].
@@ -76,8 +76,8 @@ def bernoulli(p: float, key: Any = None, *, scaled: bool = True) -> Compressor:
       scaled: divide by p to make it unbiased. Use False under error feedback.
 
     Returns:
-      The compressor. Bits: 1 + 32 d is what moves, since shapes are fixed; the *information*,
-      which papers count, is 1 + 32 p d on average.
+      The compressor. Bits: 1 + 32 d travel, since shapes are fixed; the *information*, which papers
+      count, is 1 + 32 p d on average.
 
     Raises:
       ValueError: if p is not in (0, 1]. TypeError: without a key.

@@ -1,4 +1,4 @@
-"""Top-k in blocks: short indices, no compaction, the same load everywhere."""
+"""Top-k in blocks, with short indices, no compaction, and equal work in all blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ef_optax.compressors.sparse._sparse import Followable
 
 @dataclasses.dataclass(frozen=True)
 class BlockTopK(Followable):
-    """The k_b largest magnitudes of each block, k_b from the block's own length."""
+    """The k_b largest magnitudes of each block, where k_b depends on the block's length."""
 
     ratio: float | None
     k: int | None
@@ -34,7 +34,7 @@ class BlockTopK(Followable):
         return Traits(basis="exact")
 
     def _plan(self, size: int) -> tuple[int, int, int, int, int]:
-        """Block length, full blocks, k of each, length of the last short block, its k."""
+        """Block length, full blocks, k of each, length of the last, shorter block, and its k."""
         length = min(self.block, size)
         full, rest = divmod(size, length) if size else (0, 0)
         return (
@@ -65,14 +65,14 @@ class BlockTopK(Followable):
         }
 
     def _global(self, local: Array, size: int) -> Array:
-        """Indices in the leaf of the indices in its blocks."""
+        """Indices in the leaf, from indices in its blocks."""
         length, full, k, _, last = self._plan(size)
         start = jnp.repeat(jnp.arange(full, dtype=jnp.uint32) * jnp.uint32(length), k)
         end = jnp.full((last,), full * length, jnp.uint32)
         return local + jnp.concatenate([start, end])
 
     def finite(self, x: Array, message: Message) -> Array:
-        """Told by the values: infinities and NaN count as the largest of their block."""
+        """Checks only the message: inf and NaN are the largest of their block, so one is sent."""
         del x
         return jnp.all(jnp.isfinite(message["values"]))
 
@@ -99,13 +99,13 @@ def block_top_k(
 ) -> Compressor:
     """Keeps the k largest magnitudes of every block of a leaf; ties go to the lowest index.
 
-    The flattened leaf is cut into blocks, the last one shorter; k is taken from each block's
-    length. Indices within a block of 4096 need 12 bits, whatever the size of the leaf: top-1% with
-    float32 values costs 1/72 of the dense array. alpha is the least k_b/d_b (exact).
+    The flattened leaf is cut into blocks, of which the last may be shorter, and each block's length
+    determines its k. Indices within a block of 4096 need 12 bits, whatever the size of the leaf, so
+    top-1% with float32 values costs 1/72 of the dense array. alpha is the least k_b/d_b (exact).
 
     Args:
       ratio: kept / total in (0, 1], for each block.
-      k: number of values kept of each block; give either this or ``ratio``.
+      k: number of values kept of each block; give either ``k`` or ``ratio``.
       block: length of a block.
 
     Returns:
@@ -124,7 +124,7 @@ def block_top_k(
 
     References:
       Chunked selection as in Peng, Quesnelle, Kingma, DeMo, 2024, and Sarfi et al., SparseLoCo,
-      2025, here of the gradient itself.
+      2025, but of the gradient itself.
     """
     check_ratio_or_k("block_top_k", ratio, k)
     check.count("block_top_k", "block", block)

@@ -22,7 +22,7 @@ from ef_optax.compressors.sparse._sparse import Followable, IndexedCodec
 
 @dataclasses.dataclass(frozen=True)
 class CompK(IndexedCodec, Followable):
-    """k of the ``top`` largest at random, times top/k."""
+    """k values drawn from the ``top`` largest, times top/k."""
 
     key: Array
     k: int
@@ -63,22 +63,22 @@ class CompK(IndexedCodec, Followable):
         return top / k - 1 if k else 0.0
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """1 - eta^2 - omega where that is positive (for k' < d it may not be)."""
+        """1 - eta^2 - omega if that is positive (for k' < d it may not be), else None."""
         del num_workers
         alpha = 1 - self.eta(shape) ** 2 - self.spread(shape)
         return alpha if alpha > 0 else None
 
 
 def comp_k(k: int, top: int, key: Any = None) -> Compressor:
-    """comp-(k, k'): k of the k' largest magnitudes, at random, times k'/k.
+    """comp-(k, k'): k values drawn at random from the k' largest magnitudes, times k'/k.
 
-    In the class of EF-BV with bias eta = sqrt((d - k')/d) and variance omega = k'/k - 1 (bounds,
-    ``codec.eta(shape)`` and ``codec.spread(shape)``). Biased unless k' = d; contractive with
-    alpha = 1 - eta^2 - omega only where that is positive.
+    It belongs to the class of EF-BV with bias eta = sqrt((d - k')/d) and variance omega = k'/k - 1
+    (bounds, ``codec.eta(shape)`` and ``codec.spread(shape)``). It is biased unless k' = d, and
+    contractive with alpha = 1 - eta^2 - omega if that is positive.
 
     Args:
       k: values sent of each leaf.
-      top: k' >= k, among how many of the largest they are drawn.
+      top: k' >= k, the number of largest values from which they are drawn.
       key: a JAX random key or an int; step, leaf and worker are folded in.
 
     Returns:

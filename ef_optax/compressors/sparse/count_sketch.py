@@ -23,9 +23,9 @@ from ef_optax.compressors.sparse._sparse import scatter
 
 
 def hashes(key: Array, rows: int, columns: int, size: int) -> tuple[Array, Array]:
-    """A bucket, 0 .. columns - 1, and a sign for each row and coordinate, both (rows, size)."""
+    """A bucket in 0 ... columns - 1 and a sign for each row and coordinate, both (rows, size)."""
     words = random_words(key, (rows, size))
-    # The sign is the top bit, the bucket the rest: they are independent.
+    # The sign is the top bit and the bucket the rest, so they are independent.
     bucket = (words & jnp.uint32(0x7FFFFFFF)) % jnp.uint32(columns)
     return bucket.astype(jnp.int32), jnp.where(words >> 31 == 0, 1, -1)
 
@@ -48,7 +48,7 @@ def sketch_estimates(table: Array, key: Array, size: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class CountSketch(MessagelessCodec):
-    """The k coordinates that a sketch of the mean says are largest, with their exact values."""
+    """The k largest coordinates of the mean, according to its sketch, with their exact values."""
 
     rows: int
     columns: int
@@ -66,7 +66,7 @@ class CountSketch(MessagelessCodec):
         return Traits(deterministic=False, independent=False)
 
     def count(self, size: int) -> int:
-        """Number of values asked for in the second round."""
+        """Number of values sent in the second round."""
         return resolve_k(self.ratio, self.k, size)
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
@@ -105,19 +105,19 @@ def count_sketch(
     k: int | None = None,
     key: Any = 0,
 ) -> Compressor:
-    """Sketched SGD: finds the largest coordinates of the *mean* without any index travelling.
+    """Sketched SGD: finds the largest coordinates of the *mean* without sending an index.
 
-    Round one averages the workers' count sketches, rows x columns numbers for a leaf of any size;
-    the median over the rows estimates each coordinate of the mean. Round two averages the exact
-    values at the k largest estimates, which are the same on all workers. No contraction constant is
-    known. The hashes are drawn afresh every step.
+    Round one averages the workers' count sketches, which have rows x columns numbers for a leaf of
+    any size. The median over the rows estimates each coordinate of the mean. Round two averages the
+    exact values at the k largest estimates, which are the same on all workers. No contraction
+    constant is known. Every step draws new hashes.
 
     Args:
-      rows: hash functions; odd, 3 to 7, for a clean median.
-      columns: buckets of each; of the order of k times a few.
+      rows: number of hash functions; an odd number from 3 to 7 gives a clean median.
+      columns: buckets of each hash function; a few times k.
       ratio: kept / total in (0, 1].
-      k: number of values kept of each leaf; give either this or ``ratio``.
-      key: of the hashes, the same on all workers.
+      k: number of values kept of each leaf; give either ``k`` or ``ratio``.
+      key: a JAX random key or an int for the hashes, the same on all workers.
 
     Returns:
       The compressor. Bits: 32 rows columns, then 32 k.

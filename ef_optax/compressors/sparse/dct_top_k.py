@@ -1,4 +1,4 @@
-"""Top-k of the cosine transform of chunks: DeMo's fast components."""
+"""Top-k of the cosine transform of chunks, as in DeMo."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DctTopK(Codec):
         return Traits(basis="exact")
 
     def plan(self, shape: Shape) -> tuple[int, int, int, int, int]:
-        """Rows and columns of all matrices and of a chunk, and the coefficients kept of each."""
+        """Rows of all matrices, their columns, both sides of a chunk, and its number of values."""
         view = matrix_view(shape, self.batch_axes) or Matrices((), 1, size_of(shape))
         a, b = (largest_divisor(max(1, side), self.chunk) for side in (view.rows, view.columns))
         k = min(self.k, a * b) if view.columns else 0
@@ -83,7 +83,7 @@ class DctTopK(Codec):
         weights: Array | None = None,
         total: Array | int | None = None,
     ) -> Array:
-        """Adds up the spectra and transforms back once."""
+        """Adds the spectra and transforms the sum back."""
         n = messages["values"].shape[0]
         values = messages["values"]
         if weights is not None:
@@ -93,7 +93,7 @@ class DctTopK(Codec):
         return self._inverse(spectrum, like)
 
     def _spectrum(self, messages: Message, shape: Shape) -> Array:
-        """The sum of the coefficients that messages with a leading axis carry."""
+        """The sum of the coefficients of several messages, which are stacked along a first axis."""
         _, _, a, b, k = self.plan(shape)
         chunks, values = self.chunks(shape), messages["values"]
         width = bits_for(a * b)
@@ -118,7 +118,7 @@ class DctTopK(Codec):
         return self.chunks(shape) * k * (bits_of(wide_dtype(dtype)) + bits_for(a * b))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """K over the elements of a chunk: the transform is orthonormal."""
+        """k/(a b), since the transform is orthonormal."""
         del num_workers
         _, _, a, b, k = self.plan(shape)
         return k / (a * b) if k else 1.0
@@ -127,16 +127,16 @@ class DctTopK(Codec):
 def dct_top_k(chunk: int, k: int, *, batch_axes: int = 0) -> Compressor:
     """Keeps the k largest cosine coefficients of every chunk of a leaf.
 
-    The leaf as matrix (all but the last axis by the last axis) is cut into chunks a x b, a and b
-    the largest divisors of its sides that are at most ``chunk``; a vector into chunks of one such
-    divisor. Each chunk is transformed by the orthonormal DCT-II, its k largest coefficients are
-    sent, and the receiver transforms back. alpha = k/(a b) (exact). A side that is a large prime
-    has chunks of one and is not compressed along it.
+    The leaf as a matrix (all but the last axis by the last axis) is cut into chunks a x b, where a
+    and b are the largest divisors of its sides up to ``chunk``. A vector is cut in the same way
+    along its only side. Each chunk is transformed by the orthonormal DCT-II, its k largest
+    coefficients are sent, and the receiver transforms back. alpha = k/(a b) (exact). If a side is a
+    large prime, its chunks have length 1, so it is not compressed along that side.
 
     Args:
       chunk: the largest side of a chunk; 64 in DeMo.
       k: coefficients kept of each chunk; 32 in DeMo.
-      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
+      batch_axes: number of leading axes that are not part of the matrix: 1 for layers that are
         stacked for a scan.
 
     Returns:

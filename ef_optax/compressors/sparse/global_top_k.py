@@ -56,11 +56,11 @@ class GlobalTopK(Codec):
         )
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        """Of all leaves together: ask with their total size."""
+        """Bits for all leaves together; ``shape`` is their total size."""
         return self.inner.bits(shape, dtype)
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """k/d of all leaves together."""
+        """k/d for all leaves together; ``shape`` is their total size."""
         return self.inner.alpha(shape, num_workers)
 
 
@@ -69,24 +69,25 @@ def _alike(leaves: list[Array]) -> bool:
 
 
 def global_top_k(ratio: float | None = None, *, k: int | None = None) -> Compressor:
-    """Top-k over the whole tree: one budget, and leaves with small gradients may send nothing.
+    """Top-k over the whole tree, so that leaves with small gradients may send nothing.
 
-    The k largest magnitudes of all leaves together, k from their total size; ties go to the
-    earlier leaf and index. alpha = k/d for the whole (exact). Leaves of different dtypes are
-    compared and sent in float32; what is not sent keeps its dtype. On parameters split over model
-    axes, each slice of the leaves that are split alike has its own budget.
+    It sends the k largest magnitudes of all leaves together, where k depends on their total size;
+    ties go to the earlier leaf and index. alpha = k/d over all leaves (exact). Leaves of different
+    dtypes are compared and sent in float32; what is not sent keeps its dtype. If parameters are
+    split over model axes, each group of slices that are split alike has its own k.
 
-    It is, to the bit, ``top_k`` inside ``optax.flatten``. On a CPU, from a million values on, no
-    vector of all leaves is made: one threshold is searched over all of them, and each is read and
-    written where it lies. Elsewhere, and for workers simulated by ``vmap``, they are joined.
+    The result is, to the bit, that of ``top_k`` inside ``optax.flatten``. On a CPU, from a million
+    values on, the leaves are not joined into one vector: one threshold is searched over all of
+    them, and each is updated in place. On other devices, and for workers simulated by ``vmap``,
+    they are joined.
 
     Args:
-      ratio: kept / total in (0, 1] of all leaves together.
-      k: number of values kept in all; give either this or ``ratio``.
+      ratio: kept / total in (0, 1], for all leaves together.
+      k: number of values kept of all leaves together; give either ``k`` or ``ratio``.
 
     Returns:
-      The compressor. Bits: k (32 + ceil(log2 d)), d the size of all leaves; ``bits`` is asked
-      with that size.
+      The compressor. Bits: k (32 + ceil(log2 d)), where d is the total size of all leaves; call
+      ``bits`` with that size.
 
     Raises:
       ValueError: unless exactly one of ``ratio`` and ``k`` is given, and in range.

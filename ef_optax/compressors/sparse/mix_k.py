@@ -22,7 +22,7 @@ from ef_optax.compressors.sparse._sparse import Followable
 
 @dataclasses.dataclass(frozen=True)
 class MixK(Followable):
-    """The k largest and ``random`` of the others at random, as they are."""
+    """The k largest values, and ``random`` of the others drawn at random, all unscaled."""
 
     key: Array
     k: int
@@ -50,7 +50,7 @@ class MixK(Followable):
         return {"top": packed, "seed": seed, "values": flat[indices]}
 
     def _indices(self, top: Array, seed: Array, size: int) -> Array:
-        """The indices of the largest, then random ones of the rest, found from the seed."""
+        """The indices of the largest, then those of the others that the seed draws."""
         kept, extra = self._plan(size)
         rank = random_subset(seed[0], size - kept, extra)
         # The r-th index that is not in top is r plus the number of top's indices before it.
@@ -78,8 +78,8 @@ class MixK(Followable):
 def mix_k(k: int, random: int, key: Any = None) -> Compressor:
     """mix-(k, k'): the k largest magnitudes, and k' of the others at random.
 
-    Unscaled. alpha = (k + k')/d (exact for equal magnitudes). A 32-bit seed says which the random
-    ones are.
+    The values are not scaled. alpha = (k + k')/d (exact for equal magnitudes). The message carries
+    a 32-bit seed in place of the random indices.
 
     Args:
       k: values kept by size.

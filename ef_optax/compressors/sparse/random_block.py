@@ -1,4 +1,4 @@
-"""One block of consecutive values, at a random place that all workers share."""
+"""One block of consecutive values, whose random start all workers share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors._ratio import check_ratio_or_k
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.sparse._random_places import SharedPlaces
+from ef_optax.compressors.sparse._random_positions import SharedPositions
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomBlock(SharedPlaces):
-    """k values from a random start, wrapping round; the same start on all workers."""
+class RandomBlock(SharedPositions):
+    """k values from a random start on, wrapping round; all workers have the same start."""
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
@@ -44,14 +44,14 @@ def random_block(
     """Keeps k consecutive values of every leaf, from a random start that all workers share.
 
     ``C(x)`` is x (times d/k if ``scaled``) on the block, which wraps round at the end, and 0
-    elsewhere: a linear map, the same on all workers, so the messages are summed and nothing but k
-    values travels. As good as :func:`ef_optax.random_k` in theory (alpha = k/d, or omega = d/k - 1
-    if scaled; exact), cheaper in memory traffic, worse where neighbouring values are alike.
+    elsewhere. This linear map is the same on all workers, so only the k values travel, and they are
+    summed. In theory it is as good as :func:`ef_optax.random_k` (alpha = k/d, or omega = d/k - 1 if
+    scaled; exact). It needs less memory traffic, and is worse if neighbouring values are similar.
 
     Args:
       ratio: kept / total in (0, 1].
       key: a JAX random key or an int; step and leaf are folded in, the worker is not.
-      k: number of values kept of each leaf; give either this or ``ratio``.
+      k: number of values kept of each leaf; give either ``k`` or ``ratio``.
       scaled: multiply by d/k to make it unbiased. Use False under error feedback.
 
     Returns:

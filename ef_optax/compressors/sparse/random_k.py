@@ -15,11 +15,11 @@ from ef_optax._numeric.random import as_key, random_subset
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors._ratio import check_ratio_or_k
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.sparse._random_places import RandomPlaces, SharedPlaces
+from ef_optax.compressors.sparse._random_positions import RandomPositions, SharedPositions
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomK(RandomPlaces):
+class RandomK(RandomPositions):
     """A uniformly random k-subset of each leaf; the message carries the seed, not the indices."""
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
@@ -37,8 +37,8 @@ class RandomK(RandomPlaces):
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedRandomK(SharedPlaces, RandomK):
-    """The same subset on all workers, who need not be told the seed."""
+class SharedRandomK(SharedPositions, RandomK):
+    """The same subset on all workers, so that the seed need not travel."""
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         return self.count(size_of(shape)) * bits_of(dtype)
@@ -56,16 +56,16 @@ def random_k(
 
     ``C(x) = (d/k) x`` on the subset if ``scaled`` (unbiased, omega = d/k - 1), else ``x`` there
     (alpha = k/d in expectation); 0 elsewhere. A message is a 32-bit seed and k values: receivers
-    draw the same subset from the seed. With ``shared_mask`` all workers draw the same subset, the
-    codec is one linear map, and only the k values are summed (no seed travels).
+    draw the same subset from the seed. With ``shared_mask`` all workers draw the same subset, so
+    the codec is the same linear map on all of them: no seed travels, and the k values are summed.
 
     Args:
       ratio: kept / total in (0, 1].
       key: a JAX random key or an int; the step, the leaf's path and (unless ``shared_mask``) the
         worker are folded in, so no two leaves, steps or workers share a mask.
-      k: number of values kept of each leaf; give either this or ``ratio``.
+      k: number of values kept of each leaf; give either ``k`` or ``ratio``.
       scaled: multiply by d/k to make it unbiased. Use False under error feedback.
-      shared_mask: the same subset on all workers.
+      shared_mask: whether all workers draw the same subset.
 
     Returns:
       The compressor.

@@ -17,7 +17,7 @@ from ef_optax.compressors.sparse._threshold import ThresholdCodec, _passing
 
 @dataclasses.dataclass(frozen=True)
 class RedSync(ThresholdCodec):
-    """A threshold between the mean and the largest magnitude, by bisection."""
+    """A threshold between the mean and the largest magnitude, found by bisection."""
 
     ratio: float
 
@@ -44,9 +44,9 @@ class RedSync(ThresholdCodec):
 def redsync(ratio: float) -> Compressor:
     """RedSync's threshold: three bisections between the mean and the largest magnitude.
 
-    t = mean + r (max - mean) with r = 1/2 at first; it stops as soon as between k and 2k values are
-    above t, goes down if fewer than k/2 are, else up. What is above the last t is sent, at most the
-    2k largest. No contraction constant is known.
+    t = mean + r (max - mean), with r = 1/2 at first. The search stops as soon as between k and 2k
+    values are above t; r goes down if fewer than k/2 are, else up. The values above the last t are
+    sent, at most the 2k largest. No contraction constant is known.
 
     Args:
       ratio: target share in (0, 1]; k = ceil(ratio d).

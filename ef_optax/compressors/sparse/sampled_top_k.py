@@ -56,12 +56,13 @@ class SampledTopK(ThresholdCodec):
 
 
 def sampled_top_k(ratio: float, *, sample: float = 0.01) -> Compressor:
-    """DGC's approximate top-k: a threshold from a sample, between .8 k and 1.3 k values.
+    """DGC's approximate top-k: a threshold from a sample, for 0.8 k to 1.3 k values.
 
-    The threshold is the ratio's quantile of every s-th magnitude, s = floor(1/sample). While fewer
-    than .8 k values pass, it is multiplied by .8, at most ten times; if more than 1.3 k pass, the k
-    largest of them are sent. Zeros are never sent. No contraction constant: in ten rounds the
-    threshold falls by a factor of 9, which a leaf can defeat.
+    The sample is every s-th magnitude, s = floor(1/sample), and the threshold is the sample's
+    quantile at 1 - ratio. While fewer than 0.8 k values pass, the threshold is multiplied by 0.8,
+    at most ten times. If more than 1.3 k values pass, the k largest of them are sent. Zeros are
+    never sent. There is no contraction constant: ten rounds lower the threshold by a factor of 9,
+    and some leaves need more.
 
     Args:
       ratio: target share in (0, 1].

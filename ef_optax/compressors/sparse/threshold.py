@@ -1,4 +1,4 @@
-"""Hard threshold: every entry of at least a given magnitude."""
+"""Hard threshold: sends every entry of at least a given magnitude."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ef_optax.compressors.sparse._threshold import ThresholdCodec
 
 @dataclasses.dataclass(frozen=True)
 class Threshold(ThresholdCodec):
-    """``|x| >= value``, at most ``capacity`` of the leaf."""
+    """The entries with ``|x| >= value``, at most the share ``capacity`` of the leaf."""
 
     value: float
     capacity: float
@@ -34,19 +34,20 @@ class Threshold(ThresholdCodec):
 
 
 def threshold(value: float, *, capacity: float = 0.1) -> Compressor:
-    """Hard threshold: sends what is at least ``value`` in magnitude.
+    """Hard threshold: sends every value whose magnitude is at least ``value``.
 
-    ``C(x)_i = x_i`` if ``|x_i| >= value``, else 0, as long as at most c = ceil(capacity d) pass; of
-    more the c largest are sent. An absolute compressor: without overflow
-    ``||C(x) - x||^2 < (number not sent) value^2``; no contraction constant, not homogeneous.
+    ``C(x)_i = x_i`` if ``|x_i| >= value``, else 0. If more than c = ceil(capacity d) values pass,
+    the c largest are sent. It is an absolute compressor: unless more than c pass,
+    ``||C(x) - x||^2 < (number not sent) value^2``. It has no contraction constant and is not
+    homogeneous.
 
     Args:
       value: the threshold, > 0, in the units of what is compressed.
-      capacity: room in the message, as a share of the leaf in (0, 1].
+      capacity: the most values that a message holds, as a share of the leaf in (0, 1].
 
     Returns:
-      The compressor. Bits: 32 + c (32 + ceil(log2 d)), of which the first word says how many
-      passed: the *information* is passed (32 + ceil(log2 d)).
+      The compressor. Bits: 32 + c (32 + ceil(log2 d)). The first word is the number of values that
+      passed, so the *information* is passed (32 + ceil(log2 d)).
 
     Raises:
       ValueError: for a bad ``value`` or ``capacity``.

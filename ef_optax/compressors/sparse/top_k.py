@@ -45,7 +45,7 @@ class TopK(IndexedCodec, Followable, Joinable):
         return self.message(values, indices, flat.size)
 
     def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
-        """Large leaves with samples and indices of the same width."""
+        """The samples' size and the indices' width, which large leaves of a family share."""
         size = size_of(like.shape)
         plan = leaf_select.plan(size, self.count(size))
         return None if plan is None else (plan.sample, bits_for(size))
@@ -69,7 +69,7 @@ class TopK(IndexedCodec, Followable, Joinable):
         return messages
 
     def finite(self, x: Array, message: Message) -> Array:
-        """Told by the values: infinities and NaN count as the largest, so one of them is sent."""
+        """Checks only the message: inf and NaN count as the largest, so one of them is sent."""
         del x
         return jnp.all(jnp.isfinite(message["values"]))
 
@@ -82,12 +82,12 @@ class TopK(IndexedCodec, Followable, Joinable):
 def top_k(ratio: float | None = None, *, k: int | None = None) -> Compressor:
     """Keeps the k largest magnitudes of every leaf, exactly; ties go to the lowest index.
 
-    ``C(x)_i = x_i`` if ``|x_i|`` is among the k largest, else 0. Contraction alpha = k/d (exact for
-    equal magnitudes), biased. Bits: k (32 + ceil(log2 d)) for float32.
+    ``C(x)_i = x_i`` if ``|x_i|`` is among the k largest, else 0. It is biased, with contraction
+    alpha = k/d (exact for equal magnitudes). Bits: k (32 + ceil(log2 d)) for float32.
 
     Args:
       ratio: kept / total in (0, 1]; k = min(d, max(1, ceil(ratio d))) for each leaf.
-      k: number of values kept of each leaf; give either this or ``ratio``.
+      k: number of values kept of each leaf; give either ``k`` or ``ratio``.
 
     Returns:
       The compressor. The residual is the input with the sent entries set to zero.

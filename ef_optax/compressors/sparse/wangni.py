@@ -1,4 +1,4 @@
-"""Variance-optimal random sparsification: large values are kept surely, small ones rarely."""
+"""Variance-optimal random sparsification, which always keeps large values and rarely small ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep_probabilities(magnitude: Array, ratio: float, iterations: int) -> Array
     Args:
       magnitude: |x|, flat and not empty.
       ratio: expected share to keep.
-      iterations: how often what capping at one has freed is given to the others.
+      iterations: how often the probability that the cap at 1 frees is given to the other values.
 
     Returns:
       Probabilities in [0, 1]; all zero for a zero leaf.
@@ -52,7 +52,7 @@ def keep_probabilities(magnitude: Array, ratio: float, iterations: int) -> Array
 
 @dataclasses.dataclass(frozen=True)
 class Wangni(IndexedCodec):
-    """``x_i / p_i`` with probability p_i, else 0, p the probabilities of least variance."""
+    """``x_i / p_i`` with probability p_i, else 0, for the probabilities of least variance."""
 
     key: Array
     ratio: float
@@ -63,7 +63,7 @@ class Wangni(IndexedCodec):
         return Traits(unbiased=True, deterministic=False)
 
     def count(self, size: int) -> int:
-        """Room for six standard deviations more than the expected number."""
+        """The expected number of values, plus six standard deviations."""
         k = resolve_k(self.ratio, None, size)
         return min(size, k + math.ceil(6 * math.sqrt(k)))
 
@@ -71,8 +71,8 @@ class Wangni(IndexedCodec):
         assert key is not None
         flat = x.reshape(-1)
         if flat.size:
-            unit = power_of_two(leaf_norm(flat, "linf"))
-            p = keep_probabilities(jnp.abs(flat) / unit, self.ratio, self.iterations)
+            scale = power_of_two(leaf_norm(flat, "linf"))
+            p = keep_probabilities(jnp.abs(flat) / scale, self.ratio, self.iterations)
             kept = uniform_noise(key, flat.shape).astype(p.dtype) < p
             flat = jnp.where(kept, flat / safe_divisor(p), jnp.zeros((), flat.dtype))
         indices = top_k_indices(flat, self.count(flat.size))
@@ -84,19 +84,19 @@ class Wangni(IndexedCodec):
 
 
 def wangni(ratio: float, key: Any = None, *, iterations: int = 2) -> Compressor:
-    """Random sparsification of least variance for its expected number of values.
+    """Random sparsification with the least variance for its expected number of values.
 
-    ``C(x)_i = x_i/p_i`` with probability p_i, else 0, where ``p_i = min(1, c |x_i|)`` and the p_i
-    add up to about ratio d, by the greedy iteration. Unbiased; the variance
-    ``sum x_i^2 (1/p_i - 1)`` depends on the data and has no constant that holds for few iterations.
+    ``C(x)_i = x_i/p_i`` with probability p_i, else 0, where ``p_i = min(1, c |x_i|)``, and a greedy
+    iteration finds p_i that add up to about ratio d. It is unbiased. The variance
+    ``sum x_i^2 (1/p_i - 1)`` depends on the data, and no constant bounds it for few iterations.
 
-    The message has room for k + 6 sqrt(k) values, six standard deviations more than expected; in
-    the rare case of more, the largest are sent.
+    The message holds k + 6 sqrt(k) values, six standard deviations more than expected. In the rare
+    case of more, the largest are sent.
 
     Args:
       ratio: expected share in (0, 1].
       key: a JAX random key or an int; step, leaf and worker are folded in.
-      iterations: of the greedy algorithm, each a pass over the leaf.
+      iterations: number of greedy iterations; each takes a pass over the leaf.
 
     Returns:
       The compressor. Bits: c (32 + ceil(log2 d)), c = min(d, k + ceil(6 sqrt k)).
@@ -105,7 +105,7 @@ def wangni(ratio: float, key: Any = None, *, iterations: int = 2) -> Compressor:
       ValueError: for a bad ``ratio`` or ``iterations``. TypeError: without a key.
 
     Example:
-      The largest value is kept surely:
+      The largest value is always kept:
 
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> compressor = ef.wangni(0.5, key=0)

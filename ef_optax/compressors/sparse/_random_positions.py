@@ -1,4 +1,4 @@
-"""Codecs that send the values at random places, which do not depend on the leaf."""
+"""Codecs that send the values at random positions, which do not depend on the leaf."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ef_optax.compressors.sparse._sparse import Followable
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomPlaces(Followable):
-    """k values at places that do not depend on the leaf, each value as likely as the others."""
+class RandomPositions(Followable):
+    """k values at random positions, drawn without looking at the leaf; all are equally likely."""
 
     key: Array
     ratio: float | None = None
@@ -49,12 +49,12 @@ class RandomPlaces(Followable):
         return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
 
     def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """As much as the variance, if scaled: no leaf is better than another."""
+        """If scaled, the variance, which is the same for every input."""
         return self.omega(shape, num_workers) or 0.0
 
 
-class SharedPlaces(RandomPlaces):
-    """The same places on all workers, so that the values are summed and nothing else travels."""
+class SharedPositions(RandomPositions):
+    """The same positions on all workers, so that only the values travel, and are summed."""
 
     @property
     def shared_positions(self) -> bool:
