@@ -4,10 +4,14 @@ A keyed permutation of ``0..size-1`` is evaluated at ``0..k-1``. This gives k di
 O(k) work and memory; shuffling or sorting would take O(size). The permutation is a Feistel network
 on the next power of two, applied again and again until the index is below ``size``. A random offset
 is then added, so that every index is chosen with probability k/size.
+
+The functions that draw are traced once for each shape, wherever they are called: encoder, decoder
+and all other leaves of that shape share the trace.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -23,6 +27,7 @@ _ROUNDS = 6
 GOLDEN = 0x9E3779B9
 
 
+@jax.jit
 def mix32(x: jax.Array) -> jax.Array:
     """A bijective hash of 32-bit words (the finaliser of MurmurHash3).
 
@@ -39,6 +44,7 @@ def mix32(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "k"))
 def random_subset(seed: jax.Array, size: int, k: int) -> jax.Array:
     """K distinct indices out of ``size``, each with probability k/size, drawn from ``seed``.
 
@@ -99,6 +105,7 @@ def as_key(key: Any, name: str) -> Array:
     raise TypeError(f"{name}: key={key!r} is not a random key; pass jax.random.key(0) or an int.")
 
 
+@functools.partial(jax.jit, static_argnames="shape")
 def random_words(key: Array, shape: tuple[int, ...]) -> Array:
     """uint32 words, uniform and independent for all practical purposes, by hashing a counter."""
     seeds = jax.random.bits(key, (2,), jnp.uint32)
@@ -111,6 +118,7 @@ def uniform_noise(key: Array, shape: tuple[int, ...]) -> Array:
     return (random_words(key, shape) >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
+@jax.jit
 def round_randomly(y: Array, key: Array) -> Array:
     """Rounds at random to a neighbouring integer, so that the expectation is y; integers stay.
 
