@@ -4,13 +4,14 @@ Fields of ``bits`` bits are laid down one after the other in little-endian bit o
 takes the bits ``i * bits ... (i + 1) * bits - 1`` of the stream, and bit ``b`` of the stream is bit
 ``b % 32`` of word ``b // 32``. Only the last word is padded, with zeros.
 
-Every function is a fixed pattern of slices, shifts and ors with static positions: no loop, no carry
-and no scatter, so it is the same under `jit`, `vmap` and inside `shard_map`, and XLA fuses it into
-the pass that makes the codes.
+Every function is a fixed pattern of shifts and ors at places that are known or computed: no loop,
+no carry and no scatter, so it is the same under `jit`, `vmap` and inside `shard_map`, and compiles
+to few kernels.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -19,6 +20,12 @@ import numpy as np
 from jax import lax
 
 WORD_BITS = 32
+
+# Up to so many codes are padded as a whole, because that compiles to fewer kernels.
+_SMALL = 1 << 16
+# Up to so many words of a group are packed each by its own pattern, which is fastest; but of more
+# words each is a kernel of its own.
+_FEW_WORDS = 5
 
 
 def packed_words(count: int, bits: int) -> int:
@@ -35,6 +42,7 @@ def packed_words(count: int, bits: int) -> int:
     return -(-count * bits // WORD_BITS)
 
 
+@functools.partial(jax.jit, static_argnames="bits")
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """Packs codes of ``bits`` bits into words.
 
@@ -63,20 +71,23 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
     if count == 0 or bits == 0:
         return jnp.zeros((0,), jnp.uint32)
     codes = codes.astype(jnp.uint32)
-    fields, words = _group(bits)
-    # The whole groups are packed where they lie; only the ragged end is padded, so that no pass
-    # over the data is spent on padding.
-    whole = count - count % fields
-    parts = []
-    if whole:
-        parts.append(_pack_groups(codes[:whole].reshape(-1, fields), bits, words))
-    if whole < count:
-        tail = jnp.pad(codes[whole:], (0, fields - (count - whole)))
-        last = _pack_groups(tail.reshape(1, fields), bits, words)
-        parts.append(last[: packed_words(count - whole, bits)])
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    (fields, words), together = _group(bits), _together(bits)
+    unit = fields if words <= _FEW_WORDS else together
+    if count % unit and count > _SMALL:
+        # The whole groups are packed where they lie; only the ragged end is padded, so that no pass
+        # over the data is spent on padding.
+        whole = count - count % fields
+        return jnp.concatenate([pack(codes[:whole], bits), pack(codes[whole:], bits)])
+    codes = lax.pad(codes, np.uint32(0), ((0, -count % unit, 0),))
+    if together > 1:
+        codes = _joined(codes.reshape(-1, together), bits)
+    if words > 1:
+        in_words = _pack_columns if words <= _FEW_WORDS else _pack_places
+        codes = in_words(codes, bits * together)
+    return codes[: packed_words(count, bits)]
 
 
+@functools.partial(jax.jit, static_argnames=("bits", "count"))
 def unpack(words: jax.Array, bits: int, count: int) -> jax.Array:
     """Reads ``count`` codes of ``bits`` bits back, the inverse of `pack`.
 
@@ -104,10 +115,17 @@ def unpack(words: jax.Array, bits: int, count: int) -> jax.Array:
         )
     if count == 0 or bits == 0:
         return jnp.zeros((count,), jnp.uint32)
-    fields, group_words = _group(bits)
-    groups = -(-count // fields)
-    words = jnp.pad(words, (0, groups * group_words - words.size))
-    return _unpack_groups(words.reshape(groups, group_words), bits, fields)[:count]
+    together = _together(bits)
+    if together == 1:
+        return _unpack_places(words, bits, count)
+    joined = words
+    if WORD_BITS % bits:
+        joined = _unpack_places(words, bits * together, -(-count // together))
+        # Without the barrier the compiler reads the words anew for each code.
+        joined = lax.optimization_barrier(joined)
+    shifts = np.arange(together, dtype=np.uint32) * np.uint32(bits)
+    codes = (joined[:, None] >> shifts) & np.uint32((1 << bits) - 1)
+    return codes.reshape(-1)[:count]
 
 
 def pack_signs(x: jax.Array) -> jax.Array:
@@ -198,42 +216,39 @@ def _group(bits: int) -> tuple[int, int]:
 
 
 def _together(bits: int) -> int:
-    """How many neighbouring codes go through the slow pattern as one code that fits a word.
+    """How many neighbouring codes are first joined to one code that fits a word.
 
-    Narrow codes that do not fill whole words: all else is then done in vector registers.
+    All that fill a word; or, of narrow codes that never do, a power of two, so that all else is
+    done in vector registers.
 
-    >>> [_together(bits) for bits in (1, 3, 4, 6, 12)]
-    [1, 8, 1, 4, 1]
+    >>> [_together(bits) for bits in (1, 3, 4, 6, 12, 16, 32)]
+    [32, 8, 8, 4, 1, 2, 1]
     """
-    return 1 << (WORD_BITS // bits).bit_length() - 1 if bits < 8 and WORD_BITS % bits else 1
+    if WORD_BITS % bits == 0:
+        return WORD_BITS // bits
+    return 1 << (WORD_BITS // bits).bit_length() - 1 if bits < 8 else 1
 
 
-def _joined(codes: jax.Array, bits: int, together: int) -> jax.Array:
-    """Each run of ``together`` codes as one code."""
+def _joined(codes: jax.Array, bits: int) -> jax.Array:
+    """Each row of codes as one code."""
+    runs, together = codes.shape
     shifts = np.arange(together, dtype=np.uint32) * np.uint32(bits)
-    return lax.reduce(codes.reshape(-1, together) << shifts, np.uint32(0), lax.bitwise_or, (1,))
+    if bits > 2:
+        return lax.reduce(codes << shifts, np.uint32(0), lax.bitwise_or, (1,))
+    # By way of bytes, and by an or, not a sum: so the compiler keeps it in vector registers, where
+    # 32 fields into one word at once take it six times as long.
+    parts = (codes.reshape(-1, 8 // bits) << shifts[: 8 // bits]).astype(jnp.uint8)
+    octets = lax.reduce(parts, np.uint8(0), lax.bitwise_or, (1,))
+    return lax.bitcast_convert_type(octets.reshape(runs, 4), jnp.uint32)
 
 
-def _pack_groups(codes: jax.Array, bits: int, words: int) -> jax.Array:
-    """Packs (groups, fields) codes into (groups * words,) words."""
-    fields = codes.shape[1]
-    if bits <= 2:
-        # By way of bytes, and by an or, not a sum: so the compiler keeps it in vector registers,
-        # where 32 fields into one word at once take it six times as long.
-        shifts = np.arange(8 // bits, dtype=np.uint32) * np.uint32(bits)
-        parts = (codes.reshape(-1, 8 // bits) << shifts).astype(jnp.uint8)
-        octets = lax.reduce(parts, np.uint8(0), lax.bitwise_or, (1,))
-        return lax.bitcast_convert_type(octets.reshape(-1, 4), jnp.uint32)
-    together = fields if words == 1 else _together(bits)
-    if together > 1:
-        joined = _joined(codes, bits, together)
-        if words == 1:
-            return joined
-        return _pack_groups(joined.reshape(-1, fields // together), bits * together, words)
+def _pack_columns(codes: jax.Array, bits: int) -> jax.Array:
+    """Packs whole groups of codes, the first words of all groups together, and so on."""
+    fields, words = _group(bits)
+    codes = codes.reshape(-1, fields)
     columns = []
     for word in range(words):
-        start = word * WORD_BITS
-        total = None
+        start, total = word * WORD_BITS, None
         for field in range(start // bits, min(fields, -(-(start + WORD_BITS) // bits))):
             shift = field * bits - start
             column = codes[:, field]
@@ -243,21 +258,41 @@ def _pack_groups(codes: jax.Array, bits: int, words: int) -> jax.Array:
     return jnp.stack(columns, axis=1).reshape(-1)
 
 
-def _unpack_groups(words: jax.Array, bits: int, fields: int) -> jax.Array:
-    """Reads (groups, words) words as (groups * fields,) codes."""
-    starts = np.arange(fields) * bits
-    shifts = (starts % WORD_BITS).astype(np.uint32)
-    mask = np.uint32((1 << bits) - 1)
-    if words.shape[1] == 1:
-        return ((words >> shifts) & mask).reshape(-1)
-    together = _together(bits)
-    if together > 1:
-        joined = _unpack_groups(words, bits * together, fields // together)
-        # Without the barrier the compiler reads the words anew for each code.
-        return _unpack_groups(lax.optimization_barrier(joined)[:, None], bits, together)
-    first = starts // WORD_BITS
-    second = np.minimum(first + 1, words.shape[1] - 1)
-    low = words[:, first] >> shifts
+def _pack_places(codes: jax.Array, bits: int) -> jax.Array:
+    """Packs by gathering for each word the codes that lie in it, at places that are computed."""
+    fields, words = _group(bits)
+    starts = WORD_BITS * np.arange(words)
+    most = np.max((starts + WORD_BITS - 1) // bits - starts // bits) + 1  # codes in one word
+    word = lax.iota(jnp.uint32, packed_words(codes.size, bits))
+    group, number = _divided(word, words)
+    first, behind = _divided(number * WORD_BITS, bits)  # so many of its bits lie in the word before
+    first += group * fields
+    last = np.uint32(codes.size - 1)
+    total = codes.at[first].get(mode="promise_in_bounds") >> behind
+    for later in range(1, most):
+        place = first + np.uint32(later)
+        code = codes.at[jnp.minimum(place, last)].get(mode="promise_in_bounds")
+        shift = np.uint32(later * bits) - behind
+        within = (place <= last) & (shift < WORD_BITS)
+        total |= jnp.where(within, code << jnp.minimum(shift, WORD_BITS - 1), 0)
+    return total
+
+
+def _unpack_places(words: jax.Array, bits: int, count: int) -> jax.Array:
+    """Reads each code from the two words in which it may lie."""
+    fields, group_words = _group(bits)
+    group, number = _divided(lax.iota(jnp.uint32, count), fields)
+    word, shift = _divided(number * bits, WORD_BITS)
+    word += group * group_words
+    after = jnp.minimum(word + np.uint32(1), np.uint32(words.size - 1))
+    low = words.at[word].get(mode="promise_in_bounds") >> shift
     # A shift by 32 is undefined, so the part of the next word moves in two steps.
-    high = (words[:, second] << 1) << (np.uint32(WORD_BITS - 1) - shifts)
-    return ((low | high) & mask).reshape(-1)
+    high = words.at[after].get(mode="promise_in_bounds") << 1
+    high = high << (np.uint32(WORD_BITS - 1) - shift)
+    return (low | high) & np.uint32((1 << bits) - 1)
+
+
+def _divided(x: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
+    """Quotient and remainder of unsigned integers."""
+    divisor = lax.full_like(x, by)
+    return lax.div(x, divisor), lax.rem(x, divisor)

@@ -11,6 +11,7 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from ef_optax._core.once import traced_once
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Mean
 from ef_optax._core.traits import Traits
@@ -82,14 +83,14 @@ class AllGather(Transport):
         return True
 
     def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
-        message, like = codec.encode(x, codec.step_key(workers)), like_of(x)
-        got: Gathered = yield Gather(message, codec.finite(x, message))
+        message, like = traced_once(codec.encode, x, codec.step_key(workers)), like_of(x)
+        got: Gathered = yield Gather(message, traced_once(codec.finite, x, message))
         return Outcome(
-            aggregate=codec.decode_mean(got.messages, like, got.weights, got.total),
+            aggregate=traced_once(codec.decode_mean, got.messages, like, got.weights, got.total),
             state=state,
-            sent=lambda: codec.decode(message, like),
-            residual=lambda x=x: codec.residual(x, message),
-            support=lambda: codec.support(x, message),
+            sent=lambda: traced_once(codec.decode, message, like),
+            residual=lambda x=x: traced_once(codec.residual, x, message),
+            support=lambda: traced_once(codec.support, x, message),
         )
 
 
@@ -98,15 +99,15 @@ class AllReduce(Transport):
     """Every worker decodes its own message; the dense arrays are averaged on the way."""
 
     def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
-        message = codec.encode(x, codec.step_key(workers))
-        sent = codec.decode(message, like_of(x))
+        message = traced_once(codec.encode, x, codec.step_key(workers))
+        sent = traced_once(codec.decode, message, like_of(x))
         mean = yield Mean(sent)
         return Outcome(
             aggregate=mean,
             state=state,
             sent=lambda: sent,
-            residual=lambda x=x: codec.residual(x, message),
-            support=lambda: codec.support(x, message),
+            residual=lambda x=x: traced_once(codec.residual, x, message),
+            support=lambda: traced_once(codec.support, x, message),
         )
 
     def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:

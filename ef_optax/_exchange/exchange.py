@@ -26,13 +26,14 @@ import numpy as np
 
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
+from ef_optax._core.once import identity_of
 from ef_optax._core.policy import Stage, for_leaf, stages_of
 from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange import slices
 from ef_optax._exchange.rounds import Rounds
-from ef_optax._exchange.units import Unit, identity_of, units_of
+from ef_optax._exchange.units import Unit, units_of
 from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
 from ef_optax._numeric.finite import all_finite

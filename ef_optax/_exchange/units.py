@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
 from ef_optax._core.joinable import Joinable
-from ef_optax._core.transport import Transport
+from ef_optax._core.once import identity_of
 from ef_optax._exchange.stack import Stacked, stackable
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import like_of
@@ -82,17 +82,3 @@ def _family_of(codec: Codec, x: Array) -> Hashable | None:
     if not (isinstance(codec, Joinable) and codec.self_contained):
         return None
     return codec.family(like_of(x))
-
-
-def identity_of(codec: Codec | Transport) -> Any:
-    """Equal for codecs that do the same: by value, but by object for fields that are arrays."""
-    fields = [getattr(codec, f.name) for f in dataclasses.fields(codec)]
-    return type(codec), *(_field_identity(v) for v in fields)
-
-
-def _field_identity(value: Any) -> Any:
-    if isinstance(value, Codec | Transport):
-        return identity_of(value)
-    if isinstance(value, tuple):
-        return tuple(_field_identity(v) for v in value)
-    return value if isinstance(value, int | float | str | bool | None) else id(value)

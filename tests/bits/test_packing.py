@@ -26,6 +26,13 @@ def oracle(codes: np.ndarray, bits: int) -> list[int]:
     return [(stream >> (32 * word)) & 0xFFFFFFFF for word in range(words)]
 
 
+def words_of(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The oracle for many codes, for which one integer is slow: the stream as an array of bits."""
+    stream = (codes[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
+    padded = np.pad(stream.reshape(-1), (0, -stream.size % 32)).astype(np.uint8)
+    return np.packbits(padded, bitorder="little").view("<u4")
+
+
 @jax.jit
 def both_ways(codes):
     """Words, and the codes that are read from them, for every case of the pool."""
@@ -51,6 +58,15 @@ def test_words_are_the_bit_stream_and_come_back(kind):
         assert words.shape == (packing.packed_words(count, bits),)
         assert words.tolist() == oracle(own, bits), f"{bits} bits"
         assert back.tolist() == own.tolist(), f"{bits} bits"
+
+
+@pytest.mark.parametrize("bits", [3, 13, 17])
+def test_many_codes_with_a_ragged_end(bits):
+    """Whole groups of many codes are packed where they lie, and what follows them by itself."""
+    codes = drawn("random", bits, (1 << 16) + 45)
+    words = packing.pack(codes, bits)
+    assert words.tolist() == words_of(codes, bits).tolist()
+    assert packing.unpack(words, bits, codes.size).tolist() == codes.tolist()
 
 
 def test_vmap_packs_each_row():

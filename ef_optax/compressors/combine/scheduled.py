@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
 from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._core.once import identity_of
 from ef_optax._core.policy import LeafPolicy, Stage, Stages, StepPolicy, for_leaf, stages_of
 from ef_optax._core.timeline import Timeline
 from ef_optax._core.traits import Traits, common
-from ef_optax._exchange.units import identity_of
 from ef_optax._numeric.shapes import Shape
 from ef_optax.compressors.combine.identity import Identity
 from ef_optax.compressors.compressor import Compressor, codec_of
