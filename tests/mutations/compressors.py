@@ -129,8 +129,8 @@ MUTATIONS = (
     Mutation(
         "the standard deviation that clips is that of another scale",
         f"{QUANTIZE}/ternary.py",
-        "limit = self.clip_sigmas * unit * jnp.std(x / unit)",
-        "limit = self.clip_sigmas * jnp.std(x / unit)",
+        "limit = self.clip_sigmas * largest * jnp.std(x / largest)",
+        "limit = self.clip_sigmas * jnp.std(x / largest)",
         (f"{TESTS}/test_dithering.py::test_ternary_clipping",),
     ),
     Mutation(

@@ -1,1 +1,1 @@
-"""Codecs that send factors of low rank."""
+"""Codecs that send low-rank factors."""

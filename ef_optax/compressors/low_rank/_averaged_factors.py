@@ -1,8 +1,8 @@
-"""What the averaged low-rank methods share: leaves with matrices of one shape as one batch.
+"""What the low-rank methods with averaged factors share: matrices of one shape form one batch.
 
-All leaves of an exchange come together (``granularity="group"``). Matrices of one shape make one
-batch: one orthonormalisation, one array on the wire, and for small leaves also one product, instead
-of one for each layer; large leaves are multiplied where they lie, because stacking copies them.
+The codec gets all leaves of an exchange together (``granularity="group"``). Matrices of one shape
+form a batch, with one orthonormalisation and one array on the wire instead of one per layer. Small
+leaves also share one product; large leaves are multiplied one by one, because stacking copies them.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Leaves whose matrices have one shape; their factors are one array (count, ...) each."""
+    """Leaves whose matrices have one shape; each of their factors is one array (count, ...)."""
 
-    members: tuple[int, ...]  # places in the list of leaves
-    leads: tuple[tuple[int, ...], ...]  # of each member, the shape of its batch axes
-    parts: tuple[Array, ...]  # (count, rows, columns): all members stacked, or one for each
+    members: tuple[int, ...]  # positions in the list of leaves
+    leads: tuple[tuple[int, ...], ...]  # the shapes of the members' batch axes
+    parts: tuple[Array, ...]  # (count, rows, columns): all members stacked, or one part per member
 
     @property
     def _counts(self) -> list[int]:
         return [size_of(lead) for lead in self.leads]
 
     def gather(self, states: Sequence[Array] | dict[int, Array]) -> Array:
-        """The factors of the members, by their places, as one array."""
+        """The factors of the members, by their positions, as one array."""
         own = [states[i].reshape(-1, *states[i].shape[-2:]) for i in self.members]
         return own[0] if len(own) == 1 else jnp.concatenate(own)
 
     def scatter(self, factor: Array) -> list[Array]:
-        """The inverse: a factor for each member, with its own batch axes."""
+        """The inverse of :meth:`gather`: a factor for each member, with its own batch axes."""
         pieces = _split(factor, self._counts)
         return [f.reshape(*lead, *f.shape[1:]) for f, lead in zip(pieces, self.leads, strict=True)]
 
@@ -59,12 +59,12 @@ class Batch:
         return self._products("mrc,mkc->mrk", right)
 
     def transposed_times(self, left: Array) -> Array:
-        """``M^T P`` as (count, r, columns): transposing it back would read M against its grain."""
+        """``M^T P`` as (count, r, columns); another order would read M by columns."""
         return self._products("mrc,mrk->mkc", left)
 
-    def _products(self, spelling: str, factor: Array) -> Array:
+    def _products(self, subscripts: str, factor: Array) -> Array:
         pieces = _split(factor, [len(part) for part in self.parts])
-        products = [einsum(spelling, part, f) for part, f in zip(self.parts, pieces, strict=True)]
+        products = [einsum(subscripts, part, f) for part, f in zip(self.parts, pieces, strict=True)]
         return products[0] if len(products) == 1 else jnp.concatenate(products)
 
     def minus(self, left: Array, right: Array) -> Batch:
@@ -73,7 +73,7 @@ class Batch:
         return dataclasses.replace(self, parts=tuple(a - b for a, b in parts))
 
     def values(self, left: Array, right: Array) -> list[Array]:
-        """``P Q`` of each member, (its count, rows, columns)."""
+        """``P Q`` for each member, as (its count, rows, columns)."""
         products = self._parts_of(left, right)
         if len(products) == len(self.members):
             return products
@@ -94,11 +94,11 @@ def _split(x: Array, counts: Sequence[int]) -> list[Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Averaged:
-    """What a method makes of its batches, an entry for each.
+    """The result of a method, with an entry for each batch.
 
     Attributes:
       after: the next states of the batch's members.
-      out: the factors that everybody applies.
+      out: the factors that all workers apply.
       own: the factors of this worker's part.
     """
 
@@ -113,7 +113,7 @@ Steps = Generator[list[Array], list[Array], Averaged]
 
 @dataclasses.dataclass(frozen=True)
 class AveragedFactors(MessagelessCodec):
-    """A low-rank approximation of the mean, from factors that are averaged one after the other."""
+    """A low-rank approximation of the mean, whose factors are averaged one after the other."""
 
     rank: int
     key: Array | int
@@ -133,15 +133,15 @@ class AveragedFactors(MessagelessCodec):
 
     @abc.abstractmethod
     def factors(self, batches: Sequence[Batch], state: Sequence[Any]) -> Steps:
-        """The method itself, for the leaves that are compressed."""
+        """The steps of the method, for the leaves that are compressed."""
 
     @abc.abstractmethod
     def elements(self, matrices: Matrices, rank: int) -> float:
-        """Elements of factors that travel for one matrix in a step (on average)."""
+        """Number of elements that travel for one matrix in a step, on average."""
 
     @abc.abstractmethod
     def rounds(self, left: int, right: int) -> tuple[int, ...]:
-        """What travels in each round of a step, from the bits of the two factors."""
+        """Bits of each round of a step, from the bits of the two factors."""
 
     def plan(self, shape: Shape) -> tuple[Matrices, int] | None:
         """The leaf's matrices and the rank of their factors, or None for a dense leaf."""
@@ -159,7 +159,7 @@ class AveragedFactors(MessagelessCodec):
         return jax.random.normal(key, shape, dtype)
 
     def batches(self, leaves: Sequence[Array]) -> tuple[list[Batch], list[int]]:
-        """The batches of the leaves that are compressed, and the places of the dense ones."""
+        """The batches of the leaves that are compressed, and the positions of the dense ones."""
         groups: dict[Any, list[int]] = {}
         dense, leads = [], {}
         for i, x in enumerate(leaves):
@@ -203,7 +203,7 @@ class AveragedFactors(MessagelessCodec):
         result: Averaged,
         dense: dict[int, Array],
     ) -> Outcome:
-        """What all leaves get; ``dense`` has the mean of each leaf that is not compressed."""
+        """The outcome for all leaves; ``dense`` has the means of the uncompressed ones."""
 
         def filled(factors: Sequence[tuple[Array, Array]], rest: Callable[[int], Array]) -> Any:
             """Products for the compressed leaves, ``rest`` for the others."""
@@ -244,7 +244,7 @@ class AveragedFactors(MessagelessCodec):
 def unless_zero(new: Array, old: Array) -> Array:
     """``new``, but ``old`` for each matrix whose new factor is zero.
 
-    After a step without any gradient the last directions are better than none.
+    After a step with zero gradients, the last directions are better than none.
     """
     return jnp.where(jnp.any(new != 0, axis=(-2, -1), keepdims=True), new, old)
 
@@ -271,7 +271,7 @@ def averaged_factors(
     typed = as_key(key, name)
     codec = kind(
         rank,
-        key if isinstance(key, int) else typed,  # a number stays comparable by value
+        key if isinstance(key, int) else typed,  # an int, unlike an array, is compared by value
         float(min_compression),
         iterations,
         local_error,

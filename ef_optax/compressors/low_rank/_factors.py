@@ -1,4 +1,4 @@
-"""Low-rank messages of single workers: the best approximation, and ATOMO's unbiased one."""
+"""Low-rank messages of single workers, for the best approximation and for ATOMO's unbiased one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ef_optax._numeric.shapes import Shape, size_of
 
 @dataclasses.dataclass(frozen=True)
 class FactorCodec(Codec):
-    """Messages (left, right) of c columns and rows; a leaf they would not shrink is sent dense."""
+    """Messages (left, right) of c columns and c rows; dense, if these are not smaller."""
 
     rank: int
     batch_axes: int
 
     @abc.abstractmethod
     def room(self) -> int:
-        """Number of rank-one terms that a message has room for, in a large matrix."""
+        """The most rank-one terms that the message of a large matrix holds."""
 
     @abc.abstractmethod
     def factors(self, matrices: Array, terms: int, key: Array | None) -> tuple[Array, Array]:
@@ -66,7 +66,7 @@ class FactorCodec(Codec):
         weights: Array | None = None,
         total: Array | int | None = None,
     ) -> Array:
-        """One product of all workers' factors side by side."""
+        """One product, in which the factors of all workers stand side by side."""
         plan = self.plan(like.shape)
         if plan is None:
             return super().decode_mean(messages, like, weights, total)

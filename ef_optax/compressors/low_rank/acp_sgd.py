@@ -31,26 +31,26 @@ from ef_optax.compressors.low_rank._averaged_factors import (
 class FactorsState(NamedTuple):
     """State of :func:`acp_sgd` for one leaf; () for a dense one."""
 
-    P: Array  # (rows, r) for each matrix: what was last averaged on the left
-    Q: Array  # (r, columns) for each matrix: what was last averaged on the right, transposed
+    P: Array  # (rows, r) for each matrix: the last mean of the left factor
+    Q: Array  # (r, columns) for each matrix: the last mean of the right factor, transposed
 
 
 @dataclasses.dataclass(frozen=True)
 class AcpSgd(AveragedFactors, StepPolicy):
-    """One factor a half-iteration; ``side`` says which comes first in this step."""
+    """One factor per half-iteration; ``side`` is the factor that comes first in this step."""
 
-    side: int = 0  # 0: P is computed first
+    side: int = 0  # 0 if P is computed first, 1 if Q is
 
     def elements(self, matrices: Matrices, rank: int) -> float:
         return self.iterations * rank * (matrices.rows + matrices.columns) / 2
 
     def rounds(self, left: int, right: int) -> tuple[int, ...]:
-        """Of one step; with an odd number of halves the next step's are the other way round."""
+        """Bits of each round of this step; after an odd number of halves the sides are swapped."""
         return tuple((left, right)[(self.side + half) % 2] for half in range(self.iterations))
 
     @property
     def stages(self) -> Stages:
-        """The first side changes from step to step, unless there is an even number of halves."""
+        """The first side changes from step to step, unless the number of halves is even."""
         left, right = (Stage(dataclasses.replace(self, side=side)) for side in (0, 1))
         if self.iterations % 2 == 0:
             return Stages(Timeline(), (left,))
@@ -103,7 +103,7 @@ class AcpSgd(AveragedFactors, StepPolicy):
 
 
 def _half(batch: Batch, kept: FactorsState, left: bool) -> FactorsState:
-    """One factor made orthonormal, the other one this worker's best for it."""
+    """Makes one factor orthonormal, and computes this worker's best other factor for it."""
     if left:
         Q = jnp.swapaxes(orthonormal(jnp.swapaxes(kept.Q, -2, -1)), -2, -1)
         return FactorsState(batch.times(Q), Q)
@@ -129,37 +129,40 @@ def acp_sgd(
     local_error: bool = True,
     batch_axes: int = 0,
 ) -> Compressor:
-    """ACP-SGD: PowerSGD with one factor a step, hence one all-reduce and half the traffic.
+    """ACP-SGD: PowerSGD with one factor per step, so one all-reduce and half the traffic.
 
-    For a leaf as matrix M_i, with the factor that the step before averaged::
+    For a leaf as a matrix M_i, with the factor that the last step averaged::
 
         even steps:  Q = orthonormal basis of Q;  P = mean M_i Q;    out = P Q^T
         odd steps:   P = orthonormal basis of P;  Q = mean M_i^T P;  out = P Q^T
 
     Two steps make one power iteration of :func:`ef_optax.power_sgd`. ``out`` is the projection of
-    mean M_i on the span of the kept factor, so ``||M - out|| <= ||M||``; no contraction constant
-    for a given factor. After two steps with the same M of rank at most r it is exact. Dense leaves,
-    zero gradients and batches as in ``power_sgd``.
+    mean M_i on the span of the orthonormal factor, so ``||M - out|| <= ||M||``, but there is no
+    contraction constant for a given factor. After two steps with the same M of rank at most r, it
+    is exact. Dense leaves, zero gradients and batches are handled as in ``power_sgd``.
 
     Args:
       rank: r, at most the smaller side of each matrix.
-      key: of the first factors, standard normal matrices; the same on all workers.
-      start_step: number of exchanges that are averaged dense before, without error.
+      key: a JAX random key or an int for the first factors, which are standard normal; the same on
+        all workers.
+      start_step: number of exchanges before the first compressed one, which average all leaves
+        without compression.
       min_compression: compress a leaf only if it has more than this many times the elements
         that travel for it in a step, on average (2 in the package of PowerSGD's authors).
-      iterations: half-iterations in each step, one round each; what one leaves over, the next one
-        compresses, so that ``out`` has rank up to ``iterations`` r.
-      local_error: error feedback keeps ``M_i`` minus this worker's own part, as published; False:
-        minus ``out``. The results and the mean of the memories are the same.
-      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
+      iterations: half-iterations in each step, one round each; each compresses what the last one
+        left over, so that the rank of ``out`` is up to ``iterations`` r.
+      local_error: True if error feedback keeps ``M_i`` minus this worker's own part, as published;
+        False if it keeps ``M_i`` minus ``out``. The results and the mean of the memories are the
+        same.
+      batch_axes: number of leading axes that are not part of the matrix: 1 for layers that are
         stacked for a scan.
 
     Returns:
-      The compressor. Bits: 32 r rows and 32 r columns, in turn. ``bits`` gives those of step 0,
+      The compressor. Bits: 32 r rows and 32 r columns, in turn. ``bits`` are those of step 0, and
       ``codec.at(step).bits`` those of any step.
 
     Raises:
-      ValueError: for a bad option, naming it.
+      ValueError: for an option out of range; the message names it.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

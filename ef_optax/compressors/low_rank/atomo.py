@@ -1,4 +1,4 @@
-"""ATOMO: singular vectors drawn at random, unbiased."""
+"""ATOMO: an unbiased random choice of singular vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ef_optax.compressors.low_rank._factors import FactorCodec
 
 @dataclasses.dataclass(frozen=True)
 class Atomo(FactorCodec):
-    """Singular value s_j as s_j/p_j with probability p_j = min(1, r s_j / sum s)."""
+    """Sends a singular value s_j as s_j/p_j with probability p_j = min(1, r s_j / sum s)."""
 
     key: Array
 
@@ -29,7 +29,7 @@ class Atomo(FactorCodec):
         return Traits(unbiased=True, deterministic=False, basis="bound")
 
     def room(self) -> int:
-        """Room for four standard deviations more than the expected r terms."""
+        """The expected r terms, plus four standard deviations."""
         return self.rank + math.ceil(4 * math.sqrt(self.rank))
 
     def factors(self, matrices: Array, terms: int, key: Array | None) -> tuple[Array, Array]:
@@ -38,7 +38,7 @@ class Atomo(FactorCodec):
         share = singular / safe_divisor(jnp.sum(singular, axis=-1, keepdims=True))
         p = jnp.minimum(1, self.rank * share)
         chosen = uniform_noise(key, p.shape).astype(p.dtype) < p
-        # Singular values fall, so if there are too many the smallest stay behind.
+        # Singular values are in descending order, so if too many are chosen, the smallest are cut.
         order = jnp.argsort(~chosen, axis=-1, stable=True)[..., :terms]
         scale = jnp.where(chosen, singular / safe_divisor(p), 0)
         scale = jnp.take_along_axis(scale, order, -1)[..., None, :]
@@ -46,7 +46,7 @@ class Atomo(FactorCodec):
         return left, jnp.take_along_axis(right, order[..., None], -2)
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float:
-        """``min(rows, columns)/r``: sum s_j (S/r - s_j) <= S^2/r, S the sum of the s_j (bound)."""
+        """``min(rows, columns)/r``, as sum s_j (S/r - s_j) <= S^2/r for S = sum s_j (bound)."""
         del num_workers
         plan = self.plan(shape)
         if plan is None:
@@ -56,22 +56,22 @@ class Atomo(FactorCodec):
 
 
 def atomo(rank: int, key: Any = None, *, batch_axes: int = 0) -> Compressor:
-    """ATOMO: each singular value survives with a probability in proportion to it, without bias.
+    """ATOMO: keeps each singular value with a probability proportional to it, without bias.
 
-    ``C(M) = sum over the chosen j of (s_j/p_j) u_j v_j^T``, j chosen independently with probability
-    p_j = min(1, r s_j / sum s): at most r terms are expected, and there is room for r + 4 sqrt(r)
-    (if more are chosen, the smallest stay behind). Unbiased; the variance
-    ``sum s_j^2 (1/p_j - 1)`` depends on the data, omega = min(rows, columns)/r (bound; less one for
-    equal singular values). Leaves that are no matrix, and those the factors
-    would not shrink, are sent dense.
+    ``C(M) = sum over the chosen j of (s_j/p_j) u_j v_j^T``, where each j is chosen independently
+    with probability p_j = min(1, r s_j / sum s). The expected number of terms is at most r, and the
+    message holds r + 4 sqrt(r); if more are chosen, the smallest are left out. It is unbiased. The
+    variance ``sum s_j^2 (1/p_j - 1)`` depends on the data, and omega = min(rows, columns)/r (bound;
+    one less for equal singular values). Leaves that are not matrices are sent dense, and so are
+    those whose factors would not be smaller.
 
     Args:
       rank: r, the expected number of terms.
       key: a JAX random key or an int; step, leaf and worker are folded in.
-      batch_axes: number of leading axes that are no part of the matrix, as for :func:`svd`.
+      batch_axes: number of leading axes that are not part of the matrix, as for :func:`svd`.
 
     Returns:
-      The compressor. Bits: 32 c (rows + columns), c = min(rows, columns, r + ceil(4 sqrt r)).
+      The compressor. Bits: 32 c (rows + columns), with c = min(rows, columns, r + ceil(4 sqrt r)).
 
     Raises:
       ValueError: for a bad ``rank`` or ``batch_axes``. TypeError: without a key.
@@ -83,7 +83,7 @@ def atomo(rank: int, key: Any = None, *, batch_axes: int = 0) -> Compressor:
 
     References:
       Wang, Sievert, Charles, Liu, Wright, Papailiopoulos, ATOMO, 2018, section 4 and the authors'
-      public implementation (which draws again when nothing was chosen; here nothing is sent then).
+      public implementation (which draws again if nothing is chosen; here nothing is sent then).
     """
     check.count("atomo", "rank", rank)
     check.count("atomo", "batch_axes", batch_axes, least=0)

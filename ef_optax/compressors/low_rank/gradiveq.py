@@ -1,4 +1,4 @@
-"""GradiVeQ: gradients are sent in the principal components of the gradients just before.
+"""GradiVeQ: gradients are sent by their principal components, which earlier gradients determine.
 
 samples     x = mean x_i, sent dense ;  the samples of a slice are kept
 then        mu = mean of the samples ;  U = their d leading principal directions
@@ -40,7 +40,7 @@ class GradiVeQState(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """How a leaf is cut: ``number`` slices of K values, in ``groups`` that share directions."""
+    """How a leaf is cut into ``number`` slices of K values, in ``groups`` that share directions."""
 
     number: int
     size: int  # K
@@ -51,7 +51,7 @@ class Slices(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GradiVeQ(MessagelessCodec, StepPolicy):
-    """Slices of K values as d coordinates about their mean; ``stage`` says what this step does."""
+    """Slices of K values as d coordinates about their mean; ``stage`` is what this step does."""
 
     ratio: float
     samples: int
@@ -68,7 +68,7 @@ class GradiVeQ(MessagelessCodec, StepPolicy):
 
     @property
     def traits(self) -> Traits:
-        # Not independent: the directions come from everybody's gradients.
+        # Not independent, because the directions come from all workers' gradients.
         return Traits(homogeneous=False, independent=False, stateful=True)
 
     # -- which step does what
@@ -127,7 +127,7 @@ class GradiVeQ(MessagelessCodec, StepPolicy):
         mu, U = state.mean[:, None], state.basis
         y_i = einsum("gsk,gkd->gsd", _grouped(x, plan) - mu, U)
         real = y_i.reshape(-1, plan.dimension)[: plan.number]
-        # The second number is one, or with weights their mean: so much of mu belongs to the mean.
+        # The second mean is 1, or the mean of the weights: the share of mu in the mean.
         received, share = yield Mean((real, jnp.ones((), real.dtype)))
         y = _padded(received, plan).reshape(y_i.shape)
 
@@ -138,7 +138,7 @@ class GradiVeQ(MessagelessCodec, StepPolicy):
         return _outcome(x, value(y, share * mu), value(y_i, mu), state)
 
     def _sampled(self, mean: Array, state: GradiVeQState, plan: Slices, step: Array) -> Any:
-        """The state with one more sample, and with the new directions after the last one."""
+        """The state with one more sample, and, after the last sample, with the new directions."""
         number = (step - self.start_step) % self.period
         first = _grouped(mean, plan)[:, 0]
         own = jnp.arange(self.samples)[:, None] == number
@@ -154,7 +154,7 @@ class GradiVeQ(MessagelessCodec, StepPolicy):
             samples, *jax.lax.cond(last, principal, lambda: (state.mean, state.basis))
         )
 
-    # -- what is known about it
+    # -- size of the message
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         plan = self.plan(shape)
@@ -164,7 +164,7 @@ class GradiVeQ(MessagelessCodec, StepPolicy):
 
 
 def _grouped(x: Array, plan: Slices) -> Array:
-    """The slices as (groups, slices in a group, K), the last ones padded with zeros."""
+    """The slices as (groups, slices in a group, K), with zeros after the last slice."""
     slices = to_blocks(x.astype(wide_dtype(x.dtype)), plan.size)
     return _padded(slices, plan).reshape(plan.groups, plan.reuse, plan.size)
 
@@ -193,36 +193,36 @@ def gradiveq(
     reuse: int | None = None,
     start_step: int = 0,
 ) -> Compressor:
-    """GradiVeQ: slices of the gradient by their principal components, added up compressed.
+    """GradiVeQ: sends slices of the gradient by their principal components, summed on the way.
 
-    The leaf, flattened, is cut into slices of K values (for a convolution as Flax stores it the
-    values of all filters at one place stand together, as published). In every period the first
-    ``samples`` exchanges are dense; of the mean gradients g of a slice they give
-    ``mu = mean g`` and U, the d = ceil(ratio K) leading eigenvectors of their covariance. In the
-    others only d numbers for each slice travel, by an all-reduce, because the map is affine::
+    The flattened leaf is cut into slices of K values. (For a convolution as Flax stores it, a slice
+    has the values of all filters at one position, as published.) The first ``samples`` exchanges of
+    every period are dense. The mean gradients g of a slice in these exchanges give ``mu = mean g``
+    and U, the d = ceil(ratio K) leading eigenvectors of their covariance. In the other exchanges
+    only d numbers per slice travel, by an all-reduce, because the map is affine::
 
         y_i = U^T (x_i - mu);   out = U mean(y_i) + mu
 
-    What lies outside of ``mu + span U`` is lost, or kept by error feedback (not part of the paper).
-    A zero gradient does not give zeros but ``mu - U U^T mu``. No constants: a gradient may be
-    orthogonal to all samples.
+    What is outside of ``mu + span U`` is lost, unless error feedback keeps it (not part of the
+    paper). A zero gradient gives ``mu - U U^T mu`` instead of zeros. There are no constants, since
+    a gradient may be orthogonal to all samples.
 
     Args:
-      ratio: d/K in (0, 1]; 1/8 is what the paper observes. d is at most ``samples``, and a number
-        for the whole run, where the paper chooses it in each period by a share of the variance.
-      samples: dense exchanges at the start of each period.
+      ratio: d/K in (0, 1]; the paper observes 1/8. d is at most ``samples``. It is constant here,
+        while the paper chooses it in each period by a share of the variance.
+      samples: number of dense exchanges at the start of each period.
       period: length of a period, more than ``samples``.
-      slice_size: K; None: inputs times outputs of each convolution, the product of the last two
-        axes. Leaves of fewer than three axes are dense then, as published. A leaf of fewer values
-        than K is one slice.
-      reuse: number of consecutive slices that share the directions of the first of them; None:
-        all slices of a leaf, as in the paper's experiments.
+      slice_size: K, or None for the inputs times the outputs of each convolution, the product of
+        its last two axes; leaves with fewer than three axes are then dense, as published. A leaf
+        with fewer values than K is one slice.
+      reuse: number of consecutive slices that share the directions of their first slice, or None
+        for all slices of a leaf, as in the paper's experiments.
       start_step: number of dense exchanges before the first period (2500 in the paper).
 
     Returns:
-      The compressor. Bits of a compressed exchange: 32 (slices d + 1), the last word being the mean
-      of the workers' weights; ``codec.at(step).bits`` tells those of any step. Memory for each leaf
-      and group: K (samples + d + 1) float32.
+      The compressor. Bits of a compressed exchange: 32 (slices d + 1), where the last word is the
+      mean of the workers' weights; ``codec.at(step).bits`` are those of any step. The memory for
+      each leaf and group is K (samples + d + 1) float32 numbers.
 
     Raises:
       ValueError: for an argument out of range.

@@ -1,4 +1,4 @@
-"""PowerSGD: one step of power iteration for each training step, from where the last one stopped."""
+"""PowerSGD: each training step takes one step of power iteration, from the last step's factor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PowerSgd(AveragedFactors):
         return (left, right) * self.iterations
 
     def init(self, like: Any, path: str, num_workers: int) -> Any:
-        """Q^T, (r, columns) for each matrix; () for a dense leaf."""
+        """Q^T as (r, columns) for each matrix; () for a dense leaf."""
         del num_workers
         plan = self.plan(like.shape)
         if plan is None:
@@ -66,35 +66,38 @@ def power_sgd(
 ) -> Compressor:
     """PowerSGD: low-rank factors by warm-started power iteration, averaged by two all-reduces.
 
-    For a leaf as matrix M_i (all but the last axis by the last axis), with Q from the step before::
+    For a leaf as a matrix M_i (all but the last axis by the last axis), with Q from the last step::
 
         P = mean M_i Q;  P = orthonormal basis of P;  Q = mean M_i^T P;  out = P Q^T
 
-    Exact after one step once rank(mean M_i) <= r; no contraction constant for a given Q. A leaf of
-    fewer than two axes, or one that would not shrink by ``min_compression``, is averaged dense,
-    without error. Q is the same on all workers, part of the state, and kept over a step of zero
-    gradients; bfloat16 leaves are computed in float32. Leaves whose matrices have one shape are
-    handled as one batch: the results are the same.
+    It is exact after one step if rank(mean M_i) <= r, but there is no contraction constant for a
+    given Q. A leaf with fewer than two axes, or one that would not shrink by ``min_compression``,
+    is averaged without compression. Q is part of the state, the same on all workers, and kept over
+    a step with zero gradients. bfloat16 leaves are computed in float32. Leaves whose matrices have
+    one shape are handled as one batch, with the same results.
 
     Args:
       rank: r, at most the smaller side of each matrix.
-      key: of the first Q, a standard normal matrix; the same on all workers.
-      start_step: number of exchanges that are averaged dense before, without error (100 in the
-        authors' package); only the transport of the moment is paid, see :func:`ef_optax.scheduled`.
+      key: a JAX random key or an int for the first Q, a standard normal matrix; the same on all
+        workers.
+      start_step: number of exchanges before the first compressed one, which average all leaves
+        without compression (100 in the authors' package); a step executes only one of the two
+        exchanges, see :func:`ef_optax.scheduled`.
       min_compression: compress a leaf only if it has more than this many times the elements
         that travel for it in a step (2 in the authors' package).
-      iterations: power iterations in each step, two rounds of communication each.
-      local_error: error feedback keeps ``M_i - P (M_i^T P)^T`` of each worker instead of
-        ``M_i - out``. The results and the mean of the memories are the same; the single memories
-        stay small only with True if the workers' gradients differ. Use True with worker weights.
-      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
-        stacked for a scan. For some leaves only: :func:`ef_optax.per_leaf`.
+      iterations: power iterations in each step, with two rounds of communication each.
+      local_error: True if error feedback keeps each worker's ``M_i - P (M_i^T P)^T``, False if it
+        keeps ``M_i - out``. The results and the mean of the memories are the same, but if the
+        workers' gradients differ, each memory stays small only with True. Use True with worker
+        weights.
+      batch_axes: number of leading axes that are not part of the matrix: 1 for layers that are
+        stacked for a scan. To stack only some leaves, use :func:`ef_optax.per_leaf`.
 
     Returns:
       The compressor. Bits: 32 r rows + 32 r columns, in two rounds, for each iteration.
 
     Raises:
-      ValueError: for a bad option, naming it.
+      ValueError: for an option out of range; the message names it.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -31,7 +31,7 @@ class Svd(FactorCodec):
         return left[..., :terms] * singular[..., None, :terms], right[..., :terms, :]
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """R / min(rows, columns), attained by equal singular values."""
+        """The rank over min(rows, columns), attained by equal singular values."""
         del num_workers
         plan = self.plan(shape)
         if plan is None:
@@ -44,13 +44,13 @@ def svd(rank: int, *, batch_axes: int = 0) -> Compressor:
     """The best approximation of rank r of every matrix, by singular value decomposition.
 
     A leaf is the matrix (all but the last axis) x (last axis). alpha = r / min(rows, columns)
-    (exact, for equal singular values). Leaves of fewer than two axes, and those whose factors
-    would not be smaller, are sent dense. Costs a full decomposition; see
-    :func:`ef_optax.power_sgd`.
+    (exact, for equal singular values). Leaves with fewer than two axes are sent dense, and so are
+    those whose factors would not be smaller. It costs a full decomposition;
+    :func:`ef_optax.power_sgd` is cheaper.
 
     Args:
       rank: r.
-      batch_axes: number of leading axes that are no part of the matrix: 1 for layers that are
+      batch_axes: number of leading axes that are not part of the matrix: 1 for layers that are
         stacked for a scan.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Values sorted into bins, each bin decoded as the mean of its members."""
+"""Codecs that sort values into bins, and decode each bin as the mean of its members."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ef_optax._numeric.shapes import Shape, bits_for, size_of
 
 
 class CodebookCodec(Codec):
-    """A bin number for each value and one mean for each bin; subclasses choose the bins.
+    """Sends a bin number for each value and a mean for each bin; subclasses choose the bins.
 
     Replacing values by the mean of their bin is a projection, so C(x) is never longer than x.
     """
@@ -32,7 +32,7 @@ class CodebookCodec(Codec):
 
     @abc.abstractmethod
     def bins(self, x: Array) -> Array:
-        """The bin, 0 .. count - 1, of each value of a flat leaf that is not empty."""
+        """The bin, from 0 to count - 1, of each value of a flat leaf that is not empty."""
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
@@ -61,7 +61,7 @@ class CodebookCodec(Codec):
 
 @dataclasses.dataclass(frozen=True)
 class QuantileBins(CodebookCodec):
-    """Bins between the quantiles 1/q, 2/q, ... of the leaf: about equally many values each."""
+    """Bins between the quantiles 1/q, 2/q, ... of the leaf, with about equally many values each."""
 
     quantiles: int
     closed: str  # which end of a bin belongs to it: "below" or "above"
@@ -71,9 +71,9 @@ class QuantileBins(CodebookCodec):
         return self.quantiles
 
     def bins(self, x: Array) -> Array:
-        places = np.arange(1, self.quantiles) / self.quantiles * (x.size - 1)
-        low = np.floor(places).astype(np.int32)
-        fraction = jnp.asarray(places - low, x.dtype)
+        positions = np.arange(1, self.quantiles) / self.quantiles * (x.size - 1)
+        low = np.floor(positions).astype(np.int32)
+        fraction = jnp.asarray(positions - low, x.dtype)
         ranks = np.unique(np.concatenate([low, np.minimum(low + 1, x.size - 1)]))
         ordered = order_statistics(x, ranks)
         below = ordered[np.searchsorted(ranks, low)]

@@ -1,4 +1,4 @@
-"""Dithering: every value is rounded at random to a level of its norm, without bias."""
+"""Dithering: unbiased random rounding of every value to a level of its block's norm."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NORMS = ("l2", "linf")
 def linf_omega(length: int, levels: int) -> float:
     """Variance constant of uniform levels relative to the largest magnitude.
 
-    One level: (sqrt(B) - 1)/2, exact. More: a coordinate's variance is at most (M/s)^2/4 and at
-    most M|x|/s, and the largest coordinate has none.
+    For one level it is (sqrt(B) - 1)/2 (exact). For more levels it is a bound, since the variance
+    of a coordinate is at most (M/s)^2/4 and at most M|x|/s, and 0 for the largest coordinate.
 
     >>> linf_omega(4, 1), linf_omega(5, 2)
     (0.5, 0.25)
@@ -40,7 +40,7 @@ def linf_omega(length: int, levels: int) -> float:
 
 
 class DitheringCodec(Codec):
-    """Sign and level of each value relative to its block's norm; subclasses give the levels."""
+    """Sends each value's sign and its level relative to a norm; subclasses define the levels."""
 
     key: Array
     levels: int
@@ -53,11 +53,11 @@ class DitheringCodec(Codec):
 
     @abc.abstractmethod
     def relative(self, x: Array, norm: Array) -> Array:
-        """Magnitudes x relative to a positive norm, in the unit that ``level`` takes."""
+        """Magnitudes x relative to a positive norm, scaled as ``level`` expects them."""
 
     @abc.abstractmethod
     def level(self, y: Array, key: Array) -> Array:
-        """The randomly chosen level number of relative magnitudes."""
+        """The level numbers of relative magnitudes, rounded at random."""
 
     @abc.abstractmethod
     def value(self, level: Array, norm: Array) -> Array:
@@ -69,8 +69,8 @@ class DitheringCodec(Codec):
         norms = block_norms(flat, self.bucket, self.norm)
 
         def relative(x: Array, norm: Array) -> Array:
-            unit = power_of_two(norm)
-            return self.relative(jnp.abs(x) / unit, safe_divisor(norm / unit))
+            scale = power_of_two(norm)
+            return self.relative(jnp.abs(x) / scale, safe_divisor(norm / scale))
 
         level = self.level(blockwise(relative, flat, norms, block=self.bucket), key)
         level = jnp.minimum(level.astype(jnp.int32), self.levels)
@@ -82,17 +82,17 @@ class DitheringCodec(Codec):
         signed = codes.astype(jnp.int32) - self.levels
 
         def values(signed: Array, norm: Array) -> Array:
-            unit = power_of_two(norm)
-            value = self.value(jnp.abs(signed), norm / unit) * unit
+            scale = power_of_two(norm)
+            value = self.value(jnp.abs(signed), norm / scale) * scale
             return jnp.where(signed < 0, -value, value)
 
         flat = blockwise(values, signed, message["norm"], block=self.bucket)
         return flat.astype(like.dtype).reshape(like.shape)
 
     def finite(self, x: Array, message: Message) -> Array:
-        """Told by the norms: a NaN or inf makes its bucket's norm NaN or inf.
+        """Checks only the norms: a NaN or inf makes its bucket's norm NaN or inf.
 
-        False too if the norm of finite numbers has overflowed.
+        The result is also false if the norm of finite numbers overflows.
         """
         del x
         return jnp.all(jnp.isfinite(message["norm"]))
@@ -109,7 +109,7 @@ class DitheringCodec(Codec):
 
 @dataclasses.dataclass(frozen=True)
 class Dithering(DitheringCodec):
-    """Uniform levels j/s of the block's norm (QSGD; TernGrad is s = 1 with the linf norm)."""
+    """Uniform levels j/s of the block's norm (QSGD, and TernGrad with s = 1 and the linf norm)."""
 
     key: Array
     levels: int

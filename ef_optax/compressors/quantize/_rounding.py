@@ -11,7 +11,7 @@ from ef_optax._numeric.random import round_randomly
 
 
 class Rounding(Codec):
-    """Codes of ``width`` bits, rounded at random if there is a key, to nearest if not."""
+    """Codes of ``width`` bits, rounded at random if there is a key, else to nearest."""
 
     key: Array | None
     width: int
@@ -23,5 +23,5 @@ class Rounding(Codec):
 
     @staticmethod
     def round(y: Array, key: Array | None) -> Array:
-        """Whole numbers next to y; to nearest, ties to even, without a key."""
+        """Integers next to y, at random with a key, else to nearest with ties to even."""
         return jnp.round(y) if key is None else round_randomly(y, key)

@@ -1,4 +1,4 @@
-"""Codecs of one bit an entry and one scale."""
+"""Codecs that send one bit per entry and one scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ef_optax._numeric.shapes import Shape, size_of
 
 
 class SignCodec(Codec):
-    """``C(x) = scale(x) * sign(x)`` with sign(0) = +1; subclasses give the scale.
+    """``C(x) = scale(x) * sign(x)`` with sign(0) = +1; subclasses define the scale.
 
     A leaf that is exactly zero has scale 0 and stays exactly zero.
     """
@@ -28,7 +28,7 @@ class SignCodec(Codec):
 
     @abc.abstractmethod
     def scale(self, x: Array) -> Array:
-        """The magnitude that all entries get, a scalar."""
+        """The magnitude of all decoded entries, a scalar."""
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
@@ -42,14 +42,15 @@ class SignCodec(Codec):
         return (signs * message["scale"].astype(like.dtype)).reshape(like.shape)
 
     def residual(self, x: Array, message: Message) -> Array:
-        """From the signs of x itself: equal to decoding, without unpacking."""
+        """The same as decoding, but from the signs of x, so that nothing is unpacked."""
         scale = message["scale"].astype(x.dtype)[0]
         return x - jnp.where(x >= 0, scale, -scale)
 
     def finite(self, x: Array, message: Message) -> Array:
-        """Told by the scale: a NaN or inf anywhere makes a norm of the leaf NaN or inf.
+        """Checks only the scale: a NaN or inf anywhere makes a norm of the leaf NaN or inf.
 
-        False too if the norm of finite numbers has overflowed: what is decoded would be infinite.
+        The result is also false if the norm of finite numbers overflows, because the decoded values
+        are infinite then.
         """
         del x
         return jnp.all(jnp.isfinite(message["scale"]))

@@ -1,4 +1,4 @@
-"""Codecs of three levels and one scale."""
+"""Codecs with three levels and one scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKINGS = ("bits", "quartic")
 
 
 class TernaryCodec(Codec):
-    """``C(x) = scale * t`` with t in {-1, 0, 1}; subclasses give scale and t."""
+    """``C(x) = scale * t`` with t in {-1, 0, 1}; subclasses define scale and t."""
 
     packing: str
 

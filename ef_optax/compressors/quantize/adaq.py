@@ -1,4 +1,4 @@
-"""The largest values of either sign, replaced by their mean: adaptive quantisation."""
+"""Adaptive quantisation: the largest values of either sign, replaced by their mean."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ UNUSED, PLUS, MINUS = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Adaq(Codec):
-    """Of each sign the same share of its values, the largest, all sent as their mean."""
+    """The same share of the positive and of the negative values, each sent as their mean."""
 
     ratio: float
 
     def capacity(self, size: int) -> int:
-        """Slots of the message: both shares are rounded up, so one more than the ratio's k."""
+        """Slots of the message: one more than the ratio's k, since both shares are rounded up."""
         return min(size, resolve_k(self.ratio, None, size) + 1) if size else 0
 
     def _share(self, count: Array) -> Array:
@@ -42,22 +42,22 @@ class Adaq(Codec):
         del key
         flat = x.reshape(-1).astype(wide_dtype(x.dtype))
         slots = self.capacity(flat.size)
-        places, means, kept = [], [], []
+        positions, means, kept = [], [], []
         for side in (flat, -flat):
             values, indices = jax.lax.top_k(jnp.maximum(side, 0), slots)
             share = self._share(jnp.sum(side > 0, dtype=jnp.int32))
             sent = jnp.arange(slots) < share
             total = jnp.sum(jnp.where(sent, values, 0))
             means.append(total / jnp.maximum(share, 1).astype(flat.dtype))
-            places.append(indices)
+            positions.append(indices)
             kept.append(share)
         # The slots of the positive values come first, then those of the negative ones.
         slot = jnp.arange(slots)
         plus, used = slot < kept[0], slot < kept[0] + kept[1]
-        other = jnp.take(places[1], jnp.maximum(slot - kept[0], 0), mode="clip")
+        other = jnp.take(positions[1], jnp.maximum(slot - kept[0], 0), mode="clip")
         codes = jnp.where(plus, PLUS, jnp.where(used, MINUS, UNUSED))
         return {
-            "indices": fields.pack(jnp.where(plus, places[0], other), bits_for(flat.size)),
+            "indices": fields.pack(jnp.where(plus, positions[0], other), bits_for(flat.size)),
             "codes": fields.pack(codes, 2),
             "means": jnp.stack(means),
         }
@@ -82,12 +82,12 @@ class Adaq(Codec):
 
 
 def adaq(ratio: float) -> Compressor:
-    """Adaptive quantisation: the largest values of either sign, all sent as their mean.
+    """Adaptive quantisation: the largest values of either sign, each sent as their mean.
 
-    Of the d+ positive values the ceil(ratio d+) largest are decoded as the mean of these, of the d-
-    negative ones the ceil(ratio d-) largest in magnitude as the mean of theirs, the rest as 0. The
-    published method finds the two thresholds by sampling; here they are exact. No contraction
-    constant is known.
+    The ceil(ratio d+) largest of the d+ positive values are decoded as their mean. The
+    ceil(ratio d-) largest magnitudes of the d- negative values are decoded as their mean. All
+    others are decoded as 0. The published method finds the two thresholds by sampling; here they
+    are exact. No contraction constant is known.
 
     Args:
       ratio: share of each sign that is sent, in (0, 1].

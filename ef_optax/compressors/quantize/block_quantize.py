@@ -1,4 +1,4 @@
-"""Symmetric quantisation of blocks by their largest magnitude."""
+"""Symmetric quantisation of blocks, scaled by their largest magnitude."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ef_optax.compressors.quantize._rounding import Rounding
 
 @dataclasses.dataclass(frozen=True)
 class BlockQuantize(Rounding):
-    """Whole multiples of M/L, L = 2^(width - 1) - 1, M the largest magnitude of the block."""
+    """Multiples of M/L, with L = 2^(width - 1) - 1 and M the largest magnitude of the block."""
 
     width: int
     block: int | None = None
@@ -60,7 +60,7 @@ class BlockQuantize(Rounding):
         return scales + size * self.width
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """1/(1 + q), q = (B - 1)/(4 L^2), attained with all others at half a step."""
+        """1/(1 + q) with q = (B - 1)/(4 L^2), attained if all others are at half a step."""
         del num_workers
         if self.key is not None:
             return None
@@ -76,14 +76,14 @@ class BlockQuantize(Rounding):
 def block_quantize(bits: int, *, block: int | None = 256, key: Any = None) -> Compressor:
     """Signed integers relative to the largest magnitude of each block; zero stays zero.
 
-    ``C(x)_i = (M/L) q_i`` with M the block's largest magnitude, L = 2^(bits-1) - 1 and q_i =
-    L x_i/M rounded: at random with a key (unbiased), else to nearest. alpha = 1/(1 + (B-1)/(4 L^2))
-    without a key (exact); with one, omega = (sqrt(B) - 1)/2 for L = 1, else
+    ``C(x)_i = (M/L) q_i``, where M is the block's largest magnitude, L = 2^(bits-1) - 1, and q_i is
+    L x_i/M rounded: at random with a key (unbiased), else to nearest. Without a key,
+    alpha = 1/(1 + (B-1)/(4 L^2)) (exact). With a key, omega = (sqrt(B) - 1)/2 for L = 1, else
     min((B-1)/(4 L^2), sqrt(B-1)/(2 L)) (bound).
 
     Args:
       bits: bits of a value, 2 to 16.
-      block: length B of the blocks; None: the whole leaf.
+      block: length B of the blocks; None for one block per leaf.
       key: a JAX random key or an int for stochastic rounding; None rounds to nearest.
 
     Returns:

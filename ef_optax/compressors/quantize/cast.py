@@ -1,4 +1,4 @@
-"""Casts: fewer bits for every value, nothing left out."""
+"""Casts: every value is sent, with fewer bits."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Cast(Codec):
-    """``C(x) = x`` rounded to a narrower floating dtype, saturating instead of overflowing."""
+    """``C(x)`` is x rounded to a narrower floating dtype; it saturates instead of overflowing."""
 
     dtype: str
 
     @property
     def traits(self) -> Traits:
-        # Only with float32's exponent: elsewhere overflow and denormals depend on the scale.
+        # It is homogeneous only with float32's exponent: with others the scale decides what
+        # overflows or becomes denormal.
         return Traits(homogeneous=self.dtype in ("bfloat16", "float32"))
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
@@ -46,9 +47,9 @@ class Cast(Codec):
 def cast(dtype: Any) -> Compressor:
     """Rounds every value to a narrower float: ``C(x) = dtype(x)``, to nearest, ties to even.
 
-    Values beyond the range saturate. For normal numbers the relative error is at most 2^-(m+1)
-    with m mantissa bits (bf16: 2^-8, fp16: 2^-11); below the smallest normal number it is absolute,
-    so there is no contraction constant that holds for every input.
+    Values beyond the range saturate. For normal numbers the relative error is at most 2^-(m+1),
+    with m mantissa bits (bf16: 2^-8, fp16: 2^-11). Below the smallest normal number only the
+    absolute error is bounded, so no contraction constant holds for every input.
 
     Args:
       dtype: ``"bfloat16"``, ``"float16"``, ``"float8_e4m3fn"``, ``"float8_e5m2"`` or any other

@@ -1,4 +1,4 @@
-"""DoReFa's gradient quantiser: evenly spaced values from -M to M, and no zero among them."""
+"""DoReFa's gradient quantiser: evenly spaced values from -M to M, without zero."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class Dorefa(Codec):
-    """2^bits values from -M to M, stochastic rounding; zero is not one of them."""
+    """2^bits values from -M to M, with stochastic rounding; zero is not one of them."""
 
     key: Array
     bits_per_value: int
@@ -61,7 +61,7 @@ class Dorefa(Codec):
         return scales + size * self.bits_per_value
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float:
-        """(B - 1)/L^2, attained by one spike: each zero has variance (M/L)^2."""
+        """(B - 1)/L^2, attained by a single spike, since each zero has variance (M/L)^2."""
         del num_workers
         return (block_length(size_of(shape), self.bucket) - 1) / self._steps**2
 
@@ -69,14 +69,14 @@ class Dorefa(Codec):
 def dorefa(bits: int, key: Any = None, *, bucket: int | None = None) -> Compressor:
     """DoReFa's gradient quantiser: 2^bits evenly spaced values from -M to M.
 
-    ``C(x) = 2M (q/L - 1/2)`` with L = 2^bits - 1, M the largest magnitude and q the random
-    rounding of ``L (x/(2M) + 1/2)``. Unbiased, omega = (B - 1)/L^2 (exact: one spike). There is no
-    value 0: in a leaf that is not all zero, zeros become +-M/L.
+    ``C(x) = 2M (q/L - 1/2)``, where L = 2^bits - 1, M is the largest magnitude, and q is the random
+    rounding of ``L (x/(2M) + 1/2)``. It is unbiased with omega = (B - 1)/L^2 (exact, for a single
+    spike). Zero is not a value: in a leaf that is not all zero, zeros become +-M/L.
 
     Args:
       bits: bits of a value, 1 to 16.
       key: a JAX random key or an int; step, leaf and worker are folded in.
-      bucket: length of the pieces that have a scale of their own; None: the whole leaf.
+      bucket: length B of the pieces with their own scale; None for one scale per leaf.
 
     Returns:
       The compressor. Bits: 32 ceil(d/B) + bits d.

@@ -1,4 +1,4 @@
-"""DRIVE: the signs of a random rotation, with one scale."""
+"""DRIVE: the signs of the randomly rotated leaf, with one scale."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ef_optax.compressors.quantize.eden import SCALES, Eden
 def drive(key: Any = None, *, scale: str = "unbiased") -> Compressor:
     """DRIVE: signs of the randomly rotated leaf, with a fitted scale.
 
-    With y the leaf under random signs and the Walsh-Hadamard transform, ``C(x)`` is sign(y) rotated
-    back, times ||y||_1/D (``"mse"``) or ||y||_2^2/||y||_1 (``"unbiased"``). For long vectors the
-    squared error is 1 - 2/pi = .363 or pi/2 - 1 = .571 of ||x||^2 (asymptotic). The second is
-    unbiased under a uniformly random rotation and nearly so under this one, so it is not declared
-    unbiased. alpha = 1/D for ``"mse"`` (bound).
+    Let y be the leaf after random signs and the Walsh-Hadamard transform. ``C(x)`` is sign(y)
+    rotated back, times ||y||_1/D (``"mse"``) or ||y||_2^2/||y||_1 (``"unbiased"``). For long
+    vectors the squared error is 1 - 2/pi = .363 or pi/2 - 1 = .571 of ||x||^2 (asymptotic). The
+    second is unbiased under a uniformly random rotation, but only nearly so under this one, so it
+    is not declared unbiased. alpha = 1/D for ``"mse"`` (bound).
 
     Args:
       key: a JAX random key or an int; step, leaf and worker are folded in.
       scale: ``"unbiased"`` or ``"mse"``; use ``"mse"`` under error feedback.
 
     Returns:
-      The compressor. Bits: D + 64, D the next power of two.
+      The compressor. Bits: D + 64, with D the next power of two.
 
     Raises:
       ValueError: for another scale. TypeError: without a key.

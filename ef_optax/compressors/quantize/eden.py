@@ -1,4 +1,4 @@
-"""DRIVE and EDEN: few-bit codes of a rotated vector, with the scale that fits the vector best."""
+"""DRIVE and EDEN: codes of few bits for a rotated vector, with a scale fitted to the vector."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ SCALES = ("unbiased", "mse")
 
 @functools.cache
 def normal_centroids(bits: int) -> tuple[float, ...]:
-    """The 2^bits values with the least mean square error for a standard normal, ascending.
+    """The 2^bits values with the least mean squared error for a standard normal, ascending.
 
-    Lloyd's iteration from the asymptotically optimal spacing.
+    They are found by Lloyd's iteration, from the asymptotically optimal spacing.
 
     >>> [round(c, 4) for c in normal_centroids(2)]
     [-1.5104, -0.4528, 0.4528, 1.5104]
     """
     count = 2**bits
-    # Optimal points have density proportional to that of a normal of variance 3.
+    # The density of optimal points is proportional to that of a normal of variance 3.
     grid = np.linspace(-8 * math.sqrt(3), 8 * math.sqrt(3), 200_001)
     mass = np.cumsum(np.exp(-(grid**2) / 6))
     points = np.interp((np.arange(count) + 0.5) / count * mass[-1], mass, grid)
@@ -51,26 +51,26 @@ def normal_centroids(bits: int) -> tuple[float, ...]:
 
 
 def fitted_scale(codes: Array, y: Array, kind: str) -> Array:
-    """The factor of ``codes`` that makes it the estimate of y.
+    """The factor that makes ``codes`` an estimate of y.
 
-    ``"mse"``: <codes, y>/||codes||^2, the least error. ``"unbiased"``: ||y||^2/<codes, y>, for
-    which the estimate is unbiased if y is a uniformly random rotation.
+    ``"mse"`` is <codes, y>/||codes||^2, which has the least error. ``"unbiased"`` is
+    ||y||^2/<codes, y>, with which the estimate is unbiased if y is rotated uniformly at random.
 
     >>> y = jnp.array([1.0, -2.0, 3.0])
     >>> round(float(fitted_scale(jnp.sign(y), y, "unbiased")), 4)  # 14 / 6
     2.3333
     """
-    unit = power_of_two(leaf_norm(y, "linf"))
-    scaled = y / unit
+    power = power_of_two(leaf_norm(y, "linf"))
+    scaled = y / power
     inner = jnp.sum(codes * scaled)
     if kind == "mse":
-        return unit * inner / jnp.sum(jnp.square(codes))
-    return unit * jnp.sum(jnp.square(scaled)) / safe_divisor(inner)
+        return power * inner / jnp.sum(jnp.square(codes))
+    return power * jnp.sum(jnp.square(scaled)) / safe_divisor(inner)
 
 
 @dataclasses.dataclass(frozen=True)
 class Eden(Codec):
-    """Nearest centroids of the rotated vector, 2^width of them; DRIVE is one bit."""
+    """The nearest of 2^width centroids for each rotated value; DRIVE has one bit."""
 
     width: int
     key: Array
@@ -89,10 +89,10 @@ class Eden(Codec):
         flat = x.reshape(-1).astype(wide_dtype(x.dtype))
         y = hadamard_forward(flat, jax.random.key(seed[0]))
         centroids = self._centroids(y.dtype)
-        unit = power_of_two(leaf_norm(y, "linf"))
-        spread = jnp.sqrt(jnp.mean(jnp.square(y / unit)))
-        z = y / unit / safe_divisor(spread)
-        # Zero counts as positive: the upper of the two middle values.
+        power = power_of_two(leaf_norm(y, "linf"))
+        spread = jnp.sqrt(jnp.mean(jnp.square(y / power)))
+        z = y / power / safe_divisor(spread)
+        # Zero counts as positive: its code is the upper of the two middle values.
         codes = jnp.searchsorted((centroids[1:] + centroids[:-1]) / 2, z, side="right")
         scale = fitted_scale(centroids[codes], y, self.scale)
         return {"seed": seed, "codes": fields.pack(codes, self.width), "scale": scale[None]}
@@ -112,7 +112,7 @@ class Eden(Codec):
         return 32 + self.width * hadamard_length(size_of(shape)) + bits_of(wide_dtype(dtype))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """1/D for the scale of least error and one bit, as for the scaled sign."""
+        """1/D for one bit and the scale of least error, as for the scaled sign; else None."""
         del num_workers
         if self.scale != "mse" or self.width != 1:
             return None
@@ -120,19 +120,19 @@ class Eden(Codec):
 
 
 def eden(bits: int, key: Any = None) -> Compressor:
-    """EDEN: DRIVE at any number of bits.
+    """EDEN: DRIVE with any number of bits per value.
 
     The rotated leaf, scaled to mean square 1, is rounded to the nearest of the 2^bits values that
-    are best for a standard normal (Lloyd-Max); these are scaled so that <C(x), x> = ||x||^2 and
-    rotated back. Nearly unbiased, as :func:`ef_optax.drive`; the squared error falls by about
-    four for each bit. No constant is known.
+    are best for a standard normal (Lloyd-Max). These are scaled so that <C(x), x> = ||x||^2, and
+    rotated back. The result is nearly unbiased, as for :func:`ef_optax.drive`. No constant is
+    known. Each bit divides the squared error by about four.
 
     Args:
       bits: bits of a value, 1 to 8.
       key: a JAX random key or an int; step, leaf and worker are folded in.
 
     Returns:
-      The compressor. Bits: bits D + 64, D the next power of two.
+      The compressor. Bits: bits D + 64, with D the next power of two.
 
     Raises:
       ValueError: for a bad ``bits``. TypeError: without a key.

@@ -44,8 +44,8 @@ class Fp8(Codec):
         del key
         rows, top = self._cut(x), self._largest()
         largest = block_norms(rows, rows.shape[1], "linf")[:, None]
-        unit = power_of_two(largest)
-        scaled = jnp.clip(rows / unit * (top / safe_divisor(largest / unit)), -top, top)
+        power = power_of_two(largest)
+        scaled = jnp.clip(rows / power * (top / safe_divisor(largest / power)), -top, top)
         values = rounded(scaled, FORMATS[self.format])
         return {"values": values.reshape(-1), "largest": largest[:, 0]}
 
@@ -53,9 +53,9 @@ class Fp8(Codec):
         largest = message["largest"][:, None]
         shape = like.shape if self.rows else size_of(like.shape)
         rows = message["values"].reshape(row_count(shape), row_length(shape))
-        unit = power_of_two(largest)
-        factor = self._largest() / safe_divisor(largest / unit)
-        values = jnp.where(largest == 0, largest, rows.astype(largest.dtype) / factor * unit)
+        power = power_of_two(largest)
+        factor = self._largest() / safe_divisor(largest / power)
+        values = jnp.where(largest == 0, largest, rows.astype(largest.dtype) / factor * power)
         return values.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -76,14 +76,14 @@ class Fp8(Codec):
 def fp8(format: str = "e4m3", *, rows: bool = True) -> Compressor:
     """8-bit floats with one float32 scale for each row.
 
-    ``C(x) = (M/F) fp8(F x/M)``, to nearest, ties to even, with M the largest magnitude of the row
-    (the last axis) and F the largest number of the format: 448 for ``e4m3``, 57344 for ``e5m2``.
-    alpha = 1 - 2^-8 - r 2^-20/448^2 for e4m3, 1 - 2^-6 - r 2^-34/57344^2 for e5m2, rows of
-    length r (bound).
+    ``C(x) = (M/F) fp8(F x/M)``, rounded to nearest with ties to even. M is the largest magnitude of
+    the row (along the last axis), and F the largest number of the format: 448 for ``e4m3``, 57344
+    for ``e5m2``. For rows of length r, alpha = 1 - 2^-8 - r 2^-20/448^2 for e4m3 and
+    1 - 2^-6 - r 2^-34/57344^2 for e5m2 (bound).
 
     Args:
-      format: ``"e4m3"`` (3 bits of mantissa) or ``"e5m2"`` (2, more range).
-      rows: a scale for each row; False: one for the leaf.
+      format: ``"e4m3"`` (3 bits of mantissa) or ``"e5m2"`` (2 bits of mantissa, and more range).
+      rows: True for a scale per row, False for one scale per leaf.
 
     Returns:
       The compressor. Bits: 8 d + 32 rows.

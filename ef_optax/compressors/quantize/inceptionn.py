@@ -1,7 +1,7 @@
-"""INCEPTIONN: fewer bits for smaller values, down to none, within an absolute error.
+"""INCEPTIONN: smaller values get fewer bits, down to none, within an absolute error.
 
-The length of the published message depends on the data. Here the payload has a fixed capacity; what
-finds no room stays in the residual, the smallest magnitudes first, and is counted.
+The length of the published message depends on the data. Here the payload has a fixed capacity.
+Values that do not fit, which are the smallest ones, stay in the residual and are counted.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ef_optax.compressors._ratio import resolve_k
 from ef_optax.compressors.compressor import Compressor
 
 BYTES = (0, 1, 2, 4)
-"""Bytes of payload for each tag: not sent, 8 bits, 16 bits, the float32 itself."""
+"""Bytes of payload for each tag: not sent, 8 bits, 16 bits, or the float32 itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inceptionn(Codec):
-    """Tags of two bits for all values, then the payloads: whole values, 16-bit ones, 8-bit ones."""
+    """Two-bit tags of all values, then the payloads: first 32-bit, then 16-bit, then 8-bit ones."""
 
     exponent: int  # the error bound is 2^-exponent
     capacity: float
@@ -49,11 +49,11 @@ class Inceptionn(Codec):
         served = largest_that_fit(bits & 0x7FFFFFFF, jnp.asarray(BYTES)[wanted], self.room(x.size))
         tags = jnp.where(served, wanted, 0)
         codes = jnp.where(tags == 3, bits, fixed_point(flat, *self._point(tags)))
-        places, lengths = self._places(tags), jnp.asarray(BYTES)[tags]
+        starts, lengths = self._starts(tags), jnp.asarray(BYTES)[tags]
         payload = jnp.zeros(self.room(flat.size), jnp.uint8)
         for byte in range(4):
             value = (codes >> (8 * byte)).astype(jnp.uint8)
-            at = jnp.where(byte < lengths, places + byte, payload.size)
+            at = jnp.where(byte < lengths, starts + byte, payload.size)
             payload = payload.at[at].set(value, mode="drop")
         full = jnp.sum(jnp.asarray(BYTES)[wanted], dtype=jnp.uint32)
         return {
@@ -64,10 +64,10 @@ class Inceptionn(Codec):
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         tags = fields.unpack(message["tags"], 2, size_of(like.shape)).astype(jnp.int32)
-        places, lengths = self._places(tags), jnp.asarray(BYTES)[tags]
+        starts, lengths = self._starts(tags), jnp.asarray(BYTES)[tags]
         codes = jnp.zeros(tags.shape, jnp.uint32)
         for byte in range(4):
-            value = jnp.take(message["payload"], places + byte, mode="fill", fill_value=0)
+            value = jnp.take(message["payload"], starts + byte, mode="fill", fill_value=0)
             value = jnp.where(byte < lengths, value.astype(jnp.uint32), 0)
             codes = codes | (value << (8 * byte))
         whole = jax.lax.bitcast_convert_type(codes, jnp.float32)
@@ -76,7 +76,7 @@ class Inceptionn(Codec):
         return values.astype(like.dtype).reshape(like.shape)
 
     def tags(self, flat: Array) -> Array:
-        """The kind of each value by its exponent alone: 3 from 1 up, 2, 1, 0 below the bound."""
+        """The tag of each value, by its exponent: 3 from 1 up, then 2 and 1; 0 below the bound."""
         # The exponent of the leading bit; -127 for zero and denormal numbers.
         exponent = ((jax.lax.bitcast_convert_type(flat, jnp.int32) >> 23) & 255) - 127
         limits = (-self.exponent, -self._middle, 0)
@@ -85,33 +85,33 @@ class Inceptionn(Codec):
 
     @property
     def _middle(self) -> int:
-        """Values below 2^-middle take 8 bits: half of the binades between the bound and 1."""
+        """Values below 2^-middle take 8 bits; they are half of the binades from the bound to 1."""
         return self.exponent // 2
 
     def _point(self, tags: Array) -> tuple[Array, Array]:
-        """Place of the last bit behind the binary point, and bits of magnitude, for each value."""
+        """Digits after the binary point, and bits of the magnitude, for each value."""
         return jnp.where(tags == 2, 15, self._middle + 7), jnp.where(tags == 2, 15, 7)
 
     @staticmethod
-    def _places(tags: Array) -> Array:
-        """Where each payload begins: the longer kinds first, in each the order of the leaf."""
-        place, start = jnp.zeros(tags.shape, jnp.int32), jnp.zeros((), jnp.int32)
+    def _starts(tags: Array) -> Array:
+        """Where each payload begins: the longer kinds first, each kind in the order of the leaf."""
+        starts, start = jnp.zeros(tags.shape, jnp.int32), jnp.zeros((), jnp.int32)
         for tag in (3, 2, 1):
             members = (tags == tag).astype(jnp.int32)
             rank = jnp.cumsum(members) - members
-            place = jnp.where(tags == tag, start + BYTES[tag] * rank, place)
+            starts = jnp.where(tags == tag, start + BYTES[tag] * rank, starts)
             start = start + BYTES[tag] * jnp.sum(members)
-        return place
+        return starts
 
     def support(self, x: Array, message: Message) -> Array:
         return (fields.unpack(message["tags"], 2, x.size) != 0).reshape(x.shape)
 
     def information(self, message: Message) -> Array:
-        """Bits that the published message of this leaf has: its tags and all its payload."""
+        """Bits of the published message of this leaf: those of its tags and of all its payload."""
         return jnp.uint32(message["tags"].bits) + 8 * message["wanted"][0]
 
     def overflow(self, message: Message) -> Array:
-        """Bytes of payload that found no room and stay in the residual, a uint32 scalar."""
+        """Bytes of payload that did not fit and stay in the residual, a uint32 scalar."""
         count = message["tags"].bits // 2
         sent = jnp.asarray(BYTES)[fields.unpack(message["tags"], 2, count)]
         return message["wanted"][0] - jnp.sum(sent, dtype=jnp.uint32)
@@ -123,9 +123,9 @@ class Inceptionn(Codec):
 
 
 def largest_that_fit(magnitude: Array, lengths: Array, room: int) -> Array:
-    """The largest magnitudes whose lengths add up to ``room`` at most; of equal ones the first.
+    """The largest magnitudes whose lengths add up to at most ``room``; ties go to the first.
 
-    The least magnitude that fits with all above it is found by bisection, 31 sums over the leaf.
+    A bisection, with 31 sums over the leaf, finds the least magnitude that fits with all above it.
 
     >>> largest_that_fit(jnp.array([5, 9, 5, 5, 1]), jnp.array([2, 4, 2, 2, 1]), 9).tolist()
     [True, True, True, False, False]
@@ -147,7 +147,7 @@ def largest_that_fit(magnitude: Array, lengths: Array, room: int) -> Array:
 
 
 def fixed_point(x: Array, last: Array, width: Array) -> Array:
-    """The magnitude in steps of 2^-last, truncated, in ``width`` bits, and the sign above them.
+    """The magnitude in steps of 2^-last, truncated to ``width`` bits, with the sign above them.
 
     >>> fixed_point(jnp.array([0.75, -0.5]), 7, 7).tolist()
     [96, 192]
@@ -166,24 +166,24 @@ def from_fixed_point(codes: Array, last: Array, width: Array) -> Array:
 def inceptionn(error_bound: float = 2.0**-10, *, capacity: float = 0.25) -> Compressor:
     """INCEPTIONN: each value in 32, 16, 8 or no bits, by its binade, with a tag of 2 bits.
 
-    With the bound 2^-E: from 1 up a value is sent whole; from 2^-floor(E/2) up as sign and 15 bits
-    behind the binary point; from 2^-E up as sign and the 7 bits that follow the floor(E/2) leading
-    zeros it must have; below that not at all. All are truncated towards zero, so
-    ``|C(x) - x| < 2^-E`` for each value: an absolute compressor, without a contraction constant and
-    not homogeneous.
+    For the bound 2^-E a value from 1 up is sent as it is; from 2^-floor(E/2) up, as its sign and 15
+    bits after the binary point; from 2^-E up, as its sign and the 7 bits that follow the floor(E/2)
+    leading zeros it must have; and smaller values are not sent. All are truncated towards zero, so
+    ``|C(x) - x| < 2^-E`` for each value. It is an absolute compressor: it has no contraction
+    constant and is not homogeneous.
 
-    The published message grows and shrinks with the data. This one has room for a share of the
-    dense leaf; if that is too little the smallest magnitudes go without, of equal ones the last.
-    They stay in the residual, are counted by ``codec.overflow(message)``, and rise in error
-    feedback until they are served.
+    The length of the published message varies with the data. This message holds a fixed share of
+    the dense leaf. If that is too little, the smallest magnitudes are left out, the last of equal
+    ones first. They stay in the residual, are counted by ``codec.overflow(message)``, and grow
+    under error feedback until they are sent.
 
     Args:
       error_bound: 2^-E with E from 1 to 14; the published runs use 2^-10, 2^-8 and 2^-6.
-      capacity: room for payload as a share of 4 d bytes, in (0, 1].
+      capacity: capacity of the payload as a share of 4 d bytes, in (0, 1].
 
     Returns:
-      The compressor. Bits: 32 + 2 d + 8 ceil(4 capacity d), of which the first word is the number
-      of bytes of payload that the data would take: the *information*, 2 d and those bytes, is
+      The compressor. Bits: 32 + 2 d + 8 ceil(4 capacity d). The first word is the number of bytes
+      of payload that the data need; the *information*, 2 d bits and these bytes, is
       ``codec.information(message)``.
 
     Raises:
@@ -201,7 +201,7 @@ def inceptionn(error_bound: float = 2.0**-10, *, capacity: float = 0.25) -> Comp
     References:
       Li et al., A network-centric hardware/algorithm co-design to accelerate distributed training
       of deep neural networks, MICRO 2018, as implemented in the public code of GRACE. There the 7
-      bits of small values begin at the point, which leaves nothing of those below 2^-6.
+      bits of small values begin at the binary point, so values below 2^-6 become zero.
     """
     bounds = {2.0**-e: e for e in range(1, 15)}
     if not isinstance(error_bound, float) or error_bound not in bounds:

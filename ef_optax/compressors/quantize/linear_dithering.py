@@ -1,4 +1,4 @@
-"""Linear dithering: QSGD by the largest magnitude."""
+"""Linear dithering: QSGD relative to the largest magnitude."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logarithmic quantisation: sign and rounded exponent."""
+"""Logarithmic quantisation: the sign and the rounded exponent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class LogQuantize(Codec):
-    """Sign and nearest power of two (on the logarithm), 2^width - 1 powers below the largest."""
+    """The sign and the nearest power of two, by its logarithm, among the 2^width - 1 largest."""
 
     width: int
 
@@ -49,7 +49,7 @@ class LogQuantize(Codec):
         code = (codes & jnp.uint32(2**self.width - 1)).astype(jnp.int32)
         top = message["top"][0]
         fraction, bias, integer = _layout(top.dtype)
-        power = (code.astype(integer) - (2**self.width - 1) + bias) << fraction  # of two, as bits
+        power = (code.astype(integer) - (2**self.width - 1) + bias) << fraction  # its bit pattern
         magnitude = top * jax.lax.bitcast_convert_type(power, top.dtype)
         magnitude = jnp.where(code == 0, jnp.zeros((), top.dtype), magnitude)
         values = jnp.where(codes >> self.width == 1, -magnitude, magnitude)
@@ -59,7 +59,7 @@ class LogQuantize(Codec):
         return size_of(shape) * (self.width + 1) + bits_of(scale_dtype(dtype))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """(1 - c)/(1 + (d - 1) t^2): c the error of rounding, t the share that becomes zero."""
+        """(1 - c)/(1 + (d - 1) t^2), with c the rounding error and t the share that becomes 0."""
         del num_workers
         rounding = (math.sqrt(2) - 1) ** 2
         least = 2.0 ** (2 - 2**self.width)
@@ -67,9 +67,10 @@ class LogQuantize(Codec):
 
 
 def _rounded_exponent(x: Array) -> Array:
-    """round(log2 |x|), int32: the exponent, and one more if the mantissa is above sqrt 2.
+    """round(log2 |x|) as int32: the exponent, plus one if the mantissa is above sqrt 2.
 
-    From the bits: the carry of a sum does the rounding. Denormals are raised first.
+    It is computed from the bits, where the carry of a sum does the rounding. Denormals are first
+    multiplied by a power of two.
     """
     fraction, bias, integer = _layout(x.dtype)
     low = jnp.abs(x) < jnp.finfo(x.dtype).smallest_normal
@@ -80,20 +81,20 @@ def _rounded_exponent(x: Array) -> Array:
 
 
 def _layout(dtype: Any) -> tuple[int, int, Any]:
-    """Bits of the mantissa, bias of the exponent, and the integer of the same width."""
+    """Bits of the mantissa, bias of the exponent, and the integer dtype of the same width."""
     info = jnp.finfo(dtype)
     return info.nmant, info.maxexp - 1, jnp.dtype(f"int{info.bits}")
 
 
 def log_quantize(bits: int) -> Compressor:
-    """Signs and powers of two: log2 of the magnitude rounded to nearest.
+    """Signs and powers of two: log2 of the magnitude is rounded to nearest.
 
-    ``C(x) = sign(x) 2^e`` with ``e = round(log2 |x|)``, from the largest e of the leaf downwards
-    2^bits - 1 powers; smaller values become 0. alpha = (1 - c)/(1 + (d-1) t^2), c = (sqrt 2 - 1)^2,
-    t = 2^(2 - 2^bits) (bound).
+    ``C(x) = sign(x) 2^e`` with ``e = round(log2 |x|)``, for the 2^bits - 1 powers from the largest
+    e of the leaf downwards; smaller values become 0. alpha = (1 - c)/(1 + (d-1) t^2), with
+    c = (sqrt 2 - 1)^2 and t = 2^(2 - 2^bits) (bound).
 
     Args:
-      bits: bits of an exponent, 1 to 7; a sign bit comes on top.
+      bits: bits of an exponent, 1 to 7, without the sign bit.
 
     Returns:
       The compressor. Bits: (bits + 1) d + 32.
@@ -109,7 +110,7 @@ def log_quantize(bits: int) -> Compressor:
 
     References:
       Miyashita, Lee, Murmann, Convolutional neural networks using logarithmic data
-      representation, 2016, section 3; the full-scale range is the leaf's own.
+      representation, 2016, section 3, with the range of each leaf.
     """
     check.count("log_quantize", "bits", bits, least=1, most=7)
     return Compressor(LogQuantize(bits))

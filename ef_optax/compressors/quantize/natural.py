@@ -1,4 +1,4 @@
-"""Natural compression: only sign and exponent travel, the mantissa decides at random."""
+"""Natural compression: only sign and exponent travel, and the mantissa is a probability."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Natural(Codec):
         return size_of(shape) * (1 + _layout(dtype)[1])
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float:
-        """1/8, attained at (4/3) 2^a; for normal numbers below the largest power of two."""
+        """1/8 for normal numbers below the largest power of two, attained at (4/3) 2^a."""
         del shape, num_workers
         return 1 / 8
 
@@ -79,9 +79,9 @@ def natural(key: Any = None) -> Compressor:
 
     For ``2^a <= |t| <= 2^(a+1)``: ``C(t) = sign(t) 2^a`` with probability ``(2^(a+1) - |t|)/2^a``,
     else ``sign(t) 2^(a+1)``. In bits: the mantissa is cleared, and one is added to the exponent
-    with probability mantissa/2^23. Unbiased with omega = 1/8 (exact) for normal numbers; powers of
-    two and zero are kept; denormal numbers become 0 or the smallest normal number, still without
-    bias; the largest exponent is not raised (no infinity arises).
+    with probability mantissa/2^23. It is unbiased with omega = 1/8 (exact) for normal numbers.
+    Powers of two and zero are kept. Denormal numbers become 0 or the smallest normal number,
+    without bias. The largest exponent is not raised, so that no infinity arises.
 
     Args:
       key: a JAX random key or an int; step, leaf and worker are folded in.

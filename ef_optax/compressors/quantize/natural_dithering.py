@@ -20,7 +20,7 @@ from ef_optax.compressors.quantize._dithering import DitheringCodec, _checked
 
 @dataclasses.dataclass(frozen=True)
 class NaturalDithering(DitheringCodec):
-    """Levels 0 and 2^(j - s), j = 1..s, of the leaf's norm."""
+    """The levels 0 and 2^(j - s), j = 1..s, of the leaf's norm."""
 
     key: Array
     levels: int
@@ -36,7 +36,7 @@ class NaturalDithering(DitheringCodec):
 
     def level(self, y: Array, key: Array) -> Array:
         table = self._table
-        # The number of levels at or below y, found on the exponent and not by a logarithm.
+        # The number of levels at or below y, from the exponent bits instead of a logarithm.
         exponent = (jax.lax.bitcast_convert_type(y, jnp.int32) >> 23) - 127
         low = jnp.clip(exponent + self.levels, 0, self.levels)
         below, above = table[low], table[jnp.minimum(low + 1, self.levels)]
@@ -60,7 +60,7 @@ class NaturalDithering(DitheringCodec):
 def natural_dithering(levels: int, key: Any = None, *, norm: str = "l2") -> Compressor:
     """Random rounding to the levels 0, 2^(1-s), ..., 1/2, 1 of the leaf's norm.
 
-    Fine levels where the values are: s levels span a range of 2^(s-1). Unbiased, with
+    The levels are fine for small values: s levels span a range of 2^(s-1). It is unbiased, with
     omega = 1/8 + t min(1, t), t = sqrt(d) 2^(1-s) (bound).
 
     Args:

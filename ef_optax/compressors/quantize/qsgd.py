@@ -1,4 +1,4 @@
-"""QSGD: random rounding of the shares of a norm to evenly spaced levels."""
+"""QSGD: random rounding to evenly spaced levels of a norm."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def qsgd(
 ) -> Compressor:
     """Uniform stochastic quantisation relative to a norm: QSGD.
 
-    ``C(x)_i = N sign(x_i) l_i/s`` with N the norm of the bucket and l_i the random rounding of
-    ``s |x_i|/N`` to one of its two neighbouring integers, so that E C(x) = x. Zeros stay zero.
-    omega = min(B/s^2, sqrt(B)/s) for the 2-norm (bound), B the bucket length.
+    ``C(x)_i = N sign(x_i) l_i/s``, where N is the norm of the bucket, and l_i is ``s |x_i|/N``
+    rounded at random to a neighbouring integer, so that E C(x) = x. Zeros stay zero.
+    omega = min(B/s^2, sqrt(B)/s) for the 2-norm and buckets of length B (bound).
 
     Args:
       states: s, the number of positive levels; codes are -s..s, of ceil(log2(2s + 1)) bits.
-      key: a JAX random key or an int; step, leaf and worker are folded in. The numbers of a step
-        are a hash of each value's index and 64 bits of its key (two rounds of MurmurHash3's
-        finaliser): a few operations a value, not cryptographic.
+      key: a JAX random key or an int; step, leaf and worker are folded in. The random numbers of a
+        step are a hash of each value's index and 64 bits of the step's key (two rounds of
+        MurmurHash3's finaliser). They cost a few operations per value, and are not cryptographic.
       norm: ``"l2"`` or ``"linf"`` (the largest magnitude).
-      bucket: length of the pieces that have a norm of their own; None: the whole leaf.
+      bucket: length B of the pieces with their own norm; None for one norm per leaf.
 
     Returns:
       The compressor. Bits: 32 ceil(d/B) + d ceil(log2(2s + 1)).
@@ -34,7 +34,7 @@ def qsgd(
       ValueError: for a bad ``states``, ``norm`` or ``bucket``. TypeError: without a key.
 
     Example:
-      Exact when every value is a multiple of N/s, as for (2, 3, 6) with norm 7:
+      It is exact if every value is a multiple of N/s, as for (2, 3, 6) with norm 7:
 
       >>> import ef_optax as ef, jax.numpy as jnp
       >>> compressor = ef.qsgd(7, key=0)

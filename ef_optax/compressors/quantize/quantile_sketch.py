@@ -1,4 +1,4 @@
-"""Quantile sketch of SketchML: bins of equally many entries and their means."""
+"""Quantile sketch of SketchML: bins with equally many entries, and their means."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ef_optax.compressors.quantize._codebook import QuantileBins
 def quantile_sketch(quantiles: int) -> Compressor:
     """SketchML's quantile-bucket quantisation: q bins, each decoded as the mean of its members.
 
-    Bins lie between the q-quantiles of the leaf (exact ones, not sketched), closed below, the last
-    also above. Biased; no contraction constant is known. SketchML's coding of sparse keys is not
-    part of it.
+    Bins lie between the q-quantiles of the leaf, which are exact and not sketched. They are closed
+    below, and the last one also above. It is biased, and no contraction constant is known. It does
+    not include SketchML's coding of sparse keys.
 
     Args:
       quantiles: number of bins q, 2 to 65536.

@@ -13,7 +13,7 @@ from ef_optax.compressors.quantize._sign import SignCodec
 
 @dataclasses.dataclass(frozen=True)
 class RmsSign(SignCodec):
-    """``C(x) = (||x||_2 / sqrt(d)) sign(x)``, sign(0) = +1: the length of x is kept."""
+    """``C(x) = (||x||_2 / sqrt(d)) sign(x)`` with sign(0) = +1, which has the norm of x."""
 
     def scale(self, x: Array) -> Array:
         return leaf_norm(x.astype(wide_dtype(x.dtype)), "l2") / math.sqrt(max(1, x.size))
@@ -22,9 +22,9 @@ class RmsSign(SignCodec):
 def rms_sign() -> Compressor:
     """Signs times the root mean square: ``C(x) = (||x||_2 / sqrt d) sign(x)``, sign(0) = +1.
 
-    The error is ``||x||_2 sqrt(2 (1 - phi))`` with ``phi = ||x||_1 / (sqrt(d) ||x||_2)``: it
-    contracts only where phi > 1/2, so there is **no contraction constant**. It is what the 1-bit
-    Adam family uses; for anything else :func:`ef_optax.scaled_sign` has a smaller error.
+    The error is ``||x||_2 sqrt(2 (1 - phi))`` with ``phi = ||x||_1 / (sqrt(d) ||x||_2)``. It is
+    smaller than x only if phi > 1/2, so there is **no contraction constant**. The 1-bit Adam family
+    uses it; for anything else take :func:`ef_optax.scaled_sign`, whose error is smaller.
 
     Returns:
       The compressor. Bits: d + 32.

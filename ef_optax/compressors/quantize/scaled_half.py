@@ -1,4 +1,4 @@
-"""float16 of entries that are normalised by mean and standard deviation."""
+"""float16 of entries that are normalised by their mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class ScaledHalf(Codec):
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
         rows, length = _rows(x), row_length(x.shape)
-        unit = power_of_two(block_norms(rows, length, "linf"))[:, None]
+        power = power_of_two(block_norms(rows, length, "linf"))[:, None]
 
         def mean_of(rows: Array) -> Array:
             return block_sums((rows,), length)[0][:, None] / length
 
-        mean = mean_of(rows / unit) * unit
+        mean = mean_of(rows / power) * power
         centred = rows - mean
-        deviation = unit * jnp.sqrt(mean_of(jnp.square(centred / unit)))
+        deviation = power * jnp.sqrt(mean_of(jnp.square(centred / power)))
         limit = float(jnp.finfo(jnp.float16).max)
         values = rounded(jnp.clip(centred / safe_divisor(deviation), -limit, limit), jnp.float16)
         return {"values": values.reshape(-1), "mean": mean[:, 0], "deviation": deviation[:, 0]}
@@ -53,7 +53,7 @@ class ScaledHalf(Codec):
         return 16 * size_of(shape) + 2 * row_count(shape) * bits_of(scale_dtype(dtype))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """1 - 2^-21: float16 has 11 significant bits, and the row's norm is at least its spread."""
+        """1 - 2^-21, since float16 has 11 bits and a row is never shorter than its deviations."""
         del shape, num_workers
         return 1 - 2.0**-21
 
@@ -61,8 +61,8 @@ class ScaledHalf(Codec):
 def scaled_half() -> Compressor:
     """float16 after shifting and scaling each row to mean 0 and standard deviation 1.
 
-    Along the last axis ``y = (x - mean)/deviation`` (deviation 1 where it is 0), rounded to
-    float16; ``C(x) = deviation y + mean``. alpha = 1 - 2^-21 (bound) up to float32 rounding.
+    Along the last axis, ``y = (x - mean)/deviation`` is rounded to float16, with deviation 1 in
+    place of 0, and ``C(x) = deviation y + mean``. alpha = 1 - 2^-21 (bound) up to float32 rounding.
 
     Returns:
       The compressor. Bits: 16 d + 64 rows.

@@ -1,4 +1,4 @@
-"""The scaled sign: one bit an entry, times the mean magnitude."""
+"""The scaled sign: one bit per entry, times the mean magnitude."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ScaledSign(SignCodec):
         return jnp.sum(jnp.abs(x), dtype=scale_dtype(x.dtype)) / max(1, x.size)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        """Signs and scale from one reading of x."""
+        """The signs and the scale, from one pass over x."""
         del key
         words, norm = _kernels.pack_signs_and_norm(x.reshape(-1))
         signs = fields.Packed(words, x.size)
         return {"signs": signs, "scale": (norm / max(1, x.size))[None]}
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """1/d, the worst case over x; at x it is ``||x||_1^2 / (d ||x||_2^2)``, exactly."""
+        """1/d, the worst case over x; for a given x it is ``||x||_1^2 / (d ||x||_2^2)``."""
         del num_workers
         return 1.0 / max(1, size_of(shape))
 
@@ -43,10 +43,11 @@ class ScaledSign(SignCodec):
 def scaled_sign() -> Compressor:
     """Signs times the mean magnitude: ``C(x) = (||x||_1 / d) sign(x)``, sign(0) = +1, per leaf.
 
-    alpha(x) = ``||x||_1^2 / (d ||x||_2^2)`` in [1/d, 1] (exact); ``alpha`` returns the worst case.
+    For a given x, alpha = ``||x||_1^2 / (d ||x||_2^2)`` in [1/d, 1] (exact); ``codec.alpha``
+    returns the worst case.
 
     Returns:
-      The compressor. Bits: d + 32 (a float32 scale); 32 signs travel in a word.
+      The compressor. Bits: d + 32, for the signs and a float32 scale; a word holds 32 signs.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

@@ -17,7 +17,7 @@ from ef_optax.compressors.quantize._codebook import CodebookCodec
 
 @dataclasses.dataclass(frozen=True)
 class SigmaBins(CodebookCodec):
-    """2^width bins of equal length around the mean, ``sigmas`` standard deviations in all."""
+    """2^width bins of equal length around the mean, which cover ``sigmas`` standard deviations."""
 
     width: int
     sigmas: float = 6.0
@@ -42,24 +42,25 @@ class SigmaBins(CodebookCodec):
 def sigma_bins(bits: int, *, sigmas: float = 6.0, means_dtype: Any = None) -> Compressor:
     """2^bits bins of equal length around the mean, each decoded as the mean of its members.
 
-    The bins have length ``sigmas`` times the standard deviation (divisor d - 1) over 2^bits; a
-    value goes to bin round((x - mean)/length + 2^(bits-1)), clamped to the first and last. With 2
-    bits it quantises the values of SparseLoCo's messages, with 8 it is hivemind's uniform
-    quantiser. Biased; no contraction constant is known.
+    The length of a bin is ``sigmas`` times the standard deviation (divisor d - 1) over 2^bits. A
+    value goes to bin round((x - mean)/length + 2^(bits-1)), clamped to the first and the last bin.
+    With 2 bits it quantises the values of SparseLoCo's messages; with 8 bits it is hivemind's
+    uniform quantiser. It is biased, and no contraction constant is known.
 
     Args:
       bits: bits of a value, 1 to 16.
       sigmas: how many standard deviations the bins cover.
-      means_dtype: in which the means travel: ``"bfloat16"``, ``"float16"``, or None for float32.
+      means_dtype: the dtype in which the means travel: ``"bfloat16"``, ``"float16"``, or None for
+        float32.
 
     Returns:
-      The compressor. Bits: bits d + 32 2^bits (16 2^bits with narrow means).
+      The compressor. Bits: bits d + 32 2^bits (16 2^bits with means of 16 bits).
 
     Raises:
       ValueError: for a bad ``bits``, ``sigmas`` or ``means_dtype``.
 
     Example:
-      Top-k in blocks with 2-bit values: 12 bits of index and 2 of value for each of 41.
+      Top-k with 2-bit values has 12 bits of index and 2 bits of value for each of 41 entries:
 
       >>> import ef_optax as ef
       >>> ef.compose(ef.sigma_bins(2), ef.top_k(0.01)).bits((4096,))

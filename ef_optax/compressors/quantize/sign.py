@@ -1,4 +1,4 @@
-"""The plain sign: one bit an entry, and one word that keeps a leaf of zeros zero."""
+"""The plain sign: one bit per entry, and one word that keeps a leaf of zeros zero."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ef_optax.compressors.quantize._sign import SignCodec
 
 @dataclasses.dataclass(frozen=True)
 class Sign(SignCodec):
-    """``C(x) = sign(x)``, sign(0) = +1, the zero leaf excepted."""
+    """``C(x) = sign(x)`` with sign(0) = +1, except for a leaf of zeros."""
 
     @property
     def traits(self) -> Traits:
@@ -26,18 +26,18 @@ class Sign(SignCodec):
         return jnp.any(x != 0)
 
     def finite(self, x: Array, message: Message) -> Array:
-        """The scale is 0 or 1 and tells nothing."""
+        """Checks the leaf, since the scale is always 0 or 1."""
         return Codec.finite(self, x, message)
 
 
 def sign() -> Compressor:
-    """The bare signs: ``C(x) = sign(x)`` with sign(0) = +1, and 0 for a leaf that is all zero.
+    """Signs without a scale: ``C(x) = sign(x)`` with sign(0) = +1, and 0 for a leaf of zeros.
 
-    Not homogeneous and not contractive: without a scale the message forgets the magnitude. The step
-    is ``lr`` in every coordinate. Under error feedback use :func:`ef_optax.scaled_sign`.
+    It is neither homogeneous nor contractive, because the message does not carry the magnitude. The
+    step is ``lr`` in every coordinate. Under error feedback use :func:`ef_optax.scaled_sign`.
 
     Returns:
-      The compressor. Bits: d + 32 (one word says whether the leaf is zero).
+      The compressor. Bits: d + 32, of which one word shows whether the leaf is zero.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

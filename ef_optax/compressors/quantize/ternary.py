@@ -1,4 +1,4 @@
-"""TernGrad: -1, 0 or 1 at random, times the largest magnitude."""
+"""TernGrad: random values -1, 0 or 1, times the largest magnitude."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Ternary(TernaryCodec):
     def _clipped(self, x: Array) -> Array:
         if self.clip_sigmas is None or not x.size:
             return x
-        unit = safe_divisor(leaf_norm(x, "linf"))
-        limit = self.clip_sigmas * unit * jnp.std(x / unit)
+        largest = safe_divisor(leaf_norm(x, "linf"))
+        limit = self.clip_sigmas * largest * jnp.std(x / largest)
         return jnp.clip(x, -limit, limit)
 
     @staticmethod
@@ -66,7 +66,7 @@ class Ternary(TernaryCodec):
 
 @dataclasses.dataclass(frozen=True)
 class SharedTernary(Ternary):
-    """The same with the largest magnitude of all workers."""
+    """TernGrad with the largest magnitude of all workers."""
 
     @property
     def traits(self) -> Traits:
@@ -89,13 +89,13 @@ class SharedTernary(Ternary):
         )
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
-        """The scale to the maximum, then the ternary values."""
+        """A round for the maximum of the scales, then one for the ternary values."""
         del num_workers
         scale = bits_of(scale_dtype(dtype))
         return scale, self.bits(shape, dtype) - scale
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """None for several workers: the common scale may be far above this worker's."""
+        """None for several workers, since the common scale may be far above this worker's."""
         return super().omega(shape) if num_workers == 1 else None
 
 
@@ -108,17 +108,17 @@ def ternary(
 ) -> Compressor:
     """TernGrad: ``C(x)_i = M sign(x_i)`` with probability ``|x_i|/M``, else 0.
 
-    M is the largest magnitude. Unbiased with omega = (sqrt(d) - 1)/2 (exact). With ``clip_sigmas``
-    = c the leaf is first clamped to +-c times its standard deviation (about its mean, divisor d),
-    which lowers the variance and gives up unbiasedness; the published choice is 2.5.
+    M is the largest magnitude. It is unbiased with omega = (sqrt(d) - 1)/2 (exact). With
+    ``clip_sigmas`` = c, the leaf is first clamped to +-c times its standard deviation (about its
+    mean, divisor d). This lowers the variance but introduces a bias; the published choice is 2.5.
 
     Args:
       key: a JAX random key or an int; step, leaf and worker are folded in.
-      clip_sigmas: clamp at this many standard deviations; None: no clamping.
-      packing: ``"bits"``, 2 bits a value, or ``"quartic"``, five values to a byte.
-      shared_scale: M is the largest magnitude of all workers, found in a round of its own, so that
-        the mean is M/n times a sum of integers. Still unbiased, with more variance for workers
-        of small gradients: no omega of a worker's own leaf bounds it.
+      clip_sigmas: clamp at this many standard deviations; None for no clamping.
+      packing: ``"bits"`` for 2 bits per value, or ``"quartic"`` for five values per byte.
+      shared_scale: whether M is the largest magnitude of all workers, which takes one more round,
+        so that the mean is M/n times a sum of integers. It stays unbiased, but workers with small
+        gradients have more variance, and no omega bounds it relative to their own leaf.
 
     Returns:
       The compressor. Bits: 32 + 2 d, or 32 + 8 ceil(d/5).

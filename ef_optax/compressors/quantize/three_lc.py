@@ -1,4 +1,4 @@
-"""3LC: three levels by rounding, with a sparsity multiplier."""
+"""3LC: rounding to three levels, with a sparsity multiplier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ef_optax.compressors.quantize._ternary import TernaryCodec
 
 @dataclasses.dataclass(frozen=True)
 class ThreeLC(TernaryCodec):
-    """S = s M times x/S rounded to nearest: values above half of S, at most one step."""
+    """S times x/S rounded to nearest, with S = s M, so that values above S/2 become S."""
 
     sparsity: float
     packing: str = "quartic"
@@ -33,7 +33,7 @@ class ThreeLC(TernaryCodec):
         return scale, jnp.round(x / safe_divisor(scale))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """s(2 - s)/(1 + (d - 1) s^2/4), attained when all others are just not sent."""
+        """s(2 - s)/(1 + (d - 1) s^2/4), attained if all other values are just not sent."""
         del num_workers
         s = self.sparsity
         return s * (2 - s) / (1 + (max(1, size_of(shape)) - 1) * s**2 / 4)
@@ -42,16 +42,16 @@ class ThreeLC(TernaryCodec):
 def three_lc(sparsity: float = 1.0) -> Compressor:
     """3LC: rounds x/S to -1, 0 or 1 with S = ``sparsity`` times the largest magnitude.
 
-    A value is sent, as +-S, iff ``|x| > S/2`` (a tie is not sent). Deterministic and biased:
-    alpha = s(2 - s)/(1 + (d - 1) s^2/4) (exact). Meant for error feedback. 3LC's last stage, the
-    zero-run code, has a length that depends on the data, which
-    :func:`ef_optax.measure.zero_run_bits` counts.
+    A value is sent, as +-S, iff ``|x| > S/2`` (a tie is not sent). It is deterministic and biased,
+    with alpha = s(2 - s)/(1 + (d - 1) s^2/4) (exact), and meant for error feedback. The length of
+    3LC's last stage, the zero-run code, depends on the data;
+    :func:`ef_optax.measure.zero_run_bits` counts it.
 
     Args:
-      sparsity: s, the sparsity multiplier, 1 <= s < 2; larger sends fewer and larger values.
+      sparsity: s, the sparsity multiplier, 1 <= s < 2; a larger one sends fewer and larger values.
 
     Returns:
-      The compressor. Bits: 32 + 8 ceil(d/5), five values to a byte.
+      The compressor. Bits: 32 + 8 ceil(d/5), for five values per byte.
 
     Raises:
       ValueError: if ``sparsity`` is not in [1, 2).

@@ -21,7 +21,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdSign(Codec):
-    """+1 where x > threshold, else -1."""
+    """+1 if x > threshold, else -1."""
 
     threshold: float
 
@@ -43,10 +43,10 @@ class ThresholdSign(Codec):
 
 
 def threshold_sign(threshold: float = 0.0) -> Compressor:
-    """MXNet's one-bit code: +1 where x > threshold, else -1; no scale.
+    """MXNet's one-bit code: +1 if x > threshold, else -1, without a scale.
 
-    Neither contractive nor homogeneous, and a leaf of zeros becomes -1 everywhere (for a threshold
-    >= 0): the learning rate is the only scale. Use it inside error feedback.
+    It is neither contractive nor homogeneous, and a leaf of zeros becomes -1 everywhere (for a
+    threshold >= 0). The learning rate is the only scale. Use it inside error feedback.
 
     Args:
       threshold: any finite number.

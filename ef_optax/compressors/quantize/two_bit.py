@@ -20,7 +20,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class TwoBit(Codec):
-    """``t`` where x >= t, ``-t`` where x <= -t, else 0."""
+    """``t`` if x >= t, ``-t`` if x <= -t, else 0."""
 
     threshold: float
 
@@ -45,11 +45,11 @@ class TwoBit(Codec):
 
 
 def two_bit(threshold: float = 0.5) -> Compressor:
-    """MXNet's two-bit code: ``t`` where x >= t, ``-t`` where x <= -t, else 0.
+    """MXNet's two-bit code: ``t`` if x >= t, ``-t`` if x <= -t, else 0.
 
-    The error is never longer than x, but there is no contraction constant (below the threshold
-    nothing is sent) and it is not homogeneous. Use it inside error feedback, which
-    saves small values up until they reach the threshold.
+    The error is never longer than x, but there is no contraction constant, because nothing below
+    the threshold is sent. It is not homogeneous. Use it inside error feedback, which accumulates
+    small values until they reach the threshold.
 
     Args:
       threshold: t > 0.

@@ -1,4 +1,4 @@
-"""One bit a value and two reconstruction values: 1-bit SGD."""
+"""1-bit SGD: one bit per value, and two reconstruction values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ef_optax.compressors.compressor import Compressor
 
 @dataclasses.dataclass(frozen=True)
 class TwoMeanSign(Codec):
-    """The mean of the values >= 0 where x >= 0, the mean of the negative ones elsewhere."""
+    """The mean of the values >= 0 if x >= 0, else the mean of the negative ones."""
 
     columns: bool = False
     batch_axes: int = 0
@@ -34,7 +34,7 @@ class TwoMeanSign(Codec):
         return Traits(basis="exact")
 
     def _matrices(self, shape: Shape) -> tuple[int, int, int]:
-        """Count, rows and columns; one column for the whole leaf unless columns are asked for."""
+        """Count, rows and columns of the matrices; without ``columns`` the leaf is one column."""
         view = matrix_view(shape, self.batch_axes) if self.columns else None
         return (view.number, view.rows, view.columns) if view else (1, size_of(shape), 1)
 
@@ -51,14 +51,14 @@ class TwoMeanSign(Codec):
 
     @staticmethod
     def _of_leaf(x: Array, signs: fields.Packed) -> tuple[list[Array], list[Array]]:
-        """How many values >= 0 and below there are, and the sums of both."""
+        """The numbers of values >= 0 and of negative ones, and the sums of both."""
         plus = count_ones(signs.words)
         above, below = jnp.where(x >= 0, x, 0), jnp.where(x >= 0, 0, x)
         sums = leaf_sums(above, below)
         return [plus, np.uint32(x.size) - plus], list(sums)
 
     def _of_columns(self, x: Array) -> tuple[list[Array], list[Array]]:
-        """The same for each column."""
+        """Like :meth:`_of_leaf`, for each column."""
         matrix = x.reshape(self._matrices(x.shape))
         masks = [matrix >= 0, ~(matrix >= 0)]
         sums = [jnp.sum(jnp.where(mask, matrix, 0), axis=1) for mask in masks]
@@ -77,23 +77,23 @@ class TwoMeanSign(Codec):
         return size_of(shape) + 2 * count * columns * bits_of(wide_dtype(dtype))
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """1/rows, attained by one positive spike in each column."""
+        """1/rows, attained by a single positive spike in each column."""
         del num_workers
         return 1 / max(1, self._matrices(shape)[1])
 
 
 def two_mean_sign(*, columns: bool = False, batch_axes: int = 0) -> Compressor:
-    """1-bit SGD: one bit a value, decoded as the mean of its side of zero.
+    """1-bit SGD: one bit per value, which is decoded as the mean of its side of zero.
 
-    ``C(x)_i`` is the mean of all values >= 0 if ``x_i >= 0``, else the mean of the negative ones:
-    the best two values for a threshold at 0, so the error is never above that of
+    ``C(x)_i`` is the mean of all values >= 0 if ``x_i >= 0``, else the mean of the negative ones.
+    These are the best two values for a threshold at 0, so the error is never above that of
     :func:`ef_optax.scaled_sign`. alpha = 1/d, or 1/rows for columns (exact).
 
     Args:
-      columns: two means for each column (index of the last axis) of leaves with two or more axes,
-        as published; False: two for the leaf.
-      batch_axes: with columns, the number of leading axes that are no part of the matrix: 1 for
-        layers that are stacked for a scan, whose columns then have means of their own.
+      columns: True for two means per column (index of the last axis) of leaves with two or more
+        axes, as published; False for two means per leaf.
+      batch_axes: with columns, the number of leading axes that are not part of the matrix: 1 for
+        layers that are stacked for a scan; each layer's columns then have their own means.
 
     Returns:
       The compressor. Bits: d + 64, or d + 64 columns.

@@ -24,7 +24,7 @@ from ef_optax.compressors.quantize._rounding import Rounding
 
 @dataclasses.dataclass(frozen=True)
 class UniformBuckets(Rounding):
-    """2^width values from the smallest to the largest of each bucket, both included."""
+    """2^width evenly spaced values from the smallest to the largest of each bucket, inclusive."""
 
     width: int
     block: int | None = None
@@ -49,14 +49,14 @@ class UniformBuckets(Rounding):
         return {
             "codes": fields.pack(codes, self.width),
             "low": low,
-            "unit": divide(spread, self._steps),
+            "step": divide(spread, self._steps),
         }
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         codes = fields.unpack(message["codes"], self.width, size_of(like.shape))
-        low, unit = message["low"], message["unit"]
-        codes = codes.astype(unit.dtype)
-        values = blockwise(lambda c, low, u: low + c * u, codes, low, unit, block=self.block)
+        low, step = message["low"], message["step"]
+        codes = codes.astype(step.dtype)
+        values = blockwise(lambda c, low, s: low + c * s, codes, low, step, block=self.block)
         return values.astype(like.dtype).reshape(like.shape)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
@@ -65,7 +65,7 @@ class UniformBuckets(Rounding):
         return scales + size * self.width
 
     def _error(self, shape: Shape) -> float:
-        """(B - 2)/(2 L^2), attained by (1, -1, 0, ..., 0): the extremes are exact."""
+        """(B - 2)/(2 L^2), attained by (1, -1, 0, ..., 0), whose extremes are exact."""
         length = block_length(size_of(shape), self.block)
         return max(0, length - 2) / (2 * self._steps**2)
 
@@ -82,14 +82,14 @@ class UniformBuckets(Rounding):
 def uniform(bits: int, *, bucket: int | None = None, key: Any = None) -> Compressor:
     """2^bits evenly spaced values between the extremes of each bucket.
 
-    ``C(x)_i = low + unit q_i`` with low the least value of the bucket, unit = (high - low)/L,
-    L = 2^bits - 1, and q_i = (x_i - low)/unit rounded: at random with a key (unbiased), else to
-    nearest. The extremes and constant buckets are exact; zeros in general are not. The error
-    constant, omega with a key and 1 - alpha without, is (B - 2)/(2 L^2) (exact).
+    ``C(x)_i = low + step q_i``, where low is the least value of the bucket, step = (high - low)/L,
+    L = 2^bits - 1, and q_i is (x_i - low)/step rounded: at random with a key (unbiased), else to
+    nearest. Extremes and constant buckets are exact; zeros in general are not. The error constant,
+    which is omega with a key and 1 - alpha without, is (B - 2)/(2 L^2) (exact).
 
     Args:
       bits: bits of a value, 1 to 16.
-      bucket: length B of the pieces with extremes of their own; None: the whole leaf.
+      bucket: length B of the pieces with their own extremes; None for one bucket per leaf.
       key: a JAX random key or an int for stochastic rounding; None rounds to nearest.
 
     Returns:
