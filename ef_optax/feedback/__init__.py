@@ -1,1 +1,1 @@
-"""The error-feedback rules, one file a paper, each beside its algorithm box."""
+"""The error-feedback rules, one file per paper, each with its algorithm box."""

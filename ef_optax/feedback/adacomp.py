@@ -1,4 +1,4 @@
-"""AdaComp (Chen et al. 2018): in each bin, what one more gradient would lift over the maximum.
+"""AdaComp (Chen et al. 2018): sends what one more gradient would lift above its bin's maximum.
 
 G = r + dW ;  H = G + dW ;  per bin: gmax = max|G| ;  send i if |H_i| >= gmax
 sent value: sign(G_i) times the leaf's mean of gmax ;  r = G - sent
@@ -43,7 +43,7 @@ class AdaCompState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ThreeLevels(Codec):
-    """Exact for leaves whose entries are -s, 0 or s: two bits an entry and s."""
+    """Two bits per entry, and s; exact for leaves whose entries are -s, 0 or s."""
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
@@ -68,23 +68,23 @@ class ThreeLevels(Codec):
 def adacomp(
     bin_size: int, *, axis_name: AxisName = None, memory: MemoryLike = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdaComp: every bin decides by itself how much it sends.
+    r"""AdaComp: in each bin the data decide how much is sent.
 
     .. math:: G = r + g, \quad H = G + g, \quad
               c_j = \text{sign}(G_j)\,\overline{\max_{\text{bin}}|G|}\ \text{where}\
               |H_j| \ge \max_{\text{bin}} |G|, \quad r' = G - c, \quad \text{emit mean}_i\,c_i
 
-    How many entries are sent depends on the data, so papers count what is sent, while this program
-    sends two bits for every entry (none, plus, minus) and one scale a leaf.
+    The number of entries that are sent depends on the data, and papers count these. This program
+    sends two bits for every entry (none, plus, minus) and one scale per leaf.
 
     Args:
       bin_size: entries of a bin: 50 for convolutions and 500 for other layers in the publication;
         the last bin of a leaf may be shorter.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
+      memory: the dtype in which the residual is stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`AdaCompState`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`AdaCompState`.
 
     Raises:
       ValueError: for a bin size below 1.
@@ -105,7 +105,7 @@ def adacomp(
     memory = memory_for(memory, axis_name)
 
     def chosen(r: Array, dW: Array) -> Array:
-        """What is sent of one leaf: three levels."""
+        """The three levels that are sent of one leaf."""
         G = (r + dW).reshape(-1)
         bins = -(-G.size // bin_size)
         padded = jnp.pad(jnp.abs(G), (0, bins * bin_size - G.size)).reshape(bins, bin_size)

@@ -24,17 +24,18 @@ def clip21(
     .. math:: g_i' = g_i + \min\left(1, \frac{\tau}{\|\nabla f_i(x) - g_i\|}\right)
               (\nabla f_i(x) - g_i), \quad \text{emit mean}_i\,g_i'
 
-    After finitely many steps the differences are shorter than tau and clipping is inactive. It is
-    ``ef21(ef.dense(optax.clip_by_global_norm(tau)))``: the messages are dense. On parameters split
-    over model axes the norm is that of one slice of the leaves that are split alike.
+    After finitely many steps the differences are shorter than tau, and clipping is inactive. It is
+    ``ef21(ef.dense(optax.clip_by_global_norm(tau)))``, so the messages are dense. If parameters are
+    split over model axes, the norm is that of one device's slices of the leaves that are split
+    alike.
 
     Args:
       threshold: tau, the largest norm of a worker's difference over all leaves.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which the estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an ``EF21State``.
+      The transformation, to be put before ``optax.sgd``; its state is an ``EF21State``.
 
     Raises:
       ValueError: if ``threshold`` is not positive.

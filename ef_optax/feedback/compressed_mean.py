@@ -1,4 +1,4 @@
-"""The exchange without any memory: what error feedback is compared with."""
+"""The exchange without any memory, with which error feedback is compared."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def compressed_mean(
 ) -> optax.GradientTransformationExtraArgs:
     """The mean over workers of ``C(g_i)``; what compression drops is lost.
 
-    The baseline that shows why error feedback exists: with a biased compressor it stalls or
-    diverges. With ``ef.identity()`` it is plain data parallelism.
+    It is the baseline that shows why error feedback is needed: with a biased compressor it stalls
+    or diverges. With ``ef.identity()`` it is plain data parallelism.
 
     Args:
       compressor: what is sent.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      update_dtype: dtype of the emitted updates; default that of the input.
+      update_dtype: dtype of the emitted updates; by default that of the input.
 
     Returns:
-      The transformation; its state is a :class:`CompressedMeanState`, equal on all workers.
+      The transformation; its state is a :class:`CompressedMeanState`, the same on all workers.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor.

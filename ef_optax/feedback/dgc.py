@@ -1,7 +1,7 @@
 """Deep Gradient Compression (Lin et al. 2018): momentum correction and factor masking.
 
 heavy ball:  u = m u + g ;  v = v + u            Nesterov:  u = m (u + g) ;  v = v + u + g
-send C(v), what it carries is cleared:  v = v - sent ;  u = u (1 - mask) ;  emit mean sent
+send C(v), and clear what was sent:  v = v - sent ;  u = u (1 - mask) ;  emit mean sent
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DGCState(NamedTuple):
     """State of :func:`dgc`."""
 
     momentum: Any  # per worker, like the parameters: u
-    residual: Any  # per worker, like the parameters: v, velocity that was not yet sent
+    residual: Any  # per worker, like the parameters: v, the velocity that is not yet sent
     exchange: ExchangeState
 
 
@@ -56,21 +56,21 @@ def dgc(
     .. math:: u' = m u + g, \quad v' = v + u', \quad c = C(v'), \quad v'' = v' - c, \quad
               u'' = u' \odot [\text{not sent}], \quad \text{emit mean}_i\,c_i
 
-    Momentum is inside: follow it by plain ``optax.sgd(lr)``. The sum of all c plus v is the sum of
-    all velocity increments. Leaves whose compressor is ``ef.identity()`` (small ones, by
-    ``ef.per_leaf``) follow plain local momentum, as in the official code. For a ratio that
-    changes with the step give :func:`scheduled`, for the published warm-up :func:`dgc_warmup`.
+    The momentum is inside, so put plain ``optax.sgd(lr)`` after it. The sum of all c plus v is the
+    sum of all velocity increments. Leaves whose compressor is ``ef.identity()`` (small ones, by
+    ``ef.per_leaf``) have plain local momentum, as in the official code. For a ratio that changes
+    with the step use :func:`scheduled`, and for the published warm-up :func:`dgc_warmup`.
 
     Args:
       compressor: a sparsifier such as ``ef.top_k(0.001)``, or
         ``ef.policies.dgc_warmup(0.001, steps)``, or ``ef.per_leaf`` with dense small leaves.
       momentum: m in [0, 1); 0 is :func:`error_feedback` in gradient units.
-      nesterov: use ``u = m (u + g)``, ``v = v + u + g``.
-      masking: clear the momentum of sent entries (momentum factor masking).
-      clip_norm: the threshold for the norm of the *mean* gradient; every worker clips its own to
-        ``clip_norm/sqrt(n)`` before anything else. None: no clipping.
+      nesterov: whether to use ``u = m (u + g)``, ``v = v + u + g``.
+      masking: whether to clear the momentum of sent entries (momentum factor masking).
+      clip_norm: the threshold for the norm of the *mean* gradient: every worker first clips its own
+        gradient to ``clip_norm/sqrt(n)``. None for no clipping.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which momentum and residual are kept, as in :func:`error_feedback`.
+      memory: the dtype in which momentum and residual are stored, as in :func:`error_feedback`.
 
     Returns:
       The transformation; its state is a :class:`DGCState`.
@@ -138,7 +138,7 @@ def dgc(
 
 
 def _dense_leaves(codec: Codec, tree: Any) -> Any:
-    """Which leaves are sent dense: their momentum is never masked."""
+    """Which leaves are sent dense; the momentum of these is never masked."""
 
     def dense(path: Any, x: Any) -> bool:
         return isinstance(for_leaf(codec, path_string(path), like_of(x)), Identity)

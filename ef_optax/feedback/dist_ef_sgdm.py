@@ -1,4 +1,4 @@
-"""dist-EF-SGDM (Zheng, Huang, Kwok 2019): local momentum, feedback on workers and server.
+"""dist-EF-SGDM (Zheng, Huang, Kwok 2019): local momentum, and feedback on workers and server.
 
 worker:  m_i = mu m_i + g_i ;  p_i = mu m_i + g_i + (eta_{t-1}/eta_t) e_i
 D_i = C(p_i) ;  push D_i ;  e_i = p_i - D_i
@@ -51,28 +51,30 @@ def dist_ef_sgdm(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""dist-EF-SGDM: momentum before the compression, learning-rate-corrected residuals.
+    r"""dist-EF-SGDM: momentum before compression, and learning-rate-corrected residuals.
 
     .. math:: m_i' = \mu m_i + g_i, \quad p_i = \mu m_i' + g_i + \tfrac{\eta_{t-1}}{\eta_t} e_i,
               \quad D_i = C(p_i), \quad q = \text{mean}_i\,D_i + \tfrac{\eta_{t-1}}{\eta_t} E, \quad
               \text{emit}\ D = C(q)
 
-    The published compressor is the block-wise scaled sign, one block a tensor:
-    ``ef.scaled_sign()``. Cite the algorithm, not its theorem: problems in the original proof have
-    been reported (second-hand). The server is played by every worker, as in
-    :func:`double_squeeze`. Where the rate is zero nothing is applied and the residuals wait.
+    The published compressor is the block-wise scaled sign with one block per tensor,
+    ``ef.scaled_sign()``. Cite the algorithm and not its theorem, because problems in the original
+    proof have been reported (second-hand). Every worker computes the server's part, as in
+    :func:`double_squeeze`. In a step whose rate is zero nothing is applied, and the residuals stay
+    as they are.
 
     Args:
       compressor: C of the workers.
       learning_rate: eta, the same number or schedule object that ``optax.sgd`` gets after it.
       momentum: mu in [0, 1).
-      nesterov: send ``mu m + g`` (the paper's main form) instead of m (heavy ball).
-      server: C of the server; default the same; the identity switches the second compression off.
+      nesterov: whether to send ``mu m + g`` (the paper's main form) instead of m (heavy ball).
+      server: C of the server, by default that of the workers; the identity switches the second
+        compression off.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which momentum and residuals are kept, as in :func:`error_feedback`.
+      memory: the dtype in which momentum and residuals are stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd(learning_rate)``; its state is a
+      The transformation, to be put before ``optax.sgd(learning_rate)``; its state is a
       :class:`DistEFSGDMState`.
 
     Raises:

@@ -40,23 +40,25 @@ def double_squeeze(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""DoubleSqueeze: both directions compressed, both errors remembered, in gradient units.
+    r"""DoubleSqueeze: compresses both directions and remembers both errors, in gradient units.
 
     .. math:: c_i = Q(g_i + e_i), \quad e_i' = g_i + e_i - c_i, \quad
               \text{emit}\ C = Q(\text{mean}_i\,c_i + E), \quad E' = \text{mean}_i\,c_i + E - C
 
-    The virtual iterate ``x - gamma (E + mean_i e_i)`` moves by the exact mean gradient. Without a
-    server process every worker gathers the messages and plays the server with the same E, so the
-    broadcast is computed, not transmitted: this gives the algorithm's iterates, for studying it.
+    The virtual iterate ``x - gamma (E + mean_i e_i)`` moves by the exact mean gradient. There is no
+    server process: every worker gathers the messages and computes the server's part with the same
+    E, so the broadcast is computed and not transmitted. This gives the algorithm's iterates, for
+    studying it.
 
     Args:
       compressor: Q of the workers.
-      server: Q of the server; default the same. The identity makes it :func:`error_feedback`.
+      server: Q of the server, by default that of the workers. With the identity the rule is
+        :func:`error_feedback`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which both residuals are kept, as in :func:`error_feedback`.
+      memory: the dtype in which both residuals are stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is a
+      The transformation, to be put before ``optax.sgd``; its state is a
       :class:`DoubleSqueezeState`.
 
     Raises:

@@ -42,18 +42,18 @@ def gradient_shift(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shifts each worker's gradient by what is known of it: ``g_i = ghat_i - h_i + h``.
+    r"""Shifts each worker's gradient by control variates: ``g_i = ghat_i - h_i + h``.
 
     .. math:: \text{emit}\ \hat g_i - h_i + h, \quad h_i' = h_i + a\,Q(\hat g_i - h_i)
 
-    The mean over workers is unchanged, while the workers' gradients come to agree at the optimum.
-    What it emits is still local: an exchange must follow.
+    The mean over workers is unchanged, but at the optimum the workers' gradients become equal. The
+    emitted gradients are still local, so an exchange must follow.
 
     Args:
       compressor: Q of the control variates, unbiased.
       rate: a in (0, 1], at most ``1/(1 + omega)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
+      memory: the dtype in which the control variates are stored, as in :func:`ef21`.
 
     Returns:
       The transformation; its state is a :class:`ShiftState`.
@@ -104,20 +104,21 @@ def ec_sgd_diana(
 ) -> optax.GradientTransformationExtraArgs:
     """EC-SGD-DIANA: ``chain(gradient_shift(control, rate), error_feedback(compressor))``.
 
-    Workers that disagree at the optimum no longer keep classic error feedback from converging with
-    a constant step. Written in gradient units; for the paper's step units put ``optax.sgd`` between
-    the two parts, or give ``learning_rate`` (equal for homogeneous compressors).
+    It converges with a constant step even if the workers' gradients differ at the optimum, unlike
+    classic error feedback. It is written in gradient units. For the paper's step units put
+    ``optax.sgd`` between the two parts, or give ``learning_rate``, which is equivalent for
+    homogeneous compressors.
 
     Args:
-      compressor: C, contractive, sent with error feedback.
+      compressor: C, contractive, used with error feedback.
       control: Q of the control variates, unbiased.
       rate: a in (0, 1], at most ``1/(1 + omega)``.
       learning_rate: the optimizer's rate or schedule, as in :func:`error_feedback`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
+      memory: the dtype in which the control variates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``.
+      The transformation, to be put before ``optax.sgd``.
 
     Raises:
       TypeError: if an argument is not a Compressor. ValueError: for a rate outside (0, 1] or a

@@ -52,15 +52,15 @@ def econtrol(
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
-      strength: eta, at least 0. Theory asks for the order of alpha (unverified constant); the
-        public code uses 0.1.
+      strength: eta, at least 0. The theory asks for a value of the order of alpha (unverified
+        constant); the public code uses 0.1.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates h_i, as in :func:`ef21`; ``"full"`` is the paper's start with a
         dense first message.
-      memory: the dtype in which residual and estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which residual and estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`EControlState`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`EControlState`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a negative strength, an

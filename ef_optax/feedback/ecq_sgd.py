@@ -1,4 +1,4 @@
-"""ECQ-SGD (Wu et al. 2018): error compensation with two strengths.
+"""ECQ-SGD (Wu et al. 2018): error compensation with two factors.
 
 q = Q(g + alpha h) ;  h = beta h + (g - q) ;  emit mean_i q_i
 """
@@ -37,22 +37,22 @@ def ecq_sgd(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""ECQ-SGD: a share of the accumulated error is injected, and the old error decays.
+    r"""ECQ-SGD: adds a share of the accumulated error to the gradient, and decays the old error.
 
     .. math:: q = Q(g + \alpha h), \quad h' = \beta h + (g - q), \quad \text{emit mean}_i\,q_i
 
-    ``beta = 1`` is :func:`error_feedback` with ``injection=alpha``. Below 1 the *old* memory decays
-    (not the fresh error, as ``decay`` does there), so ``1 - beta`` of it is lost at every step.
+    ``beta = 1`` is :func:`error_feedback` with ``injection=alpha``. Below 1 the *old* memory loses
+    ``1 - beta`` of itself at every step; ``decay`` there acts on the fresh error too.
 
     Args:
       compressor: Q, what is sent.
       alpha: strength of the compensation, at least 0.
       beta: decay of the old memory in [0, 1].
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
+      memory: the dtype in which the residual is stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`ECQState`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`ECQState`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for alpha or beta out of range.
@@ -70,7 +70,7 @@ def ecq_sgd(
     """
     check.not_negative("ecq_sgd", "alpha", alpha)
     check.share("ecq_sgd", "beta", beta)
-    # No need of a contraction: the two factors hold the memory of an unbiased codec down.
+    # No contraction is needed: the two factors keep the memory of an unbiased codec small.
     exchange = exchange_for("ecq_sgd", compressor, axis_name)
     memory = memory_for(memory, axis_name)
 

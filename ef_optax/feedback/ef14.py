@@ -1,13 +1,14 @@
 """EF14, the error feedback of Seide et al. (2014), Stich et al. (2018), Karimireddy et al. (2019).
 
-    p_i = g_i + e_i          what this worker wants to say, with what it still owes
-    c_i = C(p_i)             what it says
-    e_i = p_i - c_i          what it owes now: the input minus what the receivers decoded
+    p_i = g_i + e_i          the gradient plus the residual of the last step
+    c_i = C(p_i)             what this worker sends
+    e_i = p_i - c_i          the residual: the input minus what the receivers decoded
     emit mean_i c_i
 
-Where the transformation stands in the chain decides the units. Before ``optax.sgd`` it works in
-gradient units; after it in step units, which is Karimireddy's Algorithm 1; ``learning_rate`` gives
-the learning-rate-corrected form, equal to step units for every homogeneous compressor.
+The position of the transformation in the chain decides the units of the residual. Before
+``optax.sgd`` these are gradient units, after it step units, as in Karimireddy's Algorithm 1.
+``learning_rate`` gives the learning-rate-corrected form, which equals step units for every
+homogeneous compressor.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ from ef_optax.extend import (
 class ErrorFeedbackState(NamedTuple):
     """State of :func:`error_feedback`."""
 
-    residual: Any  # per worker, like the parameters: what was not yet sent (e_i)
+    residual: Any  # per worker, like the parameters: e_i, what is not yet sent
     last_rate: Any  # float32 scalar: the last non-zero learning rate; () without learning_rate
     exchange: ExchangeState
 
 
 def compensate(g: Array, e: Array) -> Array:
-    """``g + e`` in the wider of the two dtypes, float32 at the least."""
+    """``g + e`` in the wider of the two dtypes, and at least in float32."""
     wide = max(wide_dtype(g.dtype), wide_dtype(e.dtype), key=bits_of)
     return g.astype(wide) + e.astype(wide)
 
 
 def _is_one(factor: Any) -> bool:
-    """Whether there is nothing to multiply; not so if the factor is known at run time only."""
+    """Whether the factor is a Python 1; a factor known only at run time always multiplies."""
     return isinstance(factor, int | float) and factor == 1
 
 
@@ -67,22 +68,24 @@ def error_feedback(
 
     .. math:: p = g + a e, \quad c = C(p), \quad e' = b\,(g + e - c), \quad \text{emit mean}_i\,c_i
 
-    with injection a = 1 and retention b = 1 (then e' = p - c). So with e_0 = 0 nothing is lost:
-    the sum of all c plus the residual is the sum of all g. The first gradient is compressed too.
+    By default the injection a and the retention b are 1, so that e' = p - c. Then nothing is lost:
+    with e_0 = 0, the sum of all c plus the residual is the sum of all g. The first gradient is
+    compressed too.
 
     Args:
       compressor: what is sent; a :class:`Compressor` such as ``ef.top_k(0.01)``.
       axis_name: the worker axis (or a tuple of axes) over which messages are exchanged; None for
-        one worker. Updates are local before and the mean over workers after.
+        one worker. The updates are local before the rule and the mean over workers after it.
       learning_rate: the optimizer's own rate or schedule (the same object), for the corrected form
-        p = g + (lr_{t-1} / lr_t) e in gradient units. Where the rate is zero nothing is applied
-        and e is kept; the ratio uses the last non-zero rate.
-      decay: retention b; below 1 it gives (1 - b) of the residual away at every step.
-      injection: strength a of the residual in what is compressed; no mass is lost for any a.
-      memory: the dtype in which the residual is kept; None for float32 (float64 for float64
+        p = g + (lr_{t-1} / lr_t) e in gradient units. In a step whose rate is zero nothing is
+        applied and e is kept; the ratio uses the last non-zero rate.
+      decay: retention b; below 1 the residual loses (1 - b) of itself at every step.
+      injection: weight a of the residual in what is compressed; nothing is lost for any a.
+      memory: the dtype in which the residual is stored; None for float32 (float64 for float64
         parameters). A narrower one loses the rounding error at every step.
-      update_dtype: dtype of the emitted updates; default that of the input. bfloat16 rounds the
-        aggregate *after* the residual was taken; float32 keeps it.
+      update_dtype: dtype of the emitted updates; by default that of the input. bfloat16 rounds the
+        aggregate *after* the residual is computed, so the rounding error is lost; float32 avoids
+        this.
 
     Returns:
       The transformation; its state is an :class:`ErrorFeedbackState`. With an axis name the
@@ -91,7 +94,7 @@ def error_feedback(
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a bad learning rate, decay
         or injection; at init, for a compressor whose error is as long as any input (scaled random-k
-        with omega >= 1), unless decay or injection hold the residual down; and while tracing a
+        with omega >= 1), unless decay or injection keep the residual small; and while tracing a
         checked ``shard_map``, if the updates are already reduced over the axis.
 
     Example:
@@ -100,10 +103,10 @@ def error_feedback(
       >>> params = jnp.array([1.0, 1.0])
       >>> state = tx.init(params)
       >>> updates, state = tx.update(jnp.array([3.0, 2.0]), state, params)
-      >>> state[0].residual.tolist()  # the 2 was not sent: it is owed
+      >>> state[0].residual.tolist()  # the 2 was not sent
       [0.0, 2.0]
       >>> updates, state = tx.update(jnp.array([1.0, 1.0]), state, params)
-      >>> [round(-u, 6) for u in updates.tolist()]  # now 2 + 1 go out together
+      >>> [round(-u, 6) for u in updates.tolist()]  # now 2 + 1 is sent
       [0.0, 0.3]
 
     References:
@@ -115,7 +118,7 @@ def error_feedback(
     check.share("error_feedback", "decay", decay)
     check.finite("error_feedback", "injection", injection)
     plain = _is_one(decay) and _is_one(injection)
-    # Decay and injection hold the memory of a codec down that is no contraction.
+    # Decay and injection keep the memory small even if the codec is not contractive.
     needs = (CONTRACTIVE,) if plain else ()
     exchange = exchange_for("error_feedback", compressor, axis_name, needs=needs)
     memory = memory_for(memory, axis_name)
@@ -140,14 +143,14 @@ def error_feedback(
             ratio = last / jnp.where(active, rate, 1)
             e = jax.tree.map(lambda x: x * ratio.astype(x.dtype), e)
             last = jnp.where(active, rate, last)
-        owed = e if _is_one(injection) else jax.tree.map(lambda x: injection * x, e)
-        p = jax.tree.map(compensate, updates, owed)
+        injected = e if _is_one(injection) else jax.tree.map(lambda x: injection * x, e)
+        p = jax.tree.map(compensate, updates, injected)
 
         def again() -> Any:
-            # From a gradient that the compiler cannot tell is the same one, or it would write the
-            # sum down. Not so the residual: a hidden buffer is not overwritten in place.
+            # The barrier hides that the gradient is the same one; else the compiler would store the
+            # sum. The residual is not hidden, because it could not be overwritten in place then.
             hidden = jax.tree.map(jax.lax.optimization_barrier, updates)
-            return jax.tree.map(compensate, hidden, owed)
+            return jax.tree.map(compensate, hidden, injected)
 
         out = exchange(p, state.exchange, want=("residual",), again=again)
         kept = out.residual

@@ -1,7 +1,7 @@
-"""EF21 (Richtarik, Sokolov, Fatkhullin 2021): compress the difference to what the others know.
+"""EF21 (Richtarik, Sokolov, Fatkhullin 2021): compress the difference to an estimate.
 
-c_i = C(grad f_i(x) - g_i)      what the server does not know yet
-g_i = g_i + c_i                 its estimate of this worker's gradient, on both sides
+c_i = C(grad f_i(x) - g_i)      what this worker sends
+g_i = g_i + c_i                 the estimate of its gradient, the same on sender and receivers
 g   = g + mean_i c_i            emit g
 """
 
@@ -30,7 +30,7 @@ from ef_optax.extend import (
 class EF21State(NamedTuple):
     """State of :func:`ef21`."""
 
-    estimate: Any  # per worker, like the parameters: g_i, what the others know of this gradient
+    estimate: Any  # per worker, like the parameters: g_i, the receivers' copy of its gradient
     mean: Any  # like the parameters: g, the mean of the estimates
     exchange: ExchangeState
 
@@ -47,22 +47,23 @@ def ef21(
     .. math:: c_i = C(\nabla f_i(x) - g_i), \quad g_i' = g_i + c_i,
               \quad \text{emit}\ g' = g + \text{mean}_i\, c_i
 
-    Unlike :func:`error_feedback` it converges with exact gradients of heterogeneous workers at a
-    constant step; with small batches the noise stays, see :func:`ef21_momentum`. Step sizes:
-    :func:`ef_optax.theory.ef21_step`. With the identity it is gradient descent.
+    Unlike :func:`error_feedback`, it converges at a constant step if heterogeneous workers have
+    exact gradients. With small batches the noise stays; :func:`ef21_momentum` averages it. Step
+    sizes: :func:`ef_optax.theory.ef21_step`. With the identity it is gradient descent.
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      init: the first estimates: ``"compressed"`` is C of the first gradient (the paper),
-        ``"full"`` the gradient itself, sent dense once (the authors' code), ``"zero"`` is zero, so
-        that the first update is zero and nothing is sent but one number, whether all is finite.
-      memory: the dtype in which the estimates are kept; None for float32 (float64 for float64
-        parameters). A narrower one loses small differences, and rounds the estimates and their mean
-        apart.
+      init: the first estimates. ``"compressed"`` is C of the first gradient (the paper);
+        ``"full"`` is the gradient itself, sent dense once (the authors' code); ``"zero"`` is zero,
+        so that the first update is zero and only one number travels, which shows whether all
+        gradients are finite.
+      memory: the dtype in which the estimates are stored; None for float32 (float64 for float64
+        parameters). A narrower one loses small differences, and rounding lets the stored mean
+        differ from the mean of the stored estimates.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21State`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`EF21State`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for an unknown ``init`` or a

@@ -1,8 +1,8 @@
 """EF21-BC (Fatkhullin et al. 2021): EF21 in both directions.
 
-gw_i = gw_i + C_w(grad f_i(x) - gw_i)      what the server knows of worker i
+gw_i = gw_i + C_w(grad f_i(x) - gw_i)      the server's estimate of worker i's gradient
 b    = C_M(mean_i gw_i - g)
-g    = g + b                               what the workers know of the mean;  emit g
+g    = g + b                               the workers' estimate of the mean;  emit g
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EF21BidirectionalState(NamedTuple):
 
     estimate: Any  # per worker, like the parameters: gw_i
     mean: Any  # like the parameters: the mean of gw_i, which the server has
-    broadcast: Any  # like the parameters: g, which everybody has
+    broadcast: Any  # like the parameters: g, which all workers have
     uplink: ExchangeState
     downlink: ExchangeState
 
@@ -44,22 +44,23 @@ def ef21_bidirectional(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""EF21-BC: workers compress towards the server, the server compresses towards the workers.
+    r"""EF21-BC: EF21 from the workers to the server, and from the server to the workers.
 
     .. math:: gw_i' = gw_i + C_w(\nabla f_i(x) - gw_i), \quad
               \text{emit}\ g' = g + C_M(\text{mean}_i\,gw_i' - g)
 
-    Without a server process every worker gathers the messages and plays the server, so the downlink
-    is computed, not transmitted: this gives the algorithm's iterates, for studying it.
+    There is no server process: every worker gathers the messages and computes the server's part, so
+    the downlink is computed and not transmitted. This gives the algorithm's iterates, for studying
+    it.
 
     Args:
       compressor: C_w, the uplink; contractive.
-      server: C_M, the downlink; contractive. The identity makes it :func:`ef21`.
+      server: C_M, the downlink; contractive. With the identity the rule is :func:`ef21`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which the estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an
+      The transformation, to be put before ``optax.sgd``; its state is an
       :class:`EF21BidirectionalState`.
 
     Raises:

@@ -26,17 +26,18 @@ def ef21_heavy_ball(
 
     .. math:: v' = \eta v + g', \quad \text{emit}\ v'
 
-    with g' from :func:`ef21`. The momentum is the same on all workers and costs no communication.
+    Here g' comes from :func:`ef21`. The momentum is the same on all workers and costs no
+    communication.
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
       decay: eta in [0, 1), the weight of the *old* momentum; 0 is EF21.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which the estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``.
+      The transformation, to be put before ``optax.sgd``.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a decay outside [0, 1), an

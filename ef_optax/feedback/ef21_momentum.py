@@ -45,14 +45,14 @@ def ef21_momentum(
     init: difference.Init = "compressed",
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""EF21-SGDM: EF21 that tracks an average of stochastic gradients, so that small batches work.
+    r"""EF21-SGDM: EF21 that tracks an average of stochastic gradients, for small batches.
 
     .. math:: v_i' = (1 - \eta) v_i + \eta \nabla f_i(x; \xi), \quad c_i = C(v_i' - g_i), \quad
               g_i' = g_i + c_i, \quad \text{emit}\ g' = g + \text{mean}_i\,c_i
 
-    The first average is the first gradient. With ``fresh_weight=1`` it is :func:`ef21`. Theory
-    (constants unverified): :func:`ef_optax.theory.ef21_momentum_step`. Follow it by a normalisation
-    of the update for the parameter-agnostic forms of Sadiev et al. (2025).
+    The first average is the first gradient. With ``fresh_weight=1`` it is :func:`ef21`. Step size
+    (constants unverified): :func:`ef_optax.theory.ef21_momentum_step`. For the parameter-agnostic
+    forms of Sadiev et al. (2025), normalise the update after it (:func:`ef21_normalised`).
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
@@ -60,10 +60,10 @@ def ef21_momentum(
         or a schedule of it.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which averages and estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which averages and estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an
+      The transformation, to be put before ``optax.sgd``; its state is an
       :class:`EF21MomentumState`.
 
     Raises:
@@ -93,7 +93,7 @@ def ef21_double_momentum(
     init: difference.Init = "compressed",
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""EF21-SGD2M: as :func:`ef21_momentum`, with the average averaged once more.
+    r"""EF21-SGD2M: :func:`ef21_momentum` with an average of the average.
 
     .. math:: v_i' = (1 - \eta) v_i + \eta \nabla f_i(x; \xi), \quad
               u_i' = (1 - \eta) u_i + \eta v_i', \quad c_i = C(u_i' - g_i)
@@ -103,10 +103,10 @@ def ef21_double_momentum(
       fresh_weight: eta in (0, 1], the weight of the *fresh* value in both averages, or a schedule.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which averages and estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which averages and estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an
+      The transformation, to be put before ``optax.sgd``; its state is an
       :class:`EF21MomentumState`.
 
     Raises:

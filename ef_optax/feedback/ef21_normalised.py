@@ -34,7 +34,7 @@ from ef_optax.feedback.ef21_momentum import ef21_momentum
 
 Estimator = Literal["sgdm", "igt", "mvr", "hm", "rhm"]
 POWERS = {"sgdm": 0.5, "igt": 0.57, "mvr": 0.67, "hm": 0.67, "rhm": 0.67}
-"""q of eta_t, as tuned in the authors' runs."""
+"""The q of eta_t, as tuned in the authors' runs."""
 
 
 def power_decay(scale: float, power: float) -> Callable[[Any], Array]:
@@ -65,10 +65,11 @@ def power_decay(scale: float, power: float) -> Callable[[Any], Array]:
 
 
 def normalise(*, per_leaf: bool = True) -> optax.GradientTransformation:
-    """Updates of norm 1, each leaf (as in the authors' code) or all together; zero stays zero.
+    """Scales updates to norm 1; zero stays zero.
 
     Args:
-      per_leaf: whether every leaf has norm 1 afterwards, or the whole tree.
+      per_leaf: True if every leaf gets norm 1 (as in the authors' code), False if all leaves
+        together do.
 
     Returns:
       The transformation, without state.
@@ -91,14 +92,14 @@ def normalise(*, per_leaf: bool = True) -> optax.GradientTransformation:
 
 
 def _of_norm_one(leaves: list[Array]) -> list[Array]:
-    """The leaves over the norm of all of them together."""
+    """The leaves, divided by the norm of all of them together."""
     if not leaves:
         return []
     wide = [x.astype(wide_dtype(x.dtype)) for x in leaves]
-    # By the largest magnitude first, so that no square leaves the range of the dtype.
-    largest = [jnp.max(jnp.abs(x), initial=0) for x in wide]
-    unit = safe_divisor(functools.reduce(jnp.maximum, largest))
-    scaled = [x / unit.astype(x.dtype) for x in wide]
+    # They are first divided by the largest magnitude, so that no square overflows or underflows.
+    each = [jnp.max(jnp.abs(x), initial=0) for x in wide]
+    largest = safe_divisor(functools.reduce(jnp.maximum, each))
+    scaled = [x / largest.astype(x.dtype) for x in wide]
     norm = safe_divisor(jnp.sqrt(trees.squared_norm(scaled)))
     return [(x / norm.astype(x.dtype)).astype(y.dtype) for x, y in zip(scaled, leaves, strict=True)]
 
@@ -114,7 +115,7 @@ def ef21_normalised(
     init: difference.Init = "compressed",
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Normalised EF21: no smoothness constant is needed to choose the step.
+    r"""Normalised EF21: the step can be chosen without knowing a smoothness constant.
 
     .. math:: c_i = C(v_i - g_i), \quad g_i' = g_i + c_i, \quad g' = g + \text{mean}_i\,c_i, \quad
               \text{emit}\ g'/\|g'\|
@@ -129,18 +130,18 @@ def ef21_normalised(
     ``"rhm"``   :func:`hessian_momentum` at a random point of the segment   x, and H times a step
     =========== =========================================================== ====================
 
-    Follow it by ``optax.sgd(power_decay(gamma_0, p))``.
+    Put ``optax.sgd(power_decay(gamma_0, p))`` after it.
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
       estimator: a row of the table.
-      fresh_weight: eta in (0, 1], or a schedule; default ``power_decay(1, q)`` with the authors'
+      fresh_weight: eta in (0, 1], or a schedule; by default ``power_decay(1, q)`` with the authors'
         tuned q: 0.5 for sgdm, 0.57 for igt, 0.67 for the others.
-      key: for ``"rhm"`` alone: a JAX random key or an int, the same on all workers.
-      per_leaf: normalise every leaf (the authors' code) or all leaves together.
+      key: for ``"rhm"`` only: a JAX random key or an int, the same on all workers.
+      per_leaf: whether to normalise every leaf (the authors' code) or all leaves together.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which average and estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which average and estimates are stored, as in :func:`ef21`.
 
     Returns:
       The transformation. With an estimator other than ``"sgdm"`` call

@@ -25,7 +25,7 @@ from ef_optax.extend import (
 class EF21PState(NamedTuple):
     """State of :func:`ef21_p`."""
 
-    behind: Any  # like the parameters: x - w, by how much the workers' model is behind
+    behind: Any  # like the parameters: x - w, how far the workers' model is behind
     exchange: ExchangeState
 
 
@@ -36,15 +36,15 @@ def ef21_p(
 
     .. math:: x' = x + u, \quad w' = w + C(x' - w)
 
-    where u is the step of the optimizer before it, so it stands *last* in a chain. The parameters
-    of the training loop are w, where gradients are taken; the server's model is
-    ``params + state.behind`` and is the one to evaluate. With C = I it changes nothing. With exact
-    gradients, w is the iterate of classic error feedback in step units, x its virtual iterate. No
-    axis: the downlink is computed by every worker alike, and its messages are not transmitted.
+    Here u is the step of the optimizer before it, so it must be *last* in a chain. The parameters
+    of the training loop are w, at which gradients are taken. The server's model is
+    ``params + state.behind``; evaluate this one. With C = I nothing changes. With exact gradients,
+    w is the iterate of classic error feedback in step units, and x its virtual iterate. The rule
+    has no axis, because all workers compute the same downlink and its messages do not travel.
 
     Args:
       compressor: C, contractive, such as ``ef.top_k(0.01)``.
-      memory: the dtype in which x - w is kept, as in :func:`ef21`.
+      memory: the dtype in which x - w is stored, as in :func:`ef21`.
 
     Returns:
       The transformation; its state is an :class:`EF21PState`.

@@ -1,4 +1,4 @@
-"""EF21-PAGE (Fatkhullin et al. 2021): EF21 on gradients whose noise PAGE takes away."""
+"""EF21-PAGE (Fatkhullin et al. 2021): EF21 on PAGE's variance-reduced gradients."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def ef21_page(
               \nabla f_i(x^{\text{last}}; \xi), \quad c_i = C(v_i' - g_i), \quad
               \text{emit mean}_i\,(g_i + c_i)
 
-    Gradients are needed at two points of one minibatch (:func:`query_points`), and the caller draws
-    the shared coin, because it decides which batch to load: see :func:`page`. Always exact, it is
-    :func:`ef21`.
+    Gradients of one minibatch are needed at two points (:func:`query_points`). The caller draws the
+    exact steps at random, because they need another batch: see :func:`page`. If all steps are
+    exact, it is :func:`ef21`.
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`; ``"full"`` as in the authors' code.
-      memory: the dtype in which gradient and estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which gradient and estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``. Call
+      The transformation, to be put before ``optax.sgd``. Call
       ``update(grads["params"], state, params, grads=grads, exact=...)``.
 
     Raises:

@@ -52,27 +52,27 @@ def ef21_partial_participation(
     init: difference.Init = "compressed",
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""EF21-PP: EF21 in which absent workers keep their old estimates; the mean stays over all.
+    r"""EF21-PP: EF21 in which absent workers keep their old estimates in the mean over all.
 
     .. math:: c_i = \begin{cases} C(\nabla f_i(x) - g_i) & i \in S \\ 0 & \text{else}\end{cases},
               \quad g_i' = g_i + c_i, \quad \text{emit}\ g' = g + \text{mean}_i\,c_i
 
-    Every worker draws for itself (Poisson sampling); in the first round all take part, which is
-    the start g_i^0. An absent worker counts as sending nothing in the papers' accounting, while in
-    this program its message still has its place in the exchange. Step size:
+    Every worker draws independently (Poisson sampling). In the first round all workers take part,
+    which gives the start g_i^0. In the papers' accounting an absent worker sends nothing; in this
+    program a message of the same size still travels. Step size:
     :func:`ef_optax.theory.ef21_partial_participation_step`.
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
-      probability: p in (0, 1] for all workers, or n of them.
+      probability: p in (0, 1] for all workers, or one p for each of the n workers.
       key: a JAX random key or an int; the step and the worker are folded in.
       weights: None, or EF21-W's weights (EF21-W-PP; its step size is an unverified constant).
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which the estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an
+      The transformation, to be put before ``optax.sgd``; its state is an
       :class:`EF21PartialParticipationState`.
 
     Raises:
@@ -106,7 +106,7 @@ def ef21_partial_participation(
     estimates = difference.Estimates(exchange, memory_for(memory, axis_name), init)
 
     def drawn(count: Array) -> Array:
-        """1 or 0: whether this worker takes part."""
+        """1 if this worker takes part, else 0."""
         n = collectives.axis_size(axis_name)
         if len(several) not in (1, n):
             raise ValueError(f"{rule}: probability has {len(several)} numbers for {n} workers.")

@@ -1,8 +1,8 @@
-"""EF21+ (Richtarik, Sokolov, Fatkhullin 2021): per worker, the better of two messages.
+"""EF21+ (Richtarik, Sokolov, Fatkhullin 2021): every worker sends the better of two messages.
 
-b = C(grad f_i)                     forget the estimate
-m = g_i + C(grad f_i - g_i)         improve it, as EF21 does
-g_i = whichever is nearer to grad f_i, m if they are equally near;  emit mean_i g_i
+b = C(grad f_i)                     forgets the estimate
+m = g_i + C(grad f_i - g_i)         improves the estimate, as EF21 does
+g_i = the nearer of b and m to grad f_i, m if they are equally near;  emit mean_i g_i
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ def ef21_plus(
     .. math:: b = C(\nabla f_i), \quad m = g_i + C(\nabla f_i - g_i), \quad g_i' =
               \text{the nearer of } b, m \text{ to } \nabla f_i, \quad \text{emit mean}_i\,g_i'
 
-    Never a larger error per worker than EF21's own candidate from the same estimate. The receivers
-    keep only the mean of the estimates, so in a step where some worker forgets its estimate that
-    estimate is taken back from the mean by a dense all-reduce; other steps cost a message and a
-    flag. Compression runs three times a step.
+    From the same estimate, no worker's error is larger than that of EF21. The receivers keep only
+    the mean of the estimates. If some worker forgets its estimate, a dense all-reduce therefore
+    subtracts it from the mean; other steps cost a message and a flag. Compression runs three times
+    per step.
 
     Args:
       compressor: what is sent; deterministic and contractive, such as ``ef.top_k(0.01)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which the estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21PlusState`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`EF21PlusState`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for an unknown ``init`` or a
@@ -114,9 +114,9 @@ def ef21_plus(
             forget = error_b < error_m
             out = exchange(trees.where(forget, grad, news), state.exchange, want=("sent",))
             forgotten = jax.tree.map(lambda x: jnp.where(forget, x, 0), g_i)
-            anybody = collectives.pmax(forget.astype(jnp.int32), axis_name) > 0
+            some_forget = collectives.pmax(forget.astype(jnp.int32), axis_name) > 0
             taken_back = collectives.agreed_cond(
-                anybody,
+                some_forget,
                 lambda: dense(forgotten, out.state._replace(codec=())).aggregate,
                 lambda: jax.tree.map(jnp.zeros_like, g),
                 axis=axis_name,

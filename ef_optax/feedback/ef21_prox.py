@@ -66,7 +66,7 @@ def l1_prox(strength: float) -> Prox:
 def proximal(
     prox: Prox, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
-    """Turns a step u into the proximal step ``prox(x + u, gamma) - x``; stands last in a chain.
+    """Turns a step u into the proximal step ``prox(x + u, gamma) - x``; it must be last in a chain.
 
     Args:
       prox: ``prox(params, step)``, for example :func:`l1_prox`.
@@ -113,7 +113,7 @@ def gradient_mapping(prox: Prox, params: Any, grads: Any, step: float) -> Any:
       step: gamma.
 
     Returns:
-      A tree like ``params``; the gradient where r = 0.
+      A tree like ``params``; if r = 0, the gradient.
 
     Example:
       >>> gradient_mapping(l1_prox(1.0), jnp.array([0.0]), jnp.array([0.5]), 0.1).tolist()
@@ -132,7 +132,7 @@ def ef21_prox(
     init: difference.Init = "compressed",
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""EF21-Prox: ``chain(ef21(...), scale_by_learning_rate, proximal(prox))``, a whole optimizer.
+    r"""EF21-Prox: the optimizer ``chain(ef21(...), scale_by_learning_rate, proximal(prox))``.
 
     .. math:: x' = \text{prox}_{\gamma r}(x - \gamma g)
 
@@ -142,13 +142,13 @@ def ef21_prox(
       learning_rate: gamma, a number or a schedule.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which the estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The optimizer; nothing that changes updates may stand after it.
+      The optimizer; no transformation after it may change the updates.
 
     Raises:
-      TypeError: if ``compressor`` is not a Compressor. ValueError: as :func:`ef21`.
+      TypeError: if ``compressor`` is not a Compressor. ValueError: as for :func:`ef21`.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

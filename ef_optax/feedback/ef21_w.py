@@ -1,4 +1,4 @@
-"""EF21-W (Richtarik, Gasanov, Burlachenko 2024): EF21 with workers weighted by their smoothness.
+"""EF21-W (Richtarik, Gasanov, Burlachenko 2024): EF21, weighted by the workers' smoothness.
 
 u_i = C(grad f_i(x)/(n w_i) - g_i)
 g_i = g_i + u_i ;  g = g + sum_i w_i u_i ;  emit g
@@ -37,28 +37,28 @@ def ef21_w(
     init: difference.Init = "compressed",
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""EF21-W: workers with steep objectives get a larger share, so that the step can be larger.
+    r"""EF21-W: workers with steep objectives get larger weights, which allows a larger step.
 
     .. math:: u_i = C\left(\frac{\nabla f_i(x)}{n w_i} - g_i\right), \quad g_i' = g_i + u_i, \quad
               \text{emit}\ g' = g + \sum_i w_i u_i
 
     The best weights are ``w_i = L_i/sum_j L_j`` (:func:`ef_optax.theory.weights`), with the step
     :func:`ef_optax.theory.ef21_w_step`. For positively homogeneous compressors (top-k, scaled sign)
-    the iterates are those of EF21: the gain is in what the theory allows. With stochastic gradients
-    (EF21-W-SGD) the same transformation applies, and for partial participation (EF21-W-PP) use
-    ``ef21_partial_participation(..., weights=weights)``; the step sizes of those two forms are
-    unverified constants, and none is given here.
+    the iterates are those of EF21, and the gain is that the theory allows a larger step. With
+    stochastic gradients (EF21-W-SGD) use the same transformation. For partial participation
+    (EF21-W-PP) use ``ef21_partial_participation(..., weights=weights)``. The step sizes of these
+    two forms are unverified constants, so none is given here.
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
       weights: n positive numbers that sum to 1, one per worker in the order of the axis.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`.
-      memory: the dtype in which the estimates are kept, as in :func:`ef21`.
+      memory: the dtype in which the estimates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`EF21State` whose
-      estimates are of ``grad f_i/(n w_i)``.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`EF21State` whose
+      estimates are those of ``grad f_i/(n w_i)``.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for weights that are not

@@ -1,4 +1,4 @@
-"""EF-BV (Condat, Yi, Richtarik 2022), of which EF21 and DIANA are the two ends.
+"""EF-BV (Condat, Yi, Richtarik 2022), which includes EF21 and DIANA.
 
 d_i = C(grad f_i(x) - h_i)
 g   = h + nu mean_i d_i ;  emit g
@@ -61,10 +61,10 @@ def ef_bv(
       lam: lambda in (0, 1], how far the control variates follow.
       nu: weight in (0, 1] of the fresh differences.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
+      memory: the dtype in which the control variates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`EFBVState`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`EFBVState`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for lam or nu outside (0, 1], or
@@ -83,7 +83,7 @@ def ef_bv(
     """
     check.weight("ef_bv", "lam", lam)
     check.weight("ef_bv", "nu", nu)
-    # lam and nu are chosen for omega, so the estimates need no contraction.
+    # No contraction is needed, because lam and nu are chosen for omega.
     exchange = exchange_for("ef_bv", compressor, axis_name, needs=(ADDITIVE,))
     return _control_variates("ef_bv", exchange, lam, nu, memory)
 
@@ -102,12 +102,12 @@ def diana(
 
     Args:
       compressor: what is sent; unbiased, such as ``ef.random_k(0.1, key=0, scaled=True)``.
-      rate: a in (0, 1]; default ``1/(1 + omega)`` of each leaf.
+      rate: a in (0, 1]; by default ``1/(1 + omega)`` for each leaf.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the control variates are kept, as in :func:`ef21`.
+      memory: the dtype in which the control variates are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`EFBVState`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`EFBVState`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a rate outside (0, 1], or

@@ -1,7 +1,7 @@
-"""Error feedback with an averaged input: the often-quoted recipe, and what it really is.
+"""Error feedback with an averaged input: the recipe that is often quoted, and its simpler form.
 
 m = beta m + (1 - beta)(g + e) ;  c = C(m) ;  e = m - c          as it is quoted
-r = r + g ;  c = C((1 - beta) r) ;  r = r - c                    the same c, one buffer
+r = r + g ;  c = C((1 - beta) r) ;  r = r - c                    the same c with one buffer
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ef_optax.extend import (
 class EFMomentumState(NamedTuple):
     """State of :func:`ef_momentum`."""
 
-    residual: Any  # per worker, like the parameters: r, all that was not yet sent
+    residual: Any  # per worker, like the parameters: r, what is not yet sent
     exchange: ExchangeState
 
 
@@ -43,20 +43,20 @@ def ef_momentum(
               \text{emit mean}_i\,c_i
 
     The recipe ``m = beta m + (1 - beta)(g + e)``, ``c = C(m)``, ``e = m - c`` gives exactly these
-    messages, with ``m = (1 - beta) r'``. So no mass is lost and it is :func:`error_feedback` (in
+    messages, with ``m = (1 - beta) r'``. So nothing is lost, and it is :func:`error_feedback` (in
     gradient units) with the damped compressor ``v -> C((1 - beta) v)``, whose contraction is
-    :func:`ef_optax.theory.damped_contraction`; for C = I it emits an exponential average of the
+    :func:`ef_optax.theory.damped_contraction`. For C = I it emits an exponential average of the
     gradients. It is neither EF21-SGDM (:func:`ef21_momentum`) nor DGC (:func:`dgc`) nor
-    dist-EF-SGDM.
+    dist-EF-SGDM (:func:`dist_ef_sgdm`).
 
     Args:
       compressor: what is sent, such as ``ef.top_k(0.01)``.
       beta: weight of the past in [0, 1); 0 is :func:`error_feedback`.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
+      memory: the dtype in which the residual is stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is an :class:`EFMomentumState`.
+      The transformation, to be put before ``optax.sgd``; its state is an :class:`EFMomentumState`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a beta outside [0, 1).
@@ -73,7 +73,7 @@ def ef_momentum(
       Algorithm 2.
     """
     check.decay("ef_momentum", "beta", beta)
-    # The damping makes a contraction of any omega < (1 + beta)/(1 - beta).
+    # No contraction is needed: the damped codec contracts if omega < (1 + beta)/(1 - beta).
     exchange = exchange_for("ef_momentum", compressor, axis_name)
     memory = memory_for(memory, axis_name)
 

@@ -1,4 +1,4 @@
-"""FetchSGD (Rothchild et al. 2020): momentum and error live in the server's count sketch.
+"""FetchSGD (Rothchild et al. 2020): the server keeps momentum and error as count sketches.
 
 S   = mean_i S(g_i)                    a table of rows x columns for the whole model
 S_u = rho S_u + S                      momentum
@@ -44,10 +44,10 @@ Clear = Literal["zero", "subtract"]
 
 
 class FetchSGDState(NamedTuple):
-    """State of :func:`fetch_sgd`; the same on all workers, who remember nothing."""
+    """State of :func:`fetch_sgd`, the same on all workers, which have no memory of their own."""
 
     momentum: Array  # (rows, columns): S_u, the sketch of the momentum
-    error: Array  # (rows, columns): S_e, the sketch of what was not yet applied
+    error: Array  # (rows, columns): S_e, the sketch of what is not yet applied
     exchange: ExchangeState
 
 
@@ -68,31 +68,31 @@ def fetch_sgd(
     .. math:: S_u' = \rho S_u + \text{mean}_i\,S(g_i), \quad S_e' = S_e + S_u', \quad
               \text{emit}\ \Delta = \text{top-}k(U(S_e')), \quad S_e'' = S_e' - S(\Delta)
 
-    S is linear, so the sum of all sketches is the sketch of the sum, and what a worker would have
-    to remember is remembered for all of them in one table: workers may come and go. All leaves
-    share the table and the k; the hashes are the same in every step. Written in gradient units, to
-    stand before plain ``optax.sgd(lr)`` (the momentum is inside), as the authors' code has it; at a
-    constant rate the paper's step units are the same.
+    S is linear, so the sum of all sketches is the sketch of the sum. One table therefore remembers
+    what each worker would otherwise have to, and workers may come and go. All leaves share the
+    table and the k; the hashes are the same in every step. The rule works in gradient units, before
+    plain ``optax.sgd(lr)`` (the momentum is inside), like the authors' code; with a constant rate
+    the paper's step units are equivalent.
 
-    The estimates U are the median over the rows of what each row says. They are noisy, and
-    subtracting S(D) leaves that noise behind: the authors report that it diverges and instead set
-    the cells that D touches to zero, in both tables, which is ``clear="zero"``.
+    The estimates U are medians over the rows of the table. They are noisy, and subtracting S(D)
+    keeps this noise in the table. The authors report that this diverges. Their code instead sets
+    the cells that D touches to zero in both tables, which is ``clear="zero"``.
 
     Args:
-      rows: hash functions; odd, 3 to 7, for a clean median.
-      columns: buckets of each.
-      ratio: applied / total in (0, 1], of all leaves together.
-      k: number of entries applied; give either this or ``ratio``.
+      rows: number of hash functions; an odd number from 3 to 7 gives a clean median.
+      columns: buckets of each hash function.
+      ratio: applied / total in (0, 1], for all leaves together.
+      k: number of entries applied; give either ``k`` or ``ratio``.
       momentum: rho in [0, 1).
       clear: ``"zero"`` (the authors' code) or ``"subtract"`` (the paper's Algorithm 1).
-      key: of the hashes, the same on all workers; a JAX random key or an int.
+      key: a JAX random key or an int for the hashes, the same on all workers.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the two tables are kept, as in :func:`error_feedback`.
+      memory: the dtype in which the two tables are stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is a :class:`FetchSGDState`.
-      Uplink: 32 rows columns bits, by an all-reduce. What is emitted has k entries that are not
-      zero; every worker computes them alike from the table, so nothing is sent back.
+      The transformation, to be put before ``optax.sgd``; its state is a :class:`FetchSGDState`.
+      Uplink: 32 rows columns bits, by an all-reduce. The emitted update has k entries that are not
+      zero. All workers compute the same update from the table, so nothing is sent back.
 
     Raises:
       TypeError: if ``key`` is not a key. ValueError: for a bad ``rows``, ``columns``, ``ratio``,
@@ -123,12 +123,12 @@ def fetch_sgd(
     memory = memory_for(memory, axis_name)
 
     def keys_of(tree: Any) -> list[Array]:
-        """Every leaf's own hashes."""
+        """The keys of the leaves' hashes."""
         paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
         return [jax.random.fold_in(key, np.uint32(zlib.crc32(p.encode()))) for p in paths]
 
     def summed(leaves: list[Array], keys: list[Array], dtype: Any) -> Array:
-        """S of all leaves together."""
+        """The sketch S of all leaves together."""
         tables = [
             sketch(x.reshape(-1).astype(dtype), own, rows, columns)
             for x, own in zip(leaves, keys, strict=True)
@@ -178,6 +178,6 @@ def fetch_sgd(
 
 
 def _table_dtype(leaves: list[Any]) -> Any:
-    """The widest dtype of the leaves, float32 at the least."""
+    """The widest dtype of the leaves, and at least float32."""
     wide = [wide_dtype(jnp.result_type(x)) for x in leaves]
     return max(wide, key=bits_of, default=jnp.dtype(jnp.float32))

@@ -1,4 +1,4 @@
-"""MARINA (Gorbunov et al. 2021): compressed gradient differences, restarted by a shared coin.
+"""MARINA (Gorbunov et al. 2021): compressed gradient differences with random exact rounds.
 
 with probability p:  g = mean_i grad f_i(x)
 else:                g = g + mean_i Q(grad f_i(x) - grad f_i(x_last))    on the same minibatch
@@ -44,7 +44,7 @@ class MarinaState(NamedTuple):
     exchange: ExchangeState
 
     def points(self, params: Any) -> dict[str, Any]:
-        """Where gradients are needed besides the parameters: at the last iterate."""
+        """The last iterate, at which gradients are needed besides the parameters."""
         del params
         return {"marina": self.last}
 
@@ -58,31 +58,31 @@ def marina(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""MARINA: gradients at two points on one minibatch; mostly only their compressed difference.
+    r"""MARINA: compressed differences of one minibatch's gradients at two points.
 
     .. math:: g' = \begin{cases} \text{mean}_i\,\nabla f_i(x) & \text{with probability } p \\
               g + \text{mean}_i\,Q(\nabla f_i(x) - \nabla f_i(x^{\text{last}})) & \text{else}
               \end{cases}
 
-    The coin is shared by all workers; the first round is exact. Gradients at the last iterate come
-    from :func:`query_points`: storing the last step's minibatch gradient would be another method.
-    Step size: :func:`ef_optax.theory.marina_step`.
+    All workers draw the same rounds to be exact; the first round always is. Gradients at the last
+    iterate come from :func:`query_points`; with the stored minibatch gradient of the last step it
+    would be another method. Step size: :func:`ef_optax.theory.marina_step`.
 
-    PP-MARINA: with ``participants=r`` only r workers, drawn anew each round (uniformly, without
-    replacement), send a difference, and its mean is over them; in an exact round all take part. An
-    absent worker counts as sending nothing in the paper's accounting, while in this program its
-    message still has its place in the exchange.
+    PP-MARINA: with ``participants=r`` only r workers send a difference, and the mean is over these.
+    Each round draws them uniformly without replacement; in an exact round all workers take part. In
+    the paper's accounting an absent worker sends nothing; in this program a message of the same
+    size still travels.
 
     Args:
       compressor: Q, unbiased, such as ``ef.random_k(0.1, key=0, scaled=True)``.
       probability: p in (0, 1]; k/d balances the two kinds of rounds for rand-k.
-      key: a JAX random key or an int for the coin and for who takes part.
+      key: a JAX random key or an int, with which the exact rounds and the participants are drawn.
       participants: r, the number of workers that take part in a compressed round; None for all.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which g is kept, as in :func:`ef21`.
+      memory: the dtype in which g is stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is a :class:`MarinaState`. Call
+      The transformation, to be put before ``optax.sgd``; its state is a :class:`MarinaState`. Call
       ``update(grads["params"], state, params, grads=grads)`` with gradients at all query points.
 
     Raises:
@@ -115,12 +115,12 @@ def marina(
     def init_fn(params: Any) -> MarinaState:
         g = memory.zeros(params)
         last = trees.copy(params)  # the caller may donate the parameters
-        everybody = jnp.ones((), jnp.float32)
+        present = jnp.ones((), jnp.float32)
         sent = exchange.init(memory.read(g))
-        return MarinaState(g, last, jnp.ones((), bool), everybody, sent)
+        return MarinaState(g, last, jnp.ones((), bool), present, sent)
 
     def takes_part(draw: Array) -> Array:
-        """1 or 0: whether this worker is one of the r, drawn alike by all workers."""
+        """1 if this worker is one of the r, whom all workers draw with the same key, else 0."""
         n = collectives.axis_size(axis_name)
         if participants is None:
             return jnp.ones((), jnp.float32)

@@ -1,4 +1,4 @@
-"""Safe-EF (Islamov et al. 2025): error feedback under a constraint on the mean of the workers.
+"""Safe-EF (Islamov et al. 2025): error feedback under a constraint on the mean over workers.
 
 h_i = grad f_i(x) if mean_j c_j(x) <= 0, else grad c_i(x)
 v_i = C(e_i + h_i) ;  e_i = e_i + h_i - v_i ;  w = w - gamma mean_i v_i ;  x = x + C_0(w - x)
@@ -46,26 +46,26 @@ def safe_ef(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Safe-EF: follows the objective while the constraint holds, else the constraint.
+    r"""Safe-EF: descends on the objective while the constraint holds, else on the constraint.
 
     .. math:: h_i = \begin{cases}\nabla f_i(x) & \text{mean}_j\,c_j(x) \le \tau \\ \nabla c_i(x)
               & \text{else}\end{cases}, \quad v_i = C(e_i + h_i), \quad e_i' = e_i + h_i - v_i,
               \quad \text{emit mean}_i\,v_i
 
-    The value of every worker's constraint and its gradient come as extra arguments. The compressed
-    downlink ``x + C_0(w - x)`` is :func:`ef21_p`: the whole method is
+    The value of every worker's constraint and its gradient are extra arguments. The compressed
+    downlink ``x + C_0(w - x)`` is :func:`ef21_p`, so the complete method is
     ``chain(safe_ef(C, axis_name=a), optax.sgd(gamma), ef21_p(C_0))``.
 
     Args:
       compressor: C, what is sent.
       tolerance: tau, up to which the mean constraint counts as satisfied.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
+      memory: the dtype in which the residual is stored, as in :func:`error_feedback`.
 
     Returns:
       The transformation; its state is a :class:`SafeEFState`. Call ``update(grads, state, params,
-      constraint=..., constraint_grads=...)``; under :func:`data_parallel` and :func:`simulate` both
-      are :class:`PerWorker`, and the lift needs one worker's examples of them:
+      constraint=..., constraint_grads=...)``. Under :func:`data_parallel` and :func:`simulate` both
+      arguments are :class:`PerWorker`, and the lift needs examples of one worker's arguments:
       ``extra_args={"constraint": 0.0, "constraint_grads": params}``.
 
     Raises:
@@ -111,7 +111,7 @@ def safe_ef(
                 "safe_ef: pass each worker's constraint and its gradient: update(grads, state, "
                 "params, constraint=PerWorker(values), constraint_grads=PerWorker(gradients))."
             )
-        # The sum with a zero of the gradient makes a replicated value this worker's own by type.
+        # Adding a zero from the gradient gives a replicated value the type of a per-worker one.
         own = jnp.asarray(constraint, jnp.float32)
         for x in jax.tree.leaves(updates)[:1]:
             own = own + jnp.sum(x * 0).astype(jnp.float32)

@@ -1,6 +1,6 @@
-"""ScaleCom (Chen et al. 2020): one worker's indices for all, and a low-pass memory.
+"""ScaleCom (Chen et al. 2020): one worker's indices for all workers, and a low-pass memory.
 
-leader t mod n chooses the top-k indices of its m_i + g_i ;  everybody sends those
+leader t mod n chooses the top-k indices of its m_i + g_i ;  all workers send their values there
 m_i = m_i + beta (g_i - sent_i) ;  emit mean_i sent_i
 """
 
@@ -45,18 +45,18 @@ def scalecom(
     .. math:: c_i = C_t(m_i + g_i), \quad m_i' = m_i + \beta (g_i - c_i), \quad
               \text{emit mean}_i\,c_i
 
-    ``beta = 1`` is :func:`error_feedback` with shared indices. Below 1 the memory forgets,
-    ``(1 - beta)`` of the fresh error at every step, which the paper uses (0.1) for large batches.
+    ``beta = 1`` is :func:`error_feedback` with shared indices. Below 1 the memory forgets
+    ``(1 - beta)`` of the fresh error at every step; the paper uses 0.1 for large batches.
 
     Args:
       ratio: kept / total in (0, 1].
-      k: number of values kept of each leaf; give either this or ``ratio``.
+      k: number of values kept of each leaf; give either ``k`` or ``ratio``.
       beta: the filter's weight in (0, 1].
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
+      memory: the dtype in which the residual is stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is a :class:`ScaleComState`.
+      The transformation, to be put before ``optax.sgd``; its state is a :class:`ScaleComState`.
 
     Raises:
       ValueError: unless exactly one of ``ratio`` and ``k`` is given, or for a beta outside (0, 1].

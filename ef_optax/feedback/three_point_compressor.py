@@ -3,7 +3,7 @@
     g_i = C_{h, y}(grad f_i(x))     with h = g_i and y = grad f_i at the last iterate
     emit mean_i g_i
 
-Every variant is a few stages; each stage turns h into something nearer to x and sends one message:
+Every variant has one or two stages. Each stage moves h nearer to x and sends one message:
 
     toward:  h + C(x - h)        lazy:  the same if ||x - h||^2 > zeta ||x - y||^2, else h
     drift:   h + C(x - y)
@@ -60,14 +60,14 @@ class ThreePointState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """What is added to an estimate h: C(x - h), perhaps withheld (``"lazy"``), or C(x - y)."""
+    """What is added to an estimate h: C(x - h), unless withheld (``"lazy"``), or C(x - y)."""
 
     kind: _Kind
     exchange: Exchange
     zeta: float | None
 
     def __call__(self, x: Any, y: Any, h: Any, g: Any, state: ExchangeState) -> tuple[Any, ...]:
-        """The next h, the next mean, the exchange's state, whether a lazy message was sent."""
+        """The next h and mean, the exchange's state, and whether a lazy message was sent."""
         if self.kind == "drift":
             out = self.exchange(trees.sub(x, y), state, want=("sent",))
             return trees.add(h, out.sent), trees.add(g, out.aggregate), out.state, None
@@ -90,7 +90,7 @@ def three_point_compressor(
     init: difference.Init = "compressed",
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""3PC: workers send what turns the last estimate and the last gradient into the new estimate.
+    r"""3PC: the new estimate depends on the last estimate, the last gradient and a message.
 
     .. math:: g_i' = C_{g_i, \nabla f_i(x^{t-1})}(\nabla f_i(x^t)), \quad \text{emit mean}_i\,g_i'
 
@@ -109,9 +109,9 @@ def three_point_compressor(
     "v5"     x (sent dense) with probability p, the same for all workers, else ``h + C(x - y)``
     ======== ==================================================================================
 
-    A withheld message counts as nothing in the papers' accounting, while in this program it still
-    has its place in the exchange. Step sizes: :func:`ef_optax.theory.three_point_step`. EF21 itself
-    is cheaper as :func:`ef21`, which does not keep the last gradient.
+    In the papers' accounting a withheld message costs nothing; in this program a message of the
+    same size still travels. Step sizes: :func:`ef_optax.theory.three_point_step`. EF21 itself is
+    cheaper as :func:`ef21`, which does not keep the last gradient.
 
     Args:
       variant: the row of the table.
@@ -119,13 +119,13 @@ def three_point_compressor(
       second: Q of v2, v3 and v4.
       zeta: the trigger of clag and v3, at least 0.
       probability: p of v5, in (0, 1].
-      key: a JAX random key or an int for v5's coin.
+      key: a JAX random key or an int, with which v5 draws its exact rounds.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates, as in :func:`ef21`. v1 needs ``"full"``.
-      memory: the dtype in which estimates and gradients are kept, as in :func:`ef21`.
+      memory: the dtype in which estimates and gradients are stored, as in :func:`ef21`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is a :class:`ThreePointState`.
+      The transformation, to be put before ``optax.sgd``; its state is a :class:`ThreePointState`.
 
     Raises:
       TypeError: if a compressor is not a Compressor. ValueError: for an unknown variant, an option
@@ -137,7 +137,7 @@ def three_point_compressor(
       >>> tx = ef.three_point_compressor("clag", ef.identity(), zeta=2.0)  # LAG
       >>> params = jnp.zeros(1)
       >>> _, state = tx.update(jnp.array([4.0]), tx.init(params), params)
-      >>> tx.update(jnp.array([5.0]), state, params)[0].tolist()  # too little news to send
+      >>> tx.update(jnp.array([5.0]), state, params)[0].tolist()  # the change is too small to send
       [4.0]
 
     References:
@@ -170,15 +170,15 @@ def three_point_compressor(
         del params, extra_args
         x, *others, last = trees.wide(updates), *state.exchanges
         h, y, g, base = memory.read((state.estimate, state.last, state.mean, state.base))
-        everybody = jnp.ones_like(state.sent)
+        all_sent = jnp.ones_like(state.sent)
 
         def begin() -> tuple[Any, ...]:
             ordinary = functools.partial(difference.track, main, x, h, g, last)
             own, mean, after = difference.start(init, main, x, h, g, last, ordinary)
-            return own, mean, mean if variant == "v1" else (), everybody, (*others, after)
+            return own, mean, mean if variant == "v1" else (), all_sent, (*others, after)
 
         def go_on() -> tuple[Any, ...]:
-            own, mean, known, sent, after = h, g, base, everybody, []
+            own, mean, known, sent, after = h, g, base, all_sent, []
             if variant == "v1":  # both sides start from the last gradients
                 own, mean = y, base
                 known, _ = steps.send_dense(main, x, last)
@@ -190,7 +190,7 @@ def three_point_compressor(
 
         def exact() -> tuple[Any, ...]:
             mean, after = steps.send_dense(main, x, last)
-            return x, mean, (), everybody, (after,)
+            return x, mean, (), all_sent, (after,)
 
         def later() -> tuple[Any, ...]:
             if probability is None:
@@ -219,7 +219,7 @@ def _stages(
     zeta: float | None,
     axis_name: AxisName,
 ) -> tuple[_Stage, ...]:
-    """The stages of a variant: Q's, where it has one, and C's."""
+    """The stages of a variant: that of Q, if it has one, then that of C."""
     rule = "three_point_compressor"
     exchange = exchange_for(rule, compressor, axis_name, needs=(ADDITIVE, CONTRACTIVE))
     kinds: dict[str, _Kind] = {"clag": "lazy", "v1": "drift", "v5": "drift"}

@@ -1,8 +1,8 @@
-"""Variance-based compression (Tsuzuku et al. 2018): what is ambiguous waits.
+"""Variance-based compression (Tsuzuku et al. 2018): ambiguous coordinates are sent later.
 
 r = r + g ;  v = v + sum_z (g_z / B)^2        over the B samples of this worker's batch
-where r^2 > alpha v:  send r ;  r = 0 ;  v = 0
-elsewhere:            v = zeta v
+if r^2 > alpha v:  send r ;  r = 0 ;  v = 0
+else:              v = zeta v
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class VarianceBasedState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NonZero(ThresholdCodec):
-    """What is not zero, at most ``capacity`` of the leaf; of more, the largest magnitudes."""
+    """The entries that are not zero; at most the share ``capacity``, then the largest ones."""
 
     capacity: float
 
@@ -59,37 +59,40 @@ def variance_based(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""A coordinate is sent once its accumulated gradient is large beside its own variance.
+    r"""Sends a coordinate once its accumulated gradient is large compared to its variance.
 
     .. math:: r' = r + g, \quad v' = v + \sum_{z=1}^{B} (g_z / B)^2, \quad
               c = r' \odot [r'^2 > \alpha v'], \quad r'' = r' - c, \quad
               v'' = \zeta\, v' \odot [\text{not sent}], \quad \text{emit mean}_i\,c_i
 
-    With g the mean of the gradients g_z of the samples of this worker's batch. Nothing is lost: the
-    sum of all c plus r is the sum of all g. A gradient transformation does not see single samples,
-    so the update takes their squares as one more argument, ``squares``: for each leaf the sum of
-    ``(g_z / B)^2``. Between workers it is each worker's own, ``squares=ef.PerWorker(squares)``, and
-    the lift needs one worker's example: ``data_parallel(..., extra_args={"squares": params})``.
+    Here g is the mean of the gradients g_z of the samples of this worker's batch. Nothing is lost:
+    the sum of all c plus r is the sum of all g. A gradient transformation does not see single
+    samples, so the update takes one more argument, ``squares``: for each leaf the sum of
+    ``(g_z / B)^2``. With several workers every worker has its own,
+    ``squares=ef.PerWorker(squares)``, and the lift needs an example of one worker's:
+    ``data_parallel(..., extra_args={"squares": params})``.
 
-    How many coordinates pass depends on the data, and so does the published message. Here it has a
-    fixed capacity: of more than c = ceil(capacity d) that pass, the c largest are sent; the others
-    wait, with their variance, as if they had not passed. Values travel as they are (the publication
-    rounds them to powers of two, in four bits, which is not part of this).
+    The data decide how many coordinates pass, and how long the published message is. Here the
+    message has a fixed capacity: if more than c = ceil(capacity d) coordinates pass, the c largest
+    are sent. The others wait, with their variance, as if they had not passed. Values travel
+    unchanged. (The publication rounds them to powers of two in four bits, which is not part of
+    this rule.)
 
     Args:
-      alpha: how unambiguous a coordinate must be, > 0; larger sends less.
-      capacity: room in the message, as a share of the leaf in (0, 1].
-      decay: zeta in (0, 1], by which the variance of what was not sent is forgotten in each step;
-        0.999 in public code, not verified against the publication.
+      alpha: how unambiguous a coordinate must be, > 0; with a larger one less is sent.
+      capacity: the most values that a message holds, as a share of the leaf in (0, 1].
+      decay: zeta in (0, 1], the factor of the unsent coordinates' variance in each step; 0.999 in
+        public code, not verified against the publication.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which residual and variance are kept, as in :func:`error_feedback`.
+      memory: the dtype in which residual and variance are stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is a :class:`VarianceBasedState`.
-      Bits: 32 + c (32 + ceil(log2 d)), of which the first word says how many passed.
+      The transformation, to be put before ``optax.sgd``; its state is a
+      :class:`VarianceBasedState`. Bits: 32 + c (32 + ceil(log2 d)), where the first word is the
+      number of values that passed.
 
     Raises:
-      ValueError: for an argument out of range; and at an update without ``squares``.
+      ValueError: for an argument out of range; at update, if ``squares`` is missing.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -114,7 +117,7 @@ def variance_based(
 
     def unambiguous(r: Array, v: Array) -> Array:
         ambiguous = r * r <= jnp.asarray(alpha, r.dtype) * v
-        # Zero times v tells everybody of a variance that is not finite, as r does of itself.
+        # Zero times v is NaN if the variance is not finite, so that all workers see it in the sum.
         return jnp.where(ambiguous, 0, r) + 0 * v
 
     def init_fn(params: Any) -> VarianceBasedState:
@@ -149,7 +152,7 @@ def variance_based(
 
 
 def _check_squares(squares: Any, updates: Any) -> None:
-    """Refuses an update without the squares of single samples, or with those of other leaves."""
+    """Refuses an update without the samples' squares, or with squares of other shapes."""
     remedy = (
         "give, for each leaf, the sum over the B samples of (gradient of the sample / B)^2: "
         "update(grads, state, params, squares=squares), or squares=ef.PerWorker(squares) to a "
@@ -158,7 +161,7 @@ def _check_squares(squares: Any, updates: Any) -> None:
     if squares is None:
         raise ValueError(f"variance_based: squares=None; {remedy}")
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (squares, updates)]
-    # By leaves: the nodes that Optax puts in the place of the parameters are never equal.
+    # Leaves are compared, because the nodes that Optax substitutes for parameters are never equal.
     if [*map(jnp.shape, jax.tree.leaves(squares))] != [*map(jnp.shape, jax.tree.leaves(updates))]:
         raise ValueError(
             f"variance_based: squares has shapes {shapes[0]}, but the updates {shapes[1]}; {remedy}"
