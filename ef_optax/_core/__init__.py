@@ -1,1 +1,1 @@
-"""What a codec is, what it asks of the workers, and what it answers."""
+"""Codecs: what they are, what they ask of the workers, and what they return."""

@@ -1,15 +1,16 @@
-"""What a compressor is: the codec of one leaf, what it asks of the workers, what it answers.
+"""The codec: one compression operator for one leaf.
 
 A **codec** is a frozen dataclass that knows one compression operator ``C`` for one array: how a
-message is made (``encode``), what the receiver sees (``decode``), how many bits travel (``bits``),
-and which theory holds (``alpha``, ``omega``, the declared properties). Hyper-parameters are its
-fields and are static Python values; everything that changes from step to step is an array.
+message is made (``encode``) and decoded (``decode``), how many bits travel (``bits``), and which
+constants and properties hold (``alpha``, ``omega``, ``traits``). Its fields are the
+hyper-parameters, which are static Python values; everything that changes from step to step is an
+array.
 
 A codec never calls a collective. Its ``protocol`` is a Python generator that runs at trace time and
 *yields requests* (:class:`Gather`, :class:`Mean`, :class:`Sum`, :class:`Max`, :class:`AllToAll`,
 :class:`Permute`); the driver in ``_exchange`` advances the protocols of all leaves together and
-turns each round into one transfer. The default protocol is that of the codec's ``transport``: one
-``Gather`` of the encoded message unless it says otherwise.
+turns each round into one transfer. The default protocol is that of the codec's ``transport``, by
+default one ``Gather`` of the encoded message.
 """
 
 from __future__ import annotations
@@ -36,25 +37,25 @@ from ef_optax._numeric.shapes import Shape, like_of
 class Codec(abc.ABC):
     """One compression operator for one leaf. Subclasses are frozen dataclasses and final.
 
-    A codec is three functions: :meth:`encode`, :meth:`decode`, :meth:`bits`. What else may be
-    relied on it declares by its property :attr:`traits`; everything below has a default.
+    A codec is three functions: :meth:`encode`, :meth:`decode`, :meth:`bits`. Its property
+    :attr:`traits` declares the properties on which others may rely. Everything below has a default.
     """
 
     # -- the operator
 
     @abc.abstractmethod
     def encode(self, x: Array, key: Array | None = None) -> Message:
-        """Makes the message of ``x`` (any shape, also scalars and empty arrays)."""
+        """Makes the message of ``x``, which may have any shape; scalars and empty arrays too."""
 
     @abc.abstractmethod
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        """What the receiver sees; ``like`` gives shape and dtype (never the local array)."""
+        """What the receiver decodes; ``like`` has the shape and dtype, not the local array."""
 
     @abc.abstractmethod
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         """Exact number of bits in one worker's message, before padding to a 32-bit word."""
 
-    # -- what follows from it, overridden where it can be had faster
+    # -- what follows from the operator; subclasses override what they can compute faster
 
     def decode_mean(
         self,
@@ -69,7 +70,7 @@ class Codec(abc.ABC):
           messages: the message's tree with a leading worker axis n.
           like: shape and dtype of the result.
           weights: (n,) weights, or None for all ones.
-          total: the divisor; default n.
+          total: the divisor; by default n.
         """
         n = jax.tree.leaves(messages)[0].shape[0]
 
@@ -86,28 +87,28 @@ class Codec(abc.ABC):
         return result / jnp.asarray(n if total is None else total, like.dtype)
 
     def residual(self, x: Array, message: Message) -> Array:
-        """``x - decode(message)``; overridden where it can be had in place or without decoding."""
+        """``x - decode(message)``; overridden if it can be had in place or without decoding."""
         return x - self.decode(message, like_of(x))
 
     def support(self, x: Array, message: Message) -> Array:
-        """Mask of the coordinates that the message carries; all of them unless overridden."""
+        """Mask of the coordinates that the message carries; all coordinates, unless overridden."""
         del message
         return jnp.ones(x.shape, bool)
 
     def finite(self, x: Any, message: Message) -> Array:
-        """Whether ``x`` and what is decoded are finite: a boolean scalar, part of the header.
+        """Whether ``x`` and what is decoded are finite, as a boolean scalar for the header.
 
-        Overridden where the message tells, so that ``x`` is not read once more. It must be False
-        for a NaN or an infinity anywhere in ``x``, and may be for a message that has overflowed.
+        Codecs override it if the message alone shows it, so that ``x`` need not be read again. It
+        must be False if ``x`` has a NaN or an infinity, and may be False if the message overflowed.
         """
         del message
         return all_finite(jax.tree.leaves(x), local=True)
 
-    # -- what is known about it
+    # -- properties and constants
 
     @property
     def traits(self) -> Traits:
-        """What may be relied on: ``Traits(unbiased=True, ...)``, written by every codec alike."""
+        """The properties on which others may rely, as ``Traits(unbiased=True, ...)``."""
         return Traits()
 
     def traffic(self, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
@@ -115,20 +116,20 @@ class Codec(abc.ABC):
         return self.transport.traffic(self, shape, dtype, num_workers)
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """Contraction: ``E||C(x) - x||^2 <= (1 - alpha)||x||^2``; None where no bound is known."""
+        """Contraction: ``E||C(x) - x||^2 <= (1 - alpha)||x||^2``; None if no bound is known."""
         del shape, num_workers
         return None
 
     def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
-        """Variance if unbiased: ``E||C(x) - x||^2 <= omega ||x||^2``; None if not known."""
+        """Variance if unbiased: ``E||C(x) - x||^2 <= omega ||x||^2``; None if unknown."""
         del shape, num_workers
         return None
 
     def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """``E||C(x) - x||^2 >= least_error ||x||^2`` for *every* x; 0 where none is known.
+        """``E||C(x) - x||^2 >= least_error ||x||^2`` for *every* x; 0 if no such bound is known.
 
-        From 1 on a memory of what was not sent grows at every step, whatever the gradients are;
-        ``omega`` does not tell, which is about the worst x.
+        If it is 1 or more, a memory of what is not sent grows at every step, whatever the gradients
+        are. ``omega`` does not show this, because it describes the worst x.
         """
         del shape, num_workers
         return 0.0
@@ -136,13 +137,13 @@ class Codec(abc.ABC):
     # -- state and protocol
 
     def init(self, like: Any, path: str, num_workers: int) -> Any:
-        """The codec's state for one leaf (for each leaf of its list if it takes groups).
+        """The codec's state for one leaf; a codec of groups has one for each leaf.
 
         Args:
           like: shape and dtype of the leaf, or of the slice of it that one device owns.
           path: the name of the leaf.
-          num_workers: between how many workers it will be exchanged; 1 where the state is made
-            outside of the map over the workers.
+          num_workers: the number of workers in the exchange; 1 if the state is made outside of the
+            map over the workers.
         """
         del like, path, num_workers
         return ()
@@ -156,7 +157,7 @@ class Codec(abc.ABC):
 
     @property
     def transport(self) -> Transport:
-        """How the message travels unless another transport is chosen around the codec."""
+        """How the message travels, unless a transport is put around the codec."""
         return AllGather()
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
@@ -166,23 +167,23 @@ class Codec(abc.ABC):
     @property
     @final
     def self_contained(self) -> bool:
-        """Whether :meth:`encode` alone makes the message of one worker's one leaf.
+        """Whether :meth:`encode` alone makes the message of a worker's leaf.
 
-        Such a codec can be part of another one, and any transport may carry it. What is exchanged
-        by a protocol of its own, has state, or takes groups of leaves is not.
+        Such a codec can be part of another one, and any transport may carry it. A codec with its
+        own protocol, with state, or for groups of leaves is not self-contained.
         """
         own_protocol = type(self).protocol is not Codec.protocol
         return not (own_protocol or self.stateful or self.granularity != "leaf")
 
     @property
     def name(self) -> str:
-        """What error messages call this codec."""
+        """The name of the codec in error messages."""
         return type(self).__name__
 
     # -- the declared traits, one by one
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuses traits that are declared anywhere but in ``traits``: nobody would read them."""
+        """Refuses traits that are declared outside of ``traits``, where nothing reads them."""
         super().__init_subclass__(**kwargs)
         if misplaced := sorted(NAMES & vars(cls).keys()):
             raise TypeError(

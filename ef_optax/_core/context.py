@@ -1,9 +1,9 @@
-"""What the lift tells the exchange while it traces: the mesh axes over which parameters are split.
+"""What an exchange learns from the lift during tracing: how parameters are split over mesh axes.
 
-An exchange has to know how each leaf is laid out over the model axes of the mesh, and it must find
-that out by leaf *path*, because transformations between the lift and the exchange (``masked``,
-``partition``) change the tree. A context variable that is set only while the lift traces carries
-it: extra arguments would break line searches that forward ``**kwargs``.
+An exchange has to know how each leaf is laid out over the model axes of the mesh. It must look this
+up by leaf *path*, because transformations between the lift and the exchange (``masked``,
+``partition``) change the tree. A context variable carries it, which is set only while the lift
+traces; extra arguments would break line searches that forward ``**kwargs``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Lift:
-    """The surroundings of one lifted transformation.
+    """The context of one lifted transformation.
 
     Attributes:
       specs: leaf path -> partition spec of the parameter over the model axes.
       axis_sizes: model axis name -> number of slices.
       simulated: whether model axes are emulated by ``vmap`` instead of being devices.
-      guarded: whether a skipped step is undone by the lift (then no NaN has to be raised).
+      guarded: whether the lift undoes a skipped step, so that aggregates need not become NaN.
     """
 
     specs: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
@@ -34,7 +34,7 @@ class Lift:
     guarded: bool = True
 
     def virtual(self) -> Lift:
-        """The same with emulated model axes, so that it can be traced without devices."""
+        """The same lift with emulated model axes, so that it can be traced without devices."""
         return dataclasses.replace(self, simulated=True)
 
 
@@ -42,13 +42,13 @@ _LIFT: contextvars.ContextVar[Lift | None] = contextvars.ContextVar("ef_optax_li
 
 
 def current() -> Lift | None:
-    """The lift being traced, or None in a hand-written map."""
+    """The lift that is being traced, or None in a hand-written map."""
     return _LIFT.get()
 
 
 @contextlib.contextmanager
 def lifting(lift: Lift) -> Iterator[None]:
-    """Sets the surroundings while the lift traces the transformation."""
+    """Sets the current lift while it traces the transformation."""
     token = _LIFT.set(lift)
     try:
         yield
@@ -57,12 +57,12 @@ def lifting(lift: Lift) -> Iterator[None]:
 
 
 def path_string(path: tuple[object, ...]) -> str:
-    """The name of a leaf, ``a/b/0``: stable between processes, used for keys and policies."""
+    """The name of a leaf, such as ``a/b/0``; stable between processes, for keys and policies."""
     return jax.tree_util.keystr(path, simple=True, separator="/")  # pyright: ignore
 
 
 def spec_axes(spec: PartitionSpec | None) -> tuple[str, ...]:
-    """The mesh axes a partition spec names, in order.
+    """The mesh axes that a partition spec names, in order.
 
     >>> spec_axes(PartitionSpec(None, ("fsdp", "tp")))
     ('fsdp', 'tp')

@@ -1,4 +1,4 @@
-"""Codecs that take several large leaves together."""
+"""Codecs that can handle several large leaves together."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ef_optax._core.codec import Codec
 
 
 class Joinable(Codec):
-    """A codec of single leaves that can handle several large ones in one program.
+    """A codec of single leaves that can handle several large leaves in one program.
 
-    Equal small leaves are stacked; this is for leaves that are too large to be copied. Each gets
-    what it would get alone.
+    Equal small leaves are stacked; this class is for leaves that are too large to be copied. The
+    result for each leaf is the same as alone.
     """
 
     @abc.abstractmethod
     def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
-        """Equal for large leaves that are taken together; None for a leaf that stays alone."""
+        """A value that large leaves share if they are handled together; None for a single leaf."""
 
     @abc.abstractmethod
     def joint(self) -> Codec:

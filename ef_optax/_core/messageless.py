@@ -1,4 +1,4 @@
-"""Codecs that have no message of one worker's one leaf."""
+"""Codecs in which a single worker's leaf has no message."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ef_optax._numeric.dtypes import Array
 
 
 class MessagelessCodec(Codec):
-    """A codec without ``encode`` and ``decode``: its protocol makes the message with the others.
+    """A codec without ``encode`` and ``decode``; the workers make its message in its protocol.
 
-    Subclasses write ``protocol`` and ``bits``, and say in ``why`` what to do instead.
+    Subclasses define ``protocol`` and ``bits``, and say in ``why`` what to use instead.
     """
 
     why: ClassVar[str] = (  # the end of the sentence "... has no encode of its own: "
@@ -33,5 +33,5 @@ class MessagelessCodec(Codec):
         raise self.refusal("protocol")
 
     def refusal(self, what: str) -> TypeError:
-        """The error for whoever asks for it."""
+        """The error for a caller of ``what``."""
         return TypeError(f"{type(self).__name__} has no {what} of its own: {self.why}")

@@ -1,4 +1,4 @@
-"""What rules, combinators and transports may ask of a codec."""
+"""What rules, combinators and transports may require of a codec."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ef_optax._core.codec import Codec
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """A property that is asked of a codec: the test, what is wrong without it, and the remedy."""
+    """A required property of a codec: its test, the reason for a refusal, and the remedy."""
 
     met: Callable[[Codec], bool]
     reason: str

@@ -1,4 +1,4 @@
-"""What a protocol returns for its leaf."""
+"""The result of a protocol for its leaf."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ef_optax._core.requests import Request
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a protocol returns. The last three are functions: what nobody asks for costs nothing.
+    """The result of a protocol; the last three are functions, so unused ones cost nothing.
 
     Attributes:
-      aggregate: what every worker applies; for an additive codec the weighted mean of ``sent``.
-      state: the codec's next state (``()`` when it has none).
-      sent: gives what the receivers decode from this worker's message, never weighted.
-      residual: gives ``x - sent()``; for a codec that streams also of a copy of x, if given one.
-      support: gives the boolean mask of the coordinates that were sent.
+      aggregate: what every worker applies; for an additive codec, the weighted mean of ``sent``.
+      state: the codec's next state (``()`` if it has none).
+      sent: returns what the receivers decode from this worker's message, without its weight.
+      residual: returns ``x - sent()``; a codec that streams also accepts a copy of x.
+      support: returns the boolean mask of the coordinates that were sent.
     """
 
     aggregate: Any

@@ -1,8 +1,8 @@
-"""Codecs that stand for others: which one works depends on the leaf, on the step, or on both.
+"""Policies: codecs that choose another codec by the leaf, by the step, or by both.
 
-The exchange resolves them once, before any protocol runs: first each leaf's codec
-(:func:`for_leaf`), then the stages it goes through (:func:`stages_of`). A codec that is neither
-kind of policy knows nothing of this.
+The exchange resolves them once, before any protocol runs: first the codec of each leaf
+(:func:`for_leaf`), then the stages of this codec (:func:`stages_of`). Codecs that are not policies
+are not concerned.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ef_optax._core.timeline import Timeline
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A codec that works for a while.
+    """A codec that is used for some time.
 
     Attributes:
-      codec: which one.
-      slot: where its own state lies in that of the leaf: the number of an entry, of an entry in
-        that one, and so on; empty if the whole state is its own.
+      codec: the codec.
+      slot: the position of its state in the state of the leaf: the index of an entry, of an entry
+        in that one, and so on; empty if the state of the leaf is its own.
     """
 
     codec: Codec
@@ -51,13 +51,13 @@ def _replaced(state: Any, slot: tuple[int, ...], new: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """What one leaf's codec is in the course of time: a stage for each start of the timeline."""
+    """The codecs of one leaf over time: a stage for each start of the timeline."""
 
     timeline: Timeline
     stages: tuple[Stage, ...]
 
     def at(self, step: int) -> Stage:
-        """The stage that exchange number ``step`` lies in."""
+        """The stage of exchange number ``step``."""
         return self.stages[self.timeline.number(step)]
 
 
@@ -75,7 +75,7 @@ class StepPolicy(Codec):
     @property
     @abc.abstractmethod
     def stages(self) -> Stages:
-        """The codecs one after the other, and when each of them works."""
+        """The successive codecs, and when each of them is used."""
 
     def at(self, step: int) -> Codec:
         """The codec that is used in exchange number ``step``."""
@@ -88,5 +88,5 @@ def for_leaf(codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> Codec:
 
 
 def stages_of(codec: Codec) -> Stages:
-    """The stages of one leaf's codec; a single one if it does not change."""
+    """The stages of one leaf's codec; a single stage if it does not change."""
     return codec.stages if isinstance(codec, StepPolicy) else Stages(Timeline(), (Stage(codec),))

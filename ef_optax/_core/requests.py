@@ -1,4 +1,4 @@
-"""What a protocol asks of the workers, and what it is answered: plain data, no collective."""
+"""The requests of a protocol to the workers, and their answers: plain data, no collectives."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ packed by :func:`ef_optax.extend.pack`."""
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Asks for the messages of all workers; answered by :class:`Gathered`.
+    """Asks for the messages of all workers; the answer is a :class:`Gathered`.
 
-    ``finite`` says whether this leaf was finite, where the codec knows; the driver looks if None.
+    ``finite`` is whether this leaf was finite, or None if the driver must read the leaf to know.
     """
 
     message: Message
@@ -32,7 +32,7 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Sum:
-    """Asks for the plain sum of a tree of arrays over the workers (integers must have room)."""
+    """Asks for the plain sum of a tree of arrays over the workers; integers must not overflow."""
 
     value: Any
 
@@ -41,7 +41,7 @@ class Sum:
 class Max:
     """Asks for the elementwise maximum of a tree of arrays over the workers.
 
-    A NaN may be dropped by the hardware's maximum; map non-finite values to ``+inf`` first.
+    The hardware's maximum may drop a NaN; map non-finite values to ``+inf`` first.
     """
 
     value: Any
@@ -49,9 +49,9 @@ class Max:
 
 @dataclasses.dataclass(frozen=True)
 class AllToAll:
-    """Sends row ``j`` of every array to worker ``j``; answered by the rows that came to this one.
+    """Sends row ``j`` of every array to worker ``j``.
 
-    The answer is a :class:`Gathered`, as that of :class:`Gather`.
+    The answer is a :class:`Gathered` with the rows that all workers sent to this one.
     """
 
     message: Message
@@ -61,11 +61,11 @@ class AllToAll:
 class Permute:
     """Sends a message from worker ``source`` to worker ``target`` for each (source, target).
 
-    Answered by the message received; workers that are no target receive zeros.
+    The answer is the received message; workers that are not a target receive zeros.
     """
 
     message: Message
-    pairs: tuple[tuple[int, int], ...]  # each worker at most once as source, once as target
+    pairs: tuple[tuple[int, int], ...]  # each worker at most once as source and once as target
 
 
 Request = Gather | Mean | Sum | Max | AllToAll | Permute
@@ -73,11 +73,11 @@ Request = Gather | Mean | Sum | Max | AllToAll | Permute
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """Every worker's message (or row for this one), its weight, and what to divide by.
+    """Every worker's message, or its row for this worker, with the weights and the divisor.
 
-    The answer to :class:`Gather` and to :class:`AllToAll`.
+    It is the answer to :class:`Gather` and to :class:`AllToAll`.
     """
 
     messages: Message  # the message's tree, each array with a leading worker axis (n, ...)
-    weights: Array | None  # (n,) float32, or None when every worker counts fully
+    weights: Array | None  # (n,) float32, or None if every worker has weight 1
     total: Array | int  # the divisor of the mean: n, or the sum of the weights

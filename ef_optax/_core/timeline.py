@@ -1,4 +1,4 @@
-"""When a codec changes: steps known beforehand, perhaps repeating for ever."""
+"""When a codec changes: at steps that are known beforehand and may repeat for ever."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Timeline:
 
     Attributes:
       changes: the steps, increasing, from 1 up to ``settled + period``.
-      settled: from this step on everything repeats with the period.
-      period: its length; 1 for what stays as it is. The changes after ``settled`` come again
-        ``period`` steps later, and so on.
+      settled: the step from which on everything repeats with the period.
+      period: the length of a period; 1 if nothing changes from ``settled`` on. The changes after
+        ``settled`` come again ``period`` steps later, and so on.
     """
 
     changes: tuple[int, ...] = ()
@@ -34,25 +34,25 @@ class Timeline:
                     yield step
 
     def starts(self) -> tuple[int, ...]:
-        """The first steps of all segments of one run through: 0, then the changes."""
+        """The first steps of all segments, up to the end of the first period."""
         return 0, *sorted({*self.between(0, self.settled + self.period)})
 
     def number(self, step: int) -> int:
-        """The number of the segment (of :meth:`starts`) that a step lies in."""
+        """The index in :meth:`starts` of the segment that contains a step."""
         if step >= self.settled:
             step = self.settled + (step - self.settled) % self.period
         return sum(step >= start for start in self.starts()[1:])
 
     def segment(self, step: jax.Array) -> jax.Array:
-        """:meth:`number` of a traced step."""
-        late = self.settled + (step - self.settled) % self.period
-        place = jnp.where(step < self.settled, step, late)
+        """:meth:`number` for a traced step."""
+        wrapped = self.settled + (step - self.settled) % self.period
+        step = jnp.where(step < self.settled, step, wrapped)
         later = jnp.asarray(self.starts()[1:], jnp.int32)
-        return jnp.sum(place >= later, dtype=jnp.int32)
+        return jnp.sum(step >= later, dtype=jnp.int32)
 
 
 def merged(timelines: Sequence[Timeline]) -> Timeline:
-    """The timeline of things that change independently.
+    """The timeline of several codecs that change independently.
 
     >>> merged([Timeline((5,), 5), Timeline((1, 2), 0, 2)]).starts()
     (0, 1, 2, 3, 4, 5, 6)

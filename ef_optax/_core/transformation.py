@@ -1,4 +1,4 @@
-"""The one place where Optax's pair of functions is made."""
+"""How Optax transformations are made from their two functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def as_transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """An Optax transformation from its two functions, whose state may be of any class.
 
-    Optax types the state of an update as its union of pytrees, which no function that names its own
-    State class matches; the loss of type is confined to this line.
+    Optax types the state of an update as a union of pytrees, and a function that names its own
+    State class does not match it. The type is lost here and nowhere else.
     """
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

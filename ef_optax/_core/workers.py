@@ -1,4 +1,4 @@
-"""What a protocol may know about the workers without any communication."""
+"""What a protocol knows about the workers without any communication."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ef_optax._numeric.random import GOLDEN, mix32
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """What a protocol may know about the workers without any communication.
+    """What a protocol knows about the workers without any communication.
 
     Attributes:
       size: number of workers n, a Python int (1 without an axis).
       index: this worker's index in 0..n-1 (an array; 0 without an axis).
       step: number of exchanges made so far (int32 array).
-      path: a 32-bit hash of the leaf's path (of each leaf's, for leaves that are stacked).
+      path: a 32-bit hash of the leaf's path; one hash per leaf if leaves are stacked.
       slice_index: index of the slice of a model-parallel leaf that this device owns, else 0.
     """
 
@@ -37,7 +37,7 @@ class Workers:
         ``shared``, in which case every worker draws the same numbers.
         """
         own_slice = mix32(jnp.asarray(self.slice_index, jnp.uint32))
-        place = jnp.asarray(self.path, jnp.uint32) ^ own_slice
-        if not shared:  # one word for all three: every fold_in is a long program to compile
-            place = place ^ mix32(jnp.asarray(self.index, jnp.uint32) + jnp.uint32(GOLDEN))
-        return jax.random.fold_in(jax.random.fold_in(key, self.step), place)
+        stream = jnp.asarray(self.path, jnp.uint32) ^ own_slice
+        if not shared:  # one word for all three, because every fold_in takes long to compile
+            stream = stream ^ mix32(jnp.asarray(self.index, jnp.uint32) + jnp.uint32(GOLDEN))
+        return jax.random.fold_in(jax.random.fold_in(key, self.step), stream)

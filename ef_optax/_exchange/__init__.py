@@ -1,1 +1,1 @@
-"""The driver: it runs the protocols of all leaves, one transfer a round."""
+"""The driver: it runs the protocols of all leaves, with one transfer per round."""

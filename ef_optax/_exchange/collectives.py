@@ -1,8 +1,8 @@
 """The only file that calls a collective of ``jax.lax``.
 
-Every function is right under ``jax.shard_map`` (checked or not), ``jax.pmap`` and ``jax.vmap`` with
-an axis name, and with ``axis=None`` (one worker, nothing crosses). Results that are equal on all
-workers are typed so.
+Every function works under ``jax.shard_map`` (checked or not), ``jax.pmap`` and ``jax.vmap`` with an
+axis name, and with ``axis=None`` (one worker, no communication). Results that are equal on all
+workers have that type.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def axis_names(axis: AxisName) -> tuple[str, ...]:
 
 
 def by_device(axis: AxisName) -> bool:
-    """Whether the axis is one of devices (``shard_map``, ``pmap``) and not of ``vmap``."""
+    """Whether the axis is one of devices (``shard_map``, ``pmap``) and not one of ``vmap``."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
     return all(name in manual for name in axis_names(axis))
 
@@ -35,7 +35,7 @@ def varies(x: Any, axis: AxisName) -> bool:
 
 
 def typed(axis: AxisName) -> bool:
-    """Whether the axis has varying types here, i.e. whether ``shard_map`` checks them."""
+    """Whether values have types that vary over the axis, that is, ``shard_map`` checks them."""
     return axis is not None and varies(jax.lax.axis_index(axis), axis)
 
 
@@ -43,7 +43,7 @@ def axis_size(axis: AxisName) -> int:
     """Number of workers along the axis, a Python int.
 
     Raises:
-      NameError: if no map around this binds the axis, with the remedy.
+      NameError: if no surrounding map binds the axis; the message has the remedy.
     """
     if axis is None:
         return 1
@@ -58,7 +58,7 @@ def axis_size(axis: AxisName) -> int:
 
 
 def bound_size(axis: AxisName) -> int:
-    """:func:`axis_size`, but 1 outside of the map that binds the axis, where states may be made."""
+    """:func:`axis_size`, or 1 outside of the map that binds the axis, where states may be made."""
     try:
         return axis_size(axis)
     except NameError:
@@ -100,12 +100,12 @@ def all_to_all(x: jax.Array, axis: AxisName) -> jax.Array:
 
 
 def permute(x: jax.Array, pairs: Sequence[tuple[int, int]], axis: AxisName) -> jax.Array:
-    """The ``x`` of the worker that has this one as its target; zeros where none has."""
+    """The ``x`` of the worker that has this one as its target; zeros if no worker has."""
     if axis is None:
         return jnp.zeros_like(x)
     if by_device(axis):
         return jax.lax.ppermute(to_varying(x, axis), axis, list(pairs))
-    source = np.full(axis_size(axis), -1)  # under vmap everybody must send, along one axis
+    source = np.full(axis_size(axis), -1)  # under vmap every worker must send, along one axis
     for start, target in pairs:
         source[target] = start
     own = jnp.asarray(source)[axis_index(axis)]
@@ -113,16 +113,16 @@ def permute(x: jax.Array, pairs: Sequence[tuple[int, int]], axis: AxisName) -> j
 
 
 def to_varying(x: jax.Array, axis: AxisName) -> jax.Array:
-    """A value that is the same on all workers, typed as if it differed (no data moves)."""
+    """A value that is the same on all workers, with the type of one that differs; no data moves."""
     missing = tuple(n for n in axis_names(axis) if n not in jax.typeof(x).manual_axis_type.varying)
     return jax.lax.pcast(x, missing, to="varying") if missing and typed(axis) else x
 
 
 def agreed_cond(pred: Any, true_fun: Any, false_fun: Any, *operands: Any, axis: AxisName) -> Any:
-    """``lax.cond`` whose branches may hold collectives: the predicate must be the same everywhere.
+    """``lax.cond`` for branches with collectives; the predicate must be the same on all workers.
 
-    A collective under a predicate that differs between workers makes them wait for each other for
-    ever, and JAX accepts it; so it is refused here.
+    If the predicate of a collective differs between workers, they wait for each other for ever. JAX
+    accepts such a program, so it is refused here.
 
     Raises:
       ValueError: if the type of ``pred`` varies over the axis.
@@ -134,7 +134,7 @@ def agreed_cond(pred: Any, true_fun: Any, false_fun: Any, *operands: Any, axis: 
 def agreed_switch(
     index: Any, branches: Sequence[Callable[..., Any]], *operands: Any, axis: AxisName
 ) -> Any:
-    """``lax.switch`` whose branches may hold collectives: the index must be the same everywhere.
+    """``lax.switch`` for branches with collectives; the index must be the same on all workers.
 
     Raises:
       ValueError: if the type of ``index`` varies over the axis.
@@ -154,16 +154,16 @@ def _require_agreed(name: str, value: Any, axis: AxisName) -> None:
 def require_local(tree: Any, axis: AxisName) -> None:
     """Refuses gradients that are already summed over the workers.
 
-    Under a checked ``jax.shard_map`` the gradient with respect to replicated parameters comes out
-    summed over the axis (and equal on all workers); compressing that saves nothing and is too
-    large by a factor n. The types show it.
+    Under a checked ``jax.shard_map``, the gradient with respect to replicated parameters is already
+    the sum over the axis, and equal on all workers. Compressing it would save nothing, and its mean
+    would be too large by a factor n. The types show it.
 
     Raises:
-      ValueError: naming the leaf and what to do.
+      ValueError: for such a leaf; the message has its name and the remedy.
     """
     if axis is None:
         return
-    axis_size(axis)  # says so if the axis is not bound
+    axis_size(axis)  # raises if the axis is not bound
     if not typed(axis):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -1,15 +1,15 @@
 """The exchange: what crosses the worker axis.
 
 ``Exchange(codec, axis_name)`` runs the protocols of all leaves in lockstep. Each round of requests
-becomes one transfer, however many leaves the model has; two header words ride in the first one:
+becomes one transfer, however many leaves the model has. Two header words travel in the first one:
 whether this worker's numbers are finite, and its weight. So every worker knows whether *all*
-messages of the step are good, at no collective of its own.
+messages of the step are good, without a further collective.
 
     leaves ──► units (stacked equal leaves, groups) ──► protocols ══ rounds ══► outcomes ──► leaves
 
-Where codecs change with the step (``scheduled``), each phase is a whole exchange of its own and
-the step count chooses between them: no request is ever yielded under a condition, and only the
-phase that runs is paid.
+If codecs change with the step (``scheduled``), each phase is a complete exchange, and the step
+count chooses between them. So no request is yielded under a condition, and only the chosen phase is
+executed.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class ExchangeState(NamedTuple):
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     skipped: Array  # int32 scalar: steps skipped because some worker's numbers were not finite
     ok: Array  # bool scalar: whether the last exchange was finite on every worker
-    codec: Any  # per leaf: the codec's own state; () when no codec has any
+    codec: Any  # per leaf: the codec's own state; () if no codec has a state
 
 
 class Exchanged(NamedTuple):
-    """What an exchange returns; trees shaped like the input, None where it was not wanted."""
+    """The result of an exchange: trees like the input, or None for what was not requested."""
 
     aggregate: Any  # what every worker applies: the weighted mean for an additive codec
-    sent: Any  # what the receivers decode from this worker's message, never weighted
+    sent: Any  # what the receivers decode from this worker's message, without its weight
     residual: Any  # input minus sent
     support: Any  # boolean mask of what was sent
     ok: Array  # bool scalar, the same on all workers: all messages were finite
@@ -106,13 +106,13 @@ class Exchange:
         Args:
           tree: this worker's arrays.
           state: from :meth:`init` or the last exchange.
-          weight: this worker's weight in the mean (None: one for all).
+          weight: this worker's weight in the mean (None: every worker has weight 1).
           want: which of ``"sent"``, ``"residual"``, ``"support"`` to compute.
-          again: forms ``tree`` anew, for codecs whose residual streams through it (else unused).
+          again: computes ``tree`` a second time, for codecs whose residual streams through it.
 
         Returns:
-          The :class:`Exchanged`. If any worker's input is not finite, ``ok`` is False and the
-          aggregate is NaN in every entry (loud), unless the lift undoes the step.
+          The :class:`Exchanged`. If any worker's input is not finite, ``ok`` is False, and every
+          entry of the aggregate is NaN unless the lift undoes the step.
         """
         coll.require_local(tree, self.axis_name)
         located, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -123,21 +123,22 @@ class Exchange:
                 raise TypeError(f"updates['{path}'] has dtype {leaf.dtype}, {FLOATING_ONLY}")
         states = treedef.flatten_up_to(state.codec) if self.codec.stateful else [()] * len(leaves)
 
-        def anew() -> list[Array] | None:
-            if again is None or specs is not None:  # nothing may be closed over by slices
+        def leaves_again() -> list[Array] | None:
+            if again is None or specs is not None:  # a map over slices must not close over arrays
                 return None
             return treedef.flatten_up_to(again())
 
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
             finite, weight, count = shared
-            run = _Run(self, paths, slices, specs or [None] * len(leaves), count, anew, loud)
+            leaf_specs = specs or [None] * len(leaves)
+            run = _Run(self, paths, slices, leaf_specs, count, leaves_again, nan_if_bad)
             return run(leaves, states, finite, weight, tuple(want))
 
         lift = context.current()
-        loud = lift is None or not lift.guarded
+        nan_if_bad = lift is None or not lift.guarded
         specs = slices.leaf_specs(paths)
         weight = None if weight is None else jnp.asarray(weight, jnp.float32)
-        # Slices of one leaf have one verdict; a leaf that is not split may ask its codec.
+        # All slices of a leaf share one flag; for a leaf that is not split the codec may know it.
         finite = None if specs is None else all_finite(leaves)
         shared = (finite, weight, state.count)
         if specs is None:
@@ -161,7 +162,7 @@ class Exchange:
         )
 
     def located(self, tree: Any) -> tuple[list[str], list[jax.ShapeDtypeStruct], Any]:
-        """Paths of the leaves, shape and dtype of what one codec sees of each, and the treedef."""
+        """Paths of the leaves, shape and dtype of what a codec gets of each, and the treedef."""
         located, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [context.path_string(path) for path, _ in located]
         likes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for _, x in located]
@@ -188,15 +189,15 @@ class Exchange:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One exchange of a list of leaves, after the model axes are out of sight."""
+    """One exchange of a list of leaves, which are slices if parameters are split."""
 
     exchange: Exchange
     paths: Sequence[str]
     slices: Sequence[Array | int]
     specs: Sequence[Any]
     step: Array
-    anew: Callable[[], list[Array] | None]  # the leaves, formed anew if that is possible
-    loud: bool  # aggregates are NaN if some worker's numbers are not finite
+    again: Callable[[], list[Array] | None]  # computes the leaves a second time, if possible
+    nan_if_bad: bool  # whether aggregates become NaN if some worker's numbers are not finite
 
     def __call__(
         self,
@@ -252,13 +253,13 @@ class _Run:
         ]
         rounds = Rounds(axis, self.exchange.normalize, finite, weight)
         outcomes = rounds.drive(protocols, taken)
-        anew = functools.cache(self.anew)  # of this stage: the branches of a switch share nothing
+        again = functools.cache(self.again)  # once per stage: switch branches share no arrays
 
         def inputs(unit: Unit, name: str) -> tuple[Any, ...]:
-            """What the outcome's function is given: a fresh leaf, where the codec streams."""
+            """The arguments of the outcome's function: a copy of the leaf, if the codec streams."""
             streams = name == "residual" and unit.kind == "leaf" and unit.codec.streams
-            fresh = anew() if streams else None
-            return () if fresh is None else (unit.take(fresh),)
+            copies = again() if streams else None
+            return () if copies is None else (unit.take(copies),)
 
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
@@ -266,10 +267,10 @@ class _Run:
         rows = offsets.as_data(range(most), self.step) if most else []
         for unit, outcome in zip(units, outcomes, strict=True):
             aggregate = outcome.aggregate
-            if self.loud:
+            if self.nan_if_bad:
                 aggregate = jax.tree.map(lambda x: jnp.where(rounds.ok, x, jnp.nan), aggregate)
             self._put(results["aggregate"], unit, aggregate, rows)
-            for name in want:  # each worker's own, by type as well
+            for name in want:  # these differ between workers, so their types must too
                 value = getattr(outcome, name)(*inputs(unit, name))
                 value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)
                 self._put(results[name], unit, value, rows)

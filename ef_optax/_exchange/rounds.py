@@ -1,8 +1,8 @@
-"""The rounds of one step: protocols advance in lockstep, each round is one transfer of each kind.
+"""The rounds of one step: protocols advance in lockstep, with one transfer of each kind per round.
 
-Two header words ride in the first round that reaches everybody: whether this worker's numbers are
-finite, and its weight. So every worker knows whether *all* messages of the step are good, at no
-collective of its own.
+Two header words travel in the first round that reaches all workers: whether this worker's numbers
+are finite, and its weight. So every worker knows whether *all* messages of the step are good,
+without a further collective.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.finite import all_finite
 
 HEADER_WORDS = 2
-"""Words that every worker adds to one round of a step: finite flag and weight."""
+"""Words that every worker adds to one round of a step: the finite flag and the weight."""
 
 
 @dataclasses.dataclass
 class Rounds:
-    """Advances the protocols of one step together; trace-time object of one call.
+    """Advances the protocols of one step together; it exists only while one call is traced.
 
-    ``finite`` says whether this worker's numbers are finite; None asks each leaf's protocol.
+    ``finite`` is whether this worker's numbers are finite; if None, each leaf's protocol is asked.
     """
 
     axis: coll.AxisName
@@ -47,7 +47,7 @@ class Rounds:
     total: Array | int = dataclasses.field(init=False)
     header_due: bool = dataclasses.field(init=False, default=True)
     inputs: Sequence[Any] = dataclasses.field(init=False, default=())
-    verdicts: dict[int, Array] = dataclasses.field(init=False, default_factory=dict)
+    flags: dict[int, Array] = dataclasses.field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ok = jnp.ones((), bool)
@@ -77,14 +77,14 @@ class Rounds:
             outcomes[i] = stop.value
         else:
             if isinstance(request, Gather) and request.finite is not None:
-                self.verdicts.setdefault(i, request.finite)
+                self.flags.setdefault(i, request.finite)
 
     def _all_finite(self) -> Array:
-        """Whether this worker's numbers are; leaves are read only where no protocol has said so."""
+        """Whether this worker's numbers are finite; only leaves without a known flag are read."""
         if self.finite is not None:
             return self.finite
-        unknown = [x for i, x in enumerate(self.inputs) if i not in self.verdicts]
-        known = list(self.verdicts.values())
+        unknown = [x for i, x in enumerate(self.inputs) if i not in self.flags]
+        known = list(self.flags.values())
         return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown), local=True)]))
 
     def _serve(self, requests: list[Request]) -> list[Any]:
@@ -136,17 +136,17 @@ class Rounds:
         return received
 
     def _carrier(self, kinds: dict[type, list[int]]) -> type | None:
-        """Which transfer of this round takes the header along; None to wait for a later round.
+        """The transfer of this round that carries the header; None to wait for a later round.
 
-        What arrives by an all_to_all or a permutation differs between the workers by type, even
-        where the values are equal, and a maximum is another collective; so the header waits for the
-        gather or sum that follows.
+        The results of an all_to_all or a permutation have types that differ between the workers,
+        even if the values are equal, and a maximum is another collective. So the header waits for
+        the gather or sum that follows.
         """
         if set(kinds) <= {AllToAll, Permute, Max} and kinds:
             return None
         return Gather if Gather in kinds or self.weight is not None else Sum
 
-    # The header in the form of each carrier. Sums cannot tell weights apart, hence _carrier.
+    # The header in the form of each carrier. A sum cannot carry the single weights: see _carrier.
 
     def _words(self, size: int, trees: Any) -> Array:
         del size, trees
@@ -170,7 +170,7 @@ class Rounds:
             self._weigh(jax.lax.bitcast_convert_type(head[:, 1], jnp.float32))
 
     def _weigh(self, weights: Array) -> None:
-        """Takes note of everybody's weights."""
+        """Stores the weights of all workers."""
         self.weights = weights
         if self.normalize == "present":
             self.total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)

@@ -2,8 +2,8 @@
 
 The lift is manual over the worker axis only, so that the Optax transformations around an exchange
 keep their global meaning. Only the exchange itself opens a nested map over the model axes that the
-leaves' partition specs name, all leaves together so that one buffer still carries them. In
-simulation the same split is made with ``vmap``, so that a laptop follows the pod's trajectory.
+leaves' partition specs name. It does so for all leaves together, so that one buffer still carries
+them. In simulation ``vmap`` makes the same split, so that a laptop follows the trajectory of a pod.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ef_optax._numeric.dtypes import Array
 
 
 def leaf_specs(paths: Sequence[str]) -> list[P] | None:
-    """Each leaf's spec over the model axes, or None when no leaf is split here."""
+    """Each leaf's spec over the model axes, or None if no leaf is split here."""
     lift = context.current()
     if lift is None:
         return None
@@ -71,9 +71,9 @@ def over_slices(
     Args:
       send: returns a dictionary of lists shaped like ``leaves``, and (states, rest) where ``rest``
         is the same on all slices.
-      leaves: the whole leaves.
+      leaves: the leaves, before they are split.
       states: the codecs' states, with a leading slice axis for split leaves.
-      shared: arrays that are the same on every slice (nothing may be closed over).
+      shared: arrays that are the same on every slice (``send`` must not close over arrays).
       specs: one partition spec for each leaf.
       names: the keys of the dictionary that ``send`` returns.
     """
@@ -91,7 +91,7 @@ def _axis_sizes() -> dict[str, int]:
 
 
 def _with_slices(send: Any, specs: list[P]) -> Any:
-    """Adapts ``send`` to the inside of a map: strips the slice axis of the codec states."""
+    """Adapts ``send`` to the inside of a map, where codec states have no slice axis."""
 
     def local(leaves: list[Array], states: list[Any], shared: Any) -> Any:
         axes = [context.spec_axes(spec) for spec in specs]
@@ -165,7 +165,7 @@ def _over_virtual_slices(
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """How one leaf is cut in slices, which then lie along leading axes.
+    """How one leaf is cut into slices along leading axes.
 
     Attributes:
       spec: the leaf's partition spec.
@@ -188,7 +188,7 @@ class _Cut:
         return [self.own.index(name) for name in self.free if name in self.own]
 
     def split(self, x: Array) -> Array:
-        """A whole leaf as its slices, with a leading dimension for each of its own axes."""
+        """A leaf as its slices, with a leading dimension for each of its own axes."""
         if not self.own:
             return x
         shape: list[int] = []
@@ -201,7 +201,7 @@ class _Cut:
         return jnp.moveaxis(x.reshape(shape), sources, range(len(sources)))
 
     def join(self, x: Array, shape: tuple[int, ...]) -> Array:
-        """The inverse, of a result that has a leading dimension for each of the free axes."""
+        """The inverse of :meth:`split`, for a result with a leading dimension per free axis."""
         positions: list[int] = []
         at = 0
         for axes, _ in self._dimensions(shape):
@@ -211,7 +211,7 @@ class _Cut:
         return jnp.moveaxis(self._own(x), range(len(targets)), targets).reshape(shape)
 
     def split_state(self, state: Any) -> Any:
-        """A codec's state of all slices, along one leading axis, as ``split`` gives the leaf."""
+        """A codec's state with one leading axis for all slices, in the layout of :meth:`split`."""
         own, order = self.own, self.order
 
         def one(x: Array) -> Array:
@@ -221,7 +221,7 @@ class _Cut:
         return jax.tree.map(one, state) if own else state
 
     def join_state(self, state: Any) -> Any:
-        """The inverse, of a result that has a leading dimension for each of the free axes."""
+        """The inverse of :meth:`split_state`, with a leading dimension per free axis."""
         own, order = self.own, self.order
 
         def one(x: Array) -> Array:
@@ -234,10 +234,10 @@ class _Cut:
         return jax.tree.map(one, state)
 
     def _dimensions(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-        """The axes over which each dimension is split, and its length."""
+        """For each dimension, the axes over which it is split, and its length."""
         for d, length in enumerate(shape):
             yield context.spec_axes(P(self.spec[d] if d < len(self.spec) else None)), length
 
     def _own(self, x: Array) -> Array:
-        """A result of all maps without the axes over which it is the same."""
+        """A result of all maps, without the axes over which it is the same."""
         return x[tuple(slice(None) if name in self.own else 0 for name in self.free)]

@@ -1,7 +1,7 @@
-"""Equal leaves as one: a codec applied to a stack of leaves by ``vmap``.
+"""Equal leaves as one: ``vmap`` applies a codec to a stack of leaves.
 
-A network has many leaves of equal shape, and compiling the same encoder again for each is most of
-the compile time. Large leaves are left alone: stacking copies them.
+A network has many leaves of equal shape, and compiling the same encoder for each of them is most of
+the compile time. Large leaves are not stacked, because stacking copies them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape
 
 STACK_LIMIT = 1 << 16
-"""Leaves of more elements than this are not stacked (the copy would cost more than it saves)."""
+"""Leaves with more elements than this are not stacked: the copy would cost more than it saves."""
 
 
 def stackable(codec: Codec, x: Array) -> bool:
-    """Whether leaves like ``x`` may be stacked: encode is all that is done, and x may be copied."""
+    """Whether leaves like ``x`` may be stacked: the codec only encodes, and x is small."""
     return codec.self_contained and codec.transport.stacks and x.size <= STACK_LIMIT
 
 
 @dataclasses.dataclass(frozen=True)
 class Stacked(Codec):
-    """``inner`` on each of the equal leaves stacked along a leading axis."""
+    """``inner`` on each of several equal leaves, which are stacked along a leading axis."""
 
     inner: Codec
 

@@ -1,10 +1,10 @@
 """One round of requests in as few transfers as possible.
 
 Everything that is gathered travels as the words of one ``uint32`` buffer, because a backend may
-widen a collective of narrow numbers (XLA's CPU backend sends bf16 as float32) and because one
-transfer is much cheaper than one for each leaf. The fields of all leaves lie end to end to the bit,
-so that less than one word of a round is padding. Only sums and maxima travel as numbers, in one
-buffer for each dtype.
+widen a collective of narrow numbers (XLA's CPU backend sends bf16 as float32), and because one
+transfer is much cheaper than one per leaf. The bits of all leaves' fields are contiguous, so that
+less than one word of a round is padding. Only sums and maxima travel as numbers, in one buffer per
+dtype.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def gather_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
 
 
 def exchange_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
-    """Sends row j of every array to worker j through one all-to-all; same shapes come back."""
+    """Sends row j of every array to worker j through one all-to-all; the shapes stay the same."""
     if axis is None:
         return list(trees)
     return _through_words(trees, lambda buffer: coll.all_to_all(buffer, axis), leading=1)
@@ -57,7 +57,7 @@ def max_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
 
 
 def _reduced(trees: Sequence[Tree], axis: coll.AxisName, collective: Any) -> list[Tree]:
-    """Each array reduced on its own; an empty one is the same everywhere and need not travel."""
+    """Reduces each array separately; empty ones are the same on all workers and do not travel."""
 
     def one(x: Array) -> Array:
         return collective(x, axis) if x.size else jnp.zeros(x.shape, x.dtype)
@@ -68,10 +68,10 @@ def _reduced(trees: Sequence[Tree], axis: coll.AxisName, collective: Any) -> lis
 def _through_words(
     trees: Sequence[Tree], transfer: Callable[[Array], Array], leading: int
 ) -> list[Tree]:
-    """Lays all fields in one buffer of words, transfers it, and takes it apart again.
+    """Puts all fields into one buffer of words, transfers it, and splits it again.
 
-    With ``leading=0`` the trees are whole messages and the transfer adds a worker axis; with
-    ``leading=1`` they already have one, which the transfer keeps.
+    With ``leading=0`` the transfer adds a worker axis to the trees; with ``leading=1`` they already
+    have one, which the transfer keeps.
     """
     messages = list(trees)
     if not jax.tree.leaves(messages):
@@ -79,5 +79,5 @@ def _through_words(
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[leading:], x.dtype), messages)
     words = to_words(messages) if leading == 0 else jax.vmap(to_words)(messages)
     received = transfer(words)
-    witness = received[0, 0] if received.size else None
-    return jax.vmap(lambda row: from_words(row, like, witness))(received)
+    runtime = received[0, 0] if received.size else None
+    return jax.vmap(lambda row: from_words(row, like, runtime))(received)

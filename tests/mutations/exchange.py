@@ -94,15 +94,15 @@ MUTATIONS = (
     Mutation(
         "a key does not know the step",
         f"{CORE}/workers.py",
-        "jax.random.fold_in(jax.random.fold_in(key, self.step), place)",
-        "jax.random.fold_in(key, place)",
+        "jax.random.fold_in(jax.random.fold_in(key, self.step), stream)",
+        "jax.random.fold_in(key, stream)",
         (MASKS,),
     ),
     Mutation(
         "a key does not know the leaf",
         f"{CORE}/workers.py",
-        "place = jnp.asarray(self.path, jnp.uint32) ^ own_slice",
-        "place = jnp.zeros((), jnp.uint32) ^ own_slice",
+        "stream = jnp.asarray(self.path, jnp.uint32) ^ own_slice",
+        "stream = jnp.zeros((), jnp.uint32) ^ own_slice",
         (MASKS,),
     ),
     Mutation(
@@ -115,8 +115,8 @@ MUTATIONS = (
     Mutation(
         "a schedule changes one step late",
         f"{CORE}/timeline.py",
-        "jnp.sum(place >= later, dtype=jnp.int32)",
-        "jnp.sum(place > later, dtype=jnp.int32)",
+        "jnp.sum(step >= later, dtype=jnp.int32)",
+        "jnp.sum(step > later, dtype=jnp.int32)",
         ("tests/compressors/test_scheduled.py::test_timelines",),
     ),
     Mutation(
