@@ -1,32 +1,32 @@
 """Gradient compression with error feedback for JAX, as composable Optax transformations.
 
-A **compressor** says what is sent, a **feedback rule** says what is remembered, an **exchange**
-says how it travels; everything else is built from those three. Ten names are enough to begin:
+A **compressor** defines what is sent, a **feedback rule** what is remembered, and an **exchange**
+how it travels; everything else is built from these three. Ten names are enough to begin:
 
 ========================================= =====================================================
-``top_k``, ``scaled_sign``                compressors: one value in a hundred, one bit a value
+``top_k``, ``scaled_sign``                compressors: one value in a hundred, one bit per value
 ``error_feedback``, ``ef21``              rules: what compression drops is kept and sent later
 ``data_parallel``                         the chain on a mesh: messages cross it, not gradients
-``simulate``                              the same chain with any number of workers, no devices
+``simulate``                              the same chain with many workers and without devices
 ``worker_value_and_grad``                 every worker's own gradient, not averaged
 ``wire_report``                           the bytes that a compiled step really moves
-``save``, ``restore``                     checkpoints, also on another number of workers
+``save``, ``restore``                     checkpoints, for another number of workers too
 ========================================= =====================================================
 
 >>> import ef_optax as ef, jax.numpy as jnp, optax
 >>> tx = optax.chain(ef.error_feedback(ef.top_k(0.25), axis_name="data"), optax.sgd(0.1))
 >>> tx = ef.simulate(tx, 2, "data")  # or ef.data_parallel(tx, mesh, "data")
 >>> params = jnp.zeros(4)
->>> grads = jnp.array([[4.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 2.0]])  # one row a worker
+>>> grads = jnp.array([[4.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 2.0]])  # one row per worker
 >>> updates, state = tx.update(grads, tx.init(params), params)
->>> state[0].residual.tolist()  # what each worker owes: the ones were not sent
+>>> state[0].residual.tolist()  # the residuals: the ones were not sent
 [[0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
-What is typed less often lies in submodules: ``exchanges`` (how messages travel), ``policies`` (what
-changes over time), ``estimators`` (of a worker's gradient), ``local`` (several steps between two
-exchanges), ``parallel`` (hand-written maps, changing the number of workers), ``measure`` (counting
-bits), ``theory`` (step sizes and bounds), ``states`` (the State classes), ``checkpoint``, and
-``extend`` (to write your own).
+Names that are used less often are in submodules: ``exchanges`` (how messages travel), ``policies``
+(what changes over time), ``estimators`` (of a worker's gradient), ``local`` (several steps between
+two exchanges), ``parallel`` (hand-written maps, changing the number of workers), ``measure``
+(counting bits), ``theory`` (step sizes and bounds), ``states`` (the State classes), ``checkpoint``,
+and ``extend`` (to write your own).
 """
 
 from typing import Any
@@ -198,7 +198,7 @@ __all__ = [
     "gradiveq",
     "power_sgd",
     "svd",
-    # Compressors made of others, and the identity
+    # Compressors made from other compressors, and the identity
     "Compressor",
     "compose",
     "dense",
@@ -210,7 +210,7 @@ __all__ = [
     "rotate",
     "scale_to_contractive",
     "scheduled",
-    # Rules that remember what was not sent
+    # Rules that remember what is not sent: EF14 and related rules
     "adacomp",
     "dgc",
     "dist_ef_sgdm",
@@ -223,7 +223,7 @@ __all__ = [
     "safe_ef",
     "scalecom",
     "variance_based",
-    # Rules that remember what the others know: EF21 and its kin
+    # Rules that remember an estimate of the gradient: EF21 and related rules
     "clip21",
     "ef21",
     "ef21_bidirectional",
@@ -244,7 +244,7 @@ __all__ = [
     "ef_bv",
     "marina",
     "neolithic",
-    # What stands before or after a rule in its chain
+    # Transformations to put before or after a rule in a chain
     "flatten",
     "gradient_mapping",
     "gradient_shift",
@@ -271,12 +271,12 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What tab completion offers: the public names."""
+    """The public names, for tab completion."""
     return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Says of a public name of a submodule where it is."""
+    """Raises an error, which for a public name of a submodule says where it is."""
     for home in (exchanges, policies, estimators, local, parallel, measure, states, extend, theory):
         if name in home.__all__:
             raise AttributeError(f"ef_optax has no {name}, but {home.__name__}.{name} exists.")

@@ -1,8 +1,8 @@
-"""Saving and restoring a training state, also on another number of workers.
+"""Saving and restoring a training state, for another number of workers too.
 
-A checkpoint is an orbax directory: arrays (no pickle) and one JSON item that says what they are.
-It appears under its name only when it is complete. Residuals are part of it: a run that forgets
-them is another run.
+A checkpoint is an orbax directory: arrays (no pickle) and one JSON item that describes them. It
+appears under its name only when it is complete. It includes the residuals, because a run that loses
+them takes another course.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ef_optax.parallel.change_workers import change_workers
 from ef_optax.parallel.lift import Lifted
 
 VERSION = 1
-"""Version of the layout; raised when an older reader could misread a newer checkpoint."""
+"""Version of the layout; increased when an older reader could misread a newer checkpoint."""
 
-__all__ = ["Checkpoint"]  # save and restore stand at the front door
+__all__ = ["Checkpoint"]  # save and restore are imported from ef_optax
 
 
 class Checkpoint(NamedTuple):
-    """What :func:`restore` returns."""
+    """The result of :func:`restore`."""
 
     params: Any
     opt_state: Any
@@ -47,13 +47,13 @@ def save(
     extra: Any = (),
     step: int = 0,
 ) -> None:
-    """Writes one checkpoint directory, whole or not at all.
+    """Writes one checkpoint directory, completely or not at all.
 
-    With it go the number of workers, the axis names, and the fingerprint of the state: name, shape
-    and dtype of every leaf. In several processes all of them call this.
+    It also stores the number of workers, the axis names, and the fingerprint of the state: name,
+    shape and dtype of every leaf. If there are several processes, all of them must call this.
 
     Args:
-      path: the directory to make; it must not exist (one directory for each saved step).
+      path: the directory to create, one for each saved step; it must not exist.
       tx: the transformation that the state belongs to (lifted or not).
       params: the parameters.
       opt_state: its state, with residuals and random keys.
@@ -91,7 +91,7 @@ def save(
     }
     arrays = {
         _item(i, names[i]): _as_stored(x) for i, x in enumerate(leaves) if np.size(x)
-    }  # orbax refuses empty arrays; they are made anew
+    }  # orbax refuses empty arrays, so restore creates them
     items = {"about": ocp.args.JsonSave(about)}
     if arrays:
         items["arrays"] = ocp.args.StandardSave(arrays)
@@ -107,27 +107,27 @@ def restore(
     opt_state: Any = None,
     extra: Any = (),
 ) -> Checkpoint:
-    """Reads a checkpoint into the shapes, dtypes and placement of the present run.
+    """Reads a checkpoint into the shapes, dtypes and devices of the present run.
 
     The next step is bit-identical to the one that would have followed. If ``tx`` has another number
-    of workers than the run that saved, the state goes through :func:`change_workers`: the mean of
-    the residuals is kept.
+    of workers than the run that saved the state, :func:`change_workers` adapts it and keeps the
+    mean of the residuals.
 
     Args:
       path: a directory that :func:`save` made.
       tx: the same chain, lifted to the present number of workers.
       params: parameters of the present run (or shapes and dtypes with shardings); their values are
         not used.
-      opt_state: what the state should look like; default: as ``tx.init`` makes it.
-      extra: what ``extra`` should look like.
+      opt_state: a state of the expected form; by default the form that ``tx.init`` makes.
+      extra: a tree of the expected form of ``extra``.
 
     Returns:
       A :class:`Checkpoint`.
 
     Raises:
       FileNotFoundError: if there is no complete checkpoint at ``path``.
-      ValueError: if it was made by another version, or its fingerprint is that of another model or
-        another chain, naming the first leaf that differs.
+      ValueError: if it was made by another version, or if its fingerprint is that of another model
+        or chain; the message has the first leaf that differs.
       ImportError: without orbax-checkpoint.
 
     Example:
@@ -135,9 +135,9 @@ def restore(
       >>> tx = ef.error_feedback(ef.top_k(k=1), axis_name="w")
       >>> four, two = ef.simulate(tx, 4, "w"), ef.simulate(tx, 2, "w")
       >>> params = jnp.zeros(1)
-      >>> owed = four.init(params)._replace(residual=jnp.array([[1.0], [2.0], [3.0], [6.0]]))
+      >>> state = four.init(params)._replace(residual=jnp.array([[1.0], [2.0], [3.0], [6.0]]))
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     ef.save(f"{folder}/1", four, params=params, opt_state=owed)
+      ...     ef.save(f"{folder}/1", four, params=params, opt_state=state)
       ...     ef.restore(f"{folder}/1", two, params=params).opt_state.residual.tolist()
       [[1.5], [4.5]]
     """
@@ -168,7 +168,7 @@ def restore(
 
 
 def _orbax() -> Any:
-    """The orbax module, which only checkpoints need and which takes seconds to import."""
+    """The orbax module, which takes seconds to import and which only checkpoints need."""
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
@@ -180,7 +180,7 @@ def _orbax() -> Any:
 
 
 def _directory(path: str | os.PathLike[str]) -> Any:
-    """An absolute path, also one of a storage service (``gs://...``)."""
+    """An absolute path, or the path of a storage service (``gs://...``)."""
     from etils import epath  # comes with orbax
 
     text = os.fspath(path)
@@ -203,7 +203,7 @@ def _named(tree: Any) -> tuple[list[str], list[Any]]:
 
 
 def _item(index: int, name: str) -> str:
-    """The name in the checkpoint: readable, and unique whatever characters the tree's keys have."""
+    """The name of a leaf in the checkpoint: readable, and unique for any keys of the tree."""
     return f"{index:05d}.{name.replace('/', '.')}"
 
 
@@ -222,17 +222,17 @@ def _as_stored(x: Any) -> Any:
 
 
 def _as_saved(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """The leaf as it was saved, placed as it is now; another number of workers is not divided."""
+    """The leaf as it was saved, on its present devices; rows of other workers are not split."""
     sharding = getattr(x, "sharding", None)
     if isinstance(x, jax.Array) and not x.committed:
-        sharding = None  # it may go wherever the others are
+        sharding = None  # it may be on the devices of the other leaves
     if shape != np.shape(x) and isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, P(None, *sharding.spec[1:]))
     return jax.ShapeDtypeStruct(shape, jnp.result_type(x), sharding=sharding)
 
 
 def _template(x: jax.ShapeDtypeStruct) -> Any:
-    """What tells orbax how to read a leaf: to a placement, or as a NumPy array."""
+    """The template with which orbax reads a leaf: onto devices, or as a NumPy array."""
     data = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
     if x.sharding is None:
         return np.empty(data.shape, data.dtype)

@@ -1,19 +1,19 @@
-"""The author's kit: what compressors, feedback rules, exchanges and policies are written with.
+"""The author's kit, with which compressors, feedback rules, transports and policies are written.
 
-The rules of this library import from here and from each other's public functions, nothing else.
-``docs/write-your-own.md`` teaches each part on a working example.
+The rules of this library import only from here, and public functions from each other.
+``docs/write-your-own.md`` explains each part with a working example.
 
 - **A compressor** is a :class:`Codec` (``encode``, ``decode``, ``bits``) in a :class:`Compressor`.
-  Where one gather is not enough its ``protocol`` yields requests (:class:`Mean`, :class:`Gather`,
+  If one gather is not enough, its ``protocol`` yields requests (:class:`Mean`, :class:`Gather`,
   ...) and returns an :class:`Outcome`.
 - **A transport** is a :class:`Transport`: its ``run`` exchanges the messages of any codec, and
-  ``ef_optax.exchanges.carried`` makes a compressor of the two.
+  ``ef_optax.exchanges.carried`` makes a compressor from the two.
 - **A rule** is an Optax transformation with an :class:`Exchange` inside. :func:`exchange_for` makes
-  it and holds the compressor to what the rule needs, :func:`memory_for` what it remembers with.
-  ``difference`` has the estimates of EF21 and its kin, ``local_steps`` several steps between two
-  exchanges, ``steps`` the first, dense and silent ones.
-- ``check`` refuses bad options by name, ``trees`` is arithmetic on trees, ``collectives`` is what
-  may be asked of the worker axis besides an exchange.
+  the exchange and checks that the compressor has what the rule needs; :func:`memory_for` makes its
+  :class:`Memory`. ``difference`` has the estimates of EF21 and related rules, ``local_steps`` has
+  several steps between two exchanges, and ``steps`` has first, dense and silent steps.
+- ``check`` refuses bad options by name, ``trees`` has arithmetic on trees, and ``collectives`` has
+  the collectives over the worker axis that rules may use besides an exchange.
 
 >>> import jax.numpy as jnp
 >>> from ef_optax.extend import exchange_for
@@ -87,7 +87,7 @@ __all__ = [
     "sketch",
     "sketch_estimates",
     "top_k_indices",
-    # A protocol of several rounds: what it asks of the workers, what it answers
+    # A protocol of several rounds: its requests to the workers, and its outcome
     "AllToAll",
     "Gather",
     "Gathered",
@@ -111,7 +111,7 @@ __all__ = [
     "AllGather",
     "AllReduce",
     "Transport",
-    # A rule: the exchange, and what rules share
+    # A rule: its exchange, its memory, and what rules share
     "Exchange",
     "ExchangeState",
     "Identity",

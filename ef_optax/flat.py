@@ -1,4 +1,4 @@
-"""One flat buffer: a transformation of a whole model as one vector."""
+"""One flat buffer: a transformation of all leaves of a model as one vector."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Hands all leaves to a transformation as one vector, and takes the updates apart again.
+    """Gives all leaves to a transformation as one vector, and splits its updates again.
 
-    One codec for the whole model instead of one for each leaf: a fraction of the time to compile
-    for models of many leaves, one scale or one budget for all, at the price of a copy of the
-    gradients. It does what ``optax.flatten`` does, and compiles two to four times faster on a CPU
-    where many leaves are equal: their updates are cut out by one program, with places as data.
+    The model has one codec instead of one per leaf. A model with many leaves then compiles in a
+    fraction of the time, and all leaves share one scale or one k, at the price of a copy of the
+    gradients. It does what ``optax.flatten`` does. On a CPU it compiles two to four times faster if
+    many leaves are equal, because one program with positions as data cuts out their updates.
 
     Args:
-      inner: what transforms the vector, a rule of this library or a chain that has one. Its state
-        is that of a vector; other arguments of the update than the parameters reach it unchanged.
+      inner: the transformation of the vector: a rule of this library, or a chain with one. Its
+        state is that of a vector. All arguments of the update except the parameters reach it
+        unchanged.
 
     Returns:
-      The transformation. Leaves of different dtypes are joined in the one that holds them all, and
-      updates come back in each leaf's own.
+      The transformation. Leaves of different dtypes are joined in a dtype that can hold them all,
+      and updates come back in each leaf's own dtype.
 
     Raises:
-      TypeError: for an ``inner`` that is no transformation; at ``init`` or ``update``, for a leaf
-        that is not floating-point.
+      TypeError: if ``inner`` is not a transformation; at ``init`` or ``update``, for a leaf that is
+        not floating-point.
 
     Example:
       Top-k of each leaf becomes top-k of the model:
@@ -79,10 +80,10 @@ def _join(tree: Any) -> Array:
 
 
 def _split(flat: Any, leaves: Sequence[Array]) -> list[Array]:
-    """A vector taken apart into leaves like these."""
+    """A vector, split into leaves like these."""
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     sizes = [leaf.size for leaf in leaves]
-    # What decides the places may be anything that is not known when the program is compiled.
+    # Any number will do here whose value the compiler does not know: see `offsets.as_data`.
     runtime = flat[0].astype(jnp.float32).view(jnp.int32) if flat.size else None
     starts = offsets.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], runtime)
     parts = []

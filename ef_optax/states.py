@@ -1,8 +1,8 @@
-"""The State classes of all rules and estimators: what their memories are called.
+"""The State classes of all rules and estimators, with the names of their memories.
 
 A state is a ``NamedTuple``; the comment beside each field says what it holds, and whether every
-worker has its own. They are for looking inside a state and for annotations; a state is made by
-``tx.init(params)``.
+worker has its own. Use these classes to look inside a state and for annotations;
+``tx.init(params)`` makes a state.
 
 >>> import ef_optax as ef, jax.numpy as jnp
 >>> state = ef.error_feedback(ef.top_k(0.1)).init(jnp.zeros(3))

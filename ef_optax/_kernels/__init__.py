@@ -1,8 +1,8 @@
-"""Kernels for GPU and TPU behind two functions of the XLA form; everywhere else nothing changes.
+"""Kernels for GPU and TPU behind two functions, which use XLA operations elsewhere.
 
-Which one runs is decided when a program is lowered for a platform: ``cuda`` and ``tpu`` take a
-Pallas kernel, all others the XLA form, whose program for the CPU is the same as without this
-folder. A leaf that the kernels are not made for takes the XLA form on every platform.
+The choice is made when a program is lowered for a platform: ``cuda`` and ``tpu`` use a Pallas
+kernel, and all others the XLA form, whose CPU program is the same as without this folder. Leaves
+for which the kernels are not made use the XLA form on every platform.
 """
 
 from __future__ import annotations

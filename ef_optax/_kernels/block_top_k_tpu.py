@@ -1,10 +1,10 @@
 """Top-k of each block on TPU: eight blocks in fast memory, without a sort or a gather.
 
-Two bisections by counting, in all blocks of a program at once: on the bits of the magnitudes for
-the k-th of them, then on the index for where its ties are cut. What is kept is ranked by products
-with triangular matrices of ones, exact in float32. Slots lie on sublanes: each row of a block adds
-the indices that belong to the slots, so that every slot has one on one lane; another product sums
-the lanes and lays the slots along them.
+Two bisections count entries in all blocks of a program at once. The first finds the k-th magnitude
+by its bits; the second finds the index at which its ties are cut. Products with triangular matrices
+of ones, which are exact in float32, rank the entries that are kept. The slots of the result are
+along the sublanes: each row of a block adds the indices of its slots, so that every slot has its
+index on one lane. Another product sums over the lanes and puts the slots along them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ef_optax._numeric.magnitude import magnitude_order
 
 _LANES = 128
 _SUBLANES = 8
-# Blocks of one program: as many rows of results as a tile has.
+# Blocks per program: as many as a tile of results has rows.
 _BLOCKS = 8
 
 
 @functools.partial(jax.jit, static_argnames=("length", "k", "interpret"))
 def block_top_k_indices(x: jax.Array, length: int, k: int, interpret: bool = False) -> jax.Array:
-    """Indices in each block of its k largest magnitudes, ascending; ties to the lowest index.
+    """Indices in each block of its k largest magnitudes, ascending; ties go to the lowest index.
 
-    A leaf that is not made of whole blocks is cut first, which costs a copy.
+    If the length of a leaf is not a multiple of ``length``, the leaf is cut first, which copies it.
 
     Args:
-      x: float32 or bfloat16 of shape (d,); what is left after the last whole block is not read.
+      x: float32 or bfloat16 of shape (d,); entries after the last full block are not read.
       length: a multiple of 2048, 4096 at most.
       k: ``0 < k < length``.
       interpret: runs the kernel as JAX operations, on any backend.
@@ -77,13 +77,13 @@ def _kernel(x_ref: Any, indices_ref: Any, ranks_ref: Any, *, k: int) -> None:
 
 
 def _count(mask: jax.Array) -> jax.Array:
-    """How many of each block, shape (blocks, 1, 1)."""
+    """The number of true entries of each block, shape (blocks, 1, 1)."""
     of_lanes = jnp.sum(mask.astype(jnp.int32), axis=1, keepdims=True, dtype=jnp.int32)
     return jnp.sum(of_lanes, axis=2, keepdims=True, dtype=jnp.int32)
 
 
 def _bisect(bits: int, holds: Any) -> jax.Array:
-    """The largest integer of so many bits for which a falling predicate holds, for each block."""
+    """For each block, the largest integer of ``bits`` bits for which a falling predicate holds."""
 
     def probe(i: jax.Array, found: jax.Array) -> jax.Array:
         higher = found | (jnp.int32(1) << (bits - 1 - i))
@@ -93,7 +93,7 @@ def _bisect(bits: int, holds: Any) -> jax.Array:
 
 
 def _ranks(keep: jax.Array) -> jax.Array:
-    """1, 2, ... for the kept of each block in the order of their indices; counts elsewhere."""
+    """1, 2, ... for the kept entries of each block in index order; for others, counts of kept."""
     blocks, rows, lanes = keep.shape
     kept = jnp.where(keep, 1.0, 0.0).reshape(blocks * rows, lanes)
 
@@ -105,7 +105,7 @@ def _ranks(keep: jax.Array) -> jax.Array:
         return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
     within = product(kept, ones((lanes, lanes), lambda i, j: i <= j))
-    # A row holds 128 at most, which bfloat16 has exactly.
+    # A row counts at most 128, which is exact in bfloat16.
     of_rows = product(kept, ones((lanes, lanes), lambda i, j: i >= 0))
     total = blocks * rows
     earlier = ones((total, total), lambda i, j: (i // rows == j // rows) & (j < i))
@@ -122,7 +122,7 @@ def _place(ranks_ref: Any, indices_ref: Any) -> None:
     ones = jnp.ones((_SUBLANES, lanes), jnp.float32)
 
     def over_lanes(small: jax.Array) -> jax.Array:
-        """Sums over lanes, laid along lanes, of integers that bfloat16 has exactly."""
+        """Sums over the lanes, put along lanes, of integers that are exact in bfloat16."""
         small = small.astype(jnp.float32)
         sums = lax.dot_general(
             ones, small, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
@@ -134,7 +134,7 @@ def _place(ranks_ref: Any, indices_ref: Any) -> None:
             own = ranks_ref[b, pl.ds(r, 1), :] == rank
             return total + jnp.where(own, r * lanes + lane, 0)
 
-        # Of the lanes of a slot one holds its index, in two parts of six bits.
+        # One lane of each slot has its index; it is summed in two parts of six bits.
         found = lax.fori_loop(0, rows, row, jnp.zeros(shape, jnp.int32))
         indices = (over_lanes(found >> 6) << 6) + over_lanes(found & 63)
         indices_ref[pl.ds(b, 1), :] = indices[:1]

@@ -1,7 +1,7 @@
-"""Top-k of each block on GPU, in Triton: one program a block, which stays in registers.
+"""Top-k of each block on GPU, in Triton: one program per block, which stays in registers.
 
-The k-th magnitude is found by bisection on the bits of the magnitudes, counting; entries above it
-and the first of its ties are ranked by one prefix sum and stored to their slots.
+A bisection on the bits of the magnitudes finds the k-th one by counting. One prefix sum then ranks
+the entries above it and the first of its ties, which are stored to their slots.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ef_optax._kernels.dispatch import like
 from ef_optax._numeric.magnitude import magnitude_order
 
 _WARPS = 4
-# Counts of two kinds ride in one integer: a block has fewer entries than this.
+# One integer holds two counts, each below 2 to this power, since a block has fewer entries.
 _SHIFT = 16
 
 
@@ -27,14 +27,14 @@ _SHIFT = 16
 def block_top_k_indices(
     x: jax.Array, length: int, k: int, interpret: bool = False, warps: int = _WARPS
 ) -> jax.Array:
-    """Indices in each block of its k largest magnitudes, ascending; ties to the lowest index.
+    """Indices in each block of its k largest magnitudes, ascending; ties go to the lowest index.
 
     Args:
-      x: float32 or bfloat16 of shape (d,); what is left after the last whole block is not read.
+      x: float32 or bfloat16 of shape (d,); entries after the last full block are not read.
       length: a power of two below ``2**16``.
       k: ``0 < k < length``.
       interpret: runs the kernel as JAX operations, on any backend.
-      warps: of 32 threads, of one program.
+      warps: number of warps of a program, with 32 threads each.
 
     Returns:
       int32 of shape (d // length, k).
@@ -44,7 +44,7 @@ def block_top_k_indices(
         functools.partial(_kernel, length=length, k=k),
         grid=(count,),
         in_specs=[pl.BlockSpec((length,), lambda i: (i,))],
-        # Slots are addressed by number: k is not a power of two.
+        # Slots are addressed by number, because k need not be a power of two.
         out_specs=pl.BlockSpec((count * k,), lambda i: (0,)),
         out_shape=like(x, (count * k,), jnp.int32),
         compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
@@ -65,7 +65,7 @@ def _kernel(x_ref: Any, indices_ref: Any, *, length: int, k: int) -> None:
         return (bit >= 0) & (kept != k)
 
     def probe(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """One more bit of the largest threshold that keeps k entries at least."""
+        """Finds one more bit of the largest threshold that keeps at least k entries."""
         bit, threshold, kept = state
         higher = threshold | (jnp.int32(1) << bit)
         found = _count(order >= higher)
@@ -83,7 +83,7 @@ def _kernel(x_ref: Any, indices_ref: Any, *, length: int, k: int) -> None:
     slot = (before & ((1 << _SHIFT) - 1)) + jnp.minimum(ties, need) - 1
     keep = above | (tie & (ties <= need))
     first = pl.program_id(0) * k
-    # What is not kept is not stored; where masks are not honoured its slot is none.
+    # Other entries are not stored; their slot is out of range, in case masks are not honoured.
     none = jnp.int32(indices_ref.shape[0])
     plgpu.store(indices_ref.at[jnp.where(keep, first + slot, none)], index, mask=keep)
 

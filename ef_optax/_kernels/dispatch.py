@@ -1,4 +1,4 @@
-"""The choice between a kernel and the XLA form, at lowering, by platform."""
+"""The choice between a kernel and the XLA form, which the platform decides at lowering."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from jax import lax
 from ef_optax._bits import packing
 from ef_optax._select import blocks as block_select
 
-# Below this size a launch of its own costs more than a kernel saves, and equal leaves are stacked.
+# Below this size a launch costs more than a kernel saves, and equal leaves are stacked.
 MIN_SIZE = 1 << 16
 # Entries are numbered in int32.
 _MAX_SIZE = (1 << 31) - (1 << 20)
 _DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
-# A block stays in the registers of one program (GPU), and is cut into whole tiles (TPU).
+# A block of these lengths fits in the registers of a program (GPU) and consists of tiles (TPU).
 _LENGTHS = (2048, 4096)
-# On TPU every slot compares the whole block: above this the XLA form does less.
+# On TPU every slot is compared with all entries of the block, so for more slots the XLA form is
+# cheaper.
 _TPU_MAX_K = 256
 
 
 @jax.custom_jvp
 def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`ef_optax._bits.packing.pack_signs_and_norm`, by a kernel on GPU and TPU where one fits.
+    """`ef_optax._bits.packing.pack_signs_and_norm`, by a kernel on GPU and TPU if one fits.
 
-    float32 and bfloat16 from `MIN_SIZE` entries on. The words are the same to the bit; the norm is
-    the same to the rounding of its sum.
+    The kernels are for float32 and bfloat16 with at least `MIN_SIZE` entries. The words are the
+    same to the bit, and the norm is the same up to the rounding of its sum.
 
     Args:
       x: floating array of shape (count,).
 
     Returns:
-      The words of `ef_optax._bits.packing.pack_signs`, and the 1-norm, a scalar, float32 or as wide
-      as x.
+      The words of `ef_optax._bits.packing.pack_signs`, and the 1-norm as a scalar in float32, or in
+      the dtype of x if that is wider.
 
     Example:
       >>> words, norm = pack_signs_and_norm(jnp.array([1.0, -2.0, 0.5]))
@@ -54,7 +55,7 @@ def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @pack_signs_and_norm.defjvp
 def _pack_signs_and_norm_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """Neither a kernel nor the XLA form, one pass for both results, has a derivative of its own."""
+    """The derivative, which neither a kernel nor the one-pass XLA form has."""
     (x,), (dx,) = primals, tangents
     words, norm = pack_signs_and_norm(x)
     change = jnp.sum(jnp.sign(x).astype(norm.dtype) * dx.astype(norm.dtype))
@@ -62,18 +63,18 @@ def _pack_signs_and_norm_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
-    """`ef_optax._select.blocks.block_top_k_indices`, by a kernel on GPU and TPU where one fits.
+    """`ef_optax._select.blocks.block_top_k_indices`, by a kernel on GPU and TPU if one fits.
 
-    float32 and bfloat16 from `MIN_SIZE` entries on, blocks of 2048 or 4096, ``0 < k < length`` (on
-    TPU k up to 256). The indices are the same.
+    The kernels are for float32 and bfloat16 with at least `MIN_SIZE` entries, blocks of 2048 or
+    4096, and ``0 < k < length`` (on TPU k up to 256). The indices are the same.
 
     Args:
-      x: floating array of shape (d,). What is left after the last whole block is not looked at.
+      x: floating array of shape (d,). Entries after the last full block are not read.
       length: static length of a block.
       k: static number of entries of each block, ``0 <= k <= length``.
 
     Returns:
-      int32 of shape (d // length, k), ascending in each block; ties went to the lowest index.
+      int32 of shape (d // length, k), ascending in each block; ties go to the lowest index.
 
     Raises:
       ValueError: if ``k`` is not in ``0 ... length`` or ``x`` is not one-dimensional.
@@ -92,21 +93,21 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
     if k > _TPU_MAX_K:
         kernels.pop("tpu", None)
     chosen = {name: partial(kernel, length=length, k=k) for name, kernel in kernels.items()}
-    # Indices have no derivative; a kernel is not asked for one.
+    # Indices have no derivative, and the kernels must not be asked for one.
     return lax.platform_dependent(lax.stop_gradient(x), default=xla, **chosen)
 
 
 def _fits(x: jax.Array) -> bool:
-    # The kernels count in 32 bits, which Python's integers do not where 64 are the default.
+    # The kernels count in 32 bits, but with jax_enable_x64 Python's integers have 64.
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         return False
     return x.dtype in _DTYPES and MIN_SIZE <= x.size <= _MAX_SIZE
 
 
 def _kernels(step: str, function: str) -> dict[str, Callable[..., Any]]:
-    """The kernels of a step by platform: those that this version of JAX has the means for.
+    """The kernels of a step by platform, for the backends that this version of JAX has.
 
-    Pallas is imported by the first leaf that is large enough, not with the library.
+    The first leaf that is large enough imports Pallas; the library does not.
     """
     found = {}
     for platform, backend in (("cuda", "triton"), ("tpu", "tpu")):
@@ -117,5 +118,5 @@ def _kernels(step: str, function: str) -> dict[str, Callable[..., Any]]:
 
 
 def like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """An output of a kernel: it varies over the mesh as ``x`` does."""
+    """The type of a kernel's output, which varies over the mesh as ``x`` does."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -1,11 +1,11 @@
-"""Packed signs and 1-norm on TPU: one reading, the packing by the matrix unit.
+"""Packed signs and 1-norm on TPU in one pass, in which the matrix unit packs the signs.
 
-Values lie in rows of 128 lanes, so 32 rows make the 128 words of one row. A product with a matrix
-of powers of two sums the bits of each half word, and leaves the four words of a row in *all*
-groups of four lanes; keeping the group that is the row's own and summing over the 32 rows lays the
-words down in order, with no transposition. Bits and powers are exact in bfloat16, to which the unit
-may round its operands, and sums of 16 bits in float32; the operands are float32, which every
-generation takes.
+Values are in rows of 128 lanes, so 32 rows make one row of 128 words. A product with a matrix of
+powers of two sums the bits of each half word, and puts the four words of a row into *all* groups of
+four lanes. Each row keeps only its own group, so the sum over the 32 rows has the words in order,
+without a transposition. Bits and powers are exact in bfloat16, to which the unit may round its
+operands, and sums of 16 bits are exact in float32. The operands are float32, which every TPU
+generation accepts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LANES = 128
 _ROWS = WORD_BITS  # rows of values that make one row of words
 _WORDS_OF_ROW = _LANES // WORD_BITS
 _HALF = 16
-# Rows of words of one program.
+# Rows of words per program.
 _GROUPS = 32
 
 
@@ -34,7 +34,7 @@ _GROUPS = 32
 def pack_signs_and_norm(x: jax.Array, interpret: bool = False) -> tuple[jax.Array, jax.Array]:
     """Words and norm of a float32 or bfloat16 vector.
 
-    A length that is no multiple of 128 is padded first, which costs a copy.
+    A vector whose length is not a multiple of 128 is padded first, which copies it.
 
     Args:
       x: shape (count,), at least one entry.

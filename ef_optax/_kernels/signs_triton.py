@@ -1,7 +1,7 @@
-"""Packed signs and 1-norm on GPU: one reading, in Triton.
+"""Packed signs and 1-norm on GPU in one pass, in Triton.
 
-A program takes a tile of values as rows of 32, one row a word. Words are sums of bits that do not
-overlap; each program leaves one partial norm, and XLA adds those.
+A program reads a tile of values as rows of 32, and packs each row into a word, which is a sum of
+disjoint bits. Each program stores one partial norm, and XLA adds these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as plgpu
 from ef_optax._bits.packing import WORD_BITS, packed_words
 from ef_optax._kernels.dispatch import like
 
-# Words of one program: 4096 values, 32 a thread.
+# Words per program: 4096 values, 32 for each thread.
 _WORDS = 128
 _WARPS = 4
 
@@ -32,7 +32,7 @@ def pack_signs_and_norm(
     Args:
       x: shape (count,), at least one entry.
       interpret: runs the kernel as JAX operations, on any backend.
-      warps: of 32 threads, of one program.
+      warps: number of warps of a program, with 32 threads each.
 
     Returns:
       uint32 words, and the norm in float32.
@@ -56,16 +56,16 @@ def _kernel(x_ref: Any, words_ref: Any, norms_ref: Any, *, size: int) -> None:
     shape = (_WORDS, WORD_BITS)
     bit = lax.broadcasted_iota(jnp.int32, shape, 1)
     word = lax.broadcasted_iota(jnp.int32, shape, 0)
-    place = word * WORD_BITS + bit
+    offset = word * WORD_BITS + bit
     start = pl.program_id(0) * (_WORDS * WORD_BITS)
     ragged = size % (_WORDS * WORD_BITS) != 0
     if ragged:
-        # What the last tile has too many gets no sign bit and adds nothing to the norm.
-        real = start + place < size
-        x = plgpu.load(x_ref.at[place], mask=real, other=0.0)
+        # Slots of the last tile beyond the vector get no sign bit and add nothing to the norm.
+        real = start + offset < size
+        x = plgpu.load(x_ref.at[offset], mask=real, other=0.0)
         plus = (x >= 0) & real
     else:
-        x = plgpu.load(x_ref.at[place])
+        x = plgpu.load(x_ref.at[offset])
         plus = x >= 0
     bits = jnp.where(plus, jnp.int32(1) << bit, jnp.int32(0))
     words = lax.bitcast_convert_type(jnp.sum(bits, axis=1, dtype=jnp.int32), jnp.uint32)

@@ -33,12 +33,12 @@ from ef_optax.extend import (
 class CSERState(NamedTuple):
     """State of :func:`cser`."""
 
-    ahead: Any  # per worker, like the parameters: e_i, what this worker's model has on top
+    ahead: Any  # per worker, like the parameters: e_i, this worker's model minus the common one
     gradients: ExchangeState
     errors: ExchangeState
 
     def points(self, params: Any) -> dict[str, Any]:
-        """Each worker's own model, where its gradient is taken."""
+        """Each worker's own model, at which its gradient is taken."""
         return local_steps.own_model("cser", self.ahead, params)
 
 
@@ -51,26 +51,27 @@ def cser(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""CSER: what a worker does not send of its step it applies to its own model at once.
+    r"""CSER: a worker applies the part of its step that it does not send to its own model at once.
 
-    Every worker has a model ``x_i``, and ``x_i - e_i`` is the same on all of them. That common
+    Every worker has a model ``x_i``, and ``x_i - e_i`` is the same on all of them. This common
     part, z, is what the training loop holds as parameters; gradients are taken at ``z + e_i``
     (:func:`query_points`). In these terms
 
     .. math:: z' = z - \eta\,\text{mean}_i\,C_2(g_i), \quad e_i' = e_i - \eta (g_i - C_2(g_i)),
 
-    and every ``period`` steps ``z += mean C_1(e_i)``, ``e_i -= C_1(e_i)``. It is a whole optimizer:
-    nothing that changes updates may stand after it. ``errors=ef.identity(), gradients=None`` is
-    local SGD with that period. The model to evaluate is ``z + mean_i e_i``.
+    and every ``period`` steps ``z += mean C_1(e_i)``, ``e_i -= C_1(e_i)``. It is a complete
+    optimizer, so no transformation after it may change the updates. With
+    ``errors=ef.identity(), gradients=None`` it is local SGD with that period. The model to evaluate
+    is ``z + mean_i e_i``.
 
     Args:
       errors: C_1, what is sent of the errors every ``period`` steps.
-      gradients: C_2, what is sent of the gradients at every step; None sends nothing but one number
-        that tells whether all is finite.
+      gradients: C_2, what is sent of the gradients at every step. None sends only one number, which
+        shows whether all gradients are finite.
       learning_rate: eta, a number or a schedule.
       period: H, at least 1.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which e is kept, as in :func:`ef_optax.error_feedback`.
+      memory: the dtype in which e is stored, as in :func:`ef_optax.error_feedback`.
 
     Returns:
       The optimizer; its state is a :class:`CSERState`. Call
@@ -99,8 +100,8 @@ def cser(
     reset = exchange_for(
         "cser", errors, axis_name, argument="errors", needs=(ADDITIVE, CONTRACTIVE)
     )
-    whole = identity() if gradients is None else gradients
-    every = exchange_for("cser", whole, axis_name, argument="gradients", needs=(ADDITIVE,))
+    of_gradients = identity() if gradients is None else gradients
+    every = exchange_for("cser", of_gradients, axis_name, argument="gradients", needs=(ADDITIVE,))
     memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> CSERState:

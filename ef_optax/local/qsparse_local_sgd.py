@@ -1,4 +1,4 @@
-"""Qsparse-local-SGD (Basu, Data, Karakus, Diggavi 2019): local steps, then compressed drift.
+"""Qsparse-local-SGD (Basu, Data, Karakus, Diggavi 2019): local steps, then a compressed drift.
 
 every step:     y_i = y_i - eta grad f_i(y_i)
 every H steps:  D_i = m_i + x - y_i ;  c_i = C(D_i) ;  m_i = D_i - c_i
@@ -35,10 +35,10 @@ class QsparseLocalSGDState(NamedTuple):
     ahead: Any  # per worker, like the parameters: y_i - x, the drift since the last synchronisation
     residual: Any  # per worker, like the parameters: m_i
     exchange: ExchangeState  # of the drifts
-    flags: ExchangeState  # of one number a step, whether all is finite
+    flags: ExchangeState  # of one number per step, which shows whether all gradients are finite
 
     def points(self, params: Any) -> dict[str, Any]:
-        """Each worker's own model, where its gradient is taken."""
+        """Each worker's own model, at which its gradient is taken."""
         return local_steps.own_model("qsparse_local_sgd", self.ahead, params)
 
 
@@ -50,25 +50,25 @@ def qsparse_local_sgd(
     axis_name: AxisName = None,
     memory: MemoryLike = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Qsparse-local-SGD: H local steps, then error feedback on how far they went.
+    r"""Qsparse-local-SGD: H local steps, then error feedback on the drift.
 
     .. math:: y_i' = y_i - \eta \nabla f_i(y_i); \quad \text{every } H \text{ steps}\quad
               c_i = C(m_i + x - y_i'), \quad m_i' = m_i + x - y_i' - c_i, \quad
               x' = x - \text{mean}_i\,c_i, \quad y_i'' = x'
 
-    The training loop's parameters are x, which stands still between two synchronisations; gradients
-    are taken at each worker's own y_i (:func:`query_points`). It is a whole optimizer: nothing that
-    changes updates may stand after it. ``period=1`` is :func:`error_feedback` in step units, the
-    identity local SGD. Between synchronisations one number travels, that tells whether all is
-    finite.
+    The training loop's parameters are x, which does not change between two synchronisations;
+    gradients are taken at each worker's own y_i (:func:`query_points`). It is a complete optimizer,
+    so no transformation after it may change the updates. With ``period=1`` it is
+    :func:`error_feedback` in step units, and with the identity it is local SGD. Between two
+    synchronisations only one number per step travels, which shows whether all gradients are finite.
 
     Args:
-      compressor: C, published as a quantiser inside a sparsifier:
+      compressor: C; in the publication a quantiser inside a sparsifier:
         ``ef.compose(ef.qsgd(...), ef.top_k(...))``.
       learning_rate: eta of the local steps, a number or a schedule of the step.
       period: H, at least 1.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which drift and residual are kept, as in
+      memory: the dtype in which drift and residual are stored, as in
         :func:`ef_optax.error_feedback`.
 
     Returns:

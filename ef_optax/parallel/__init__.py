@@ -1,8 +1,8 @@
 """From one worker's transformation to all workers: inference, the lift, simulation, gradients.
 
 :func:`ef_optax.data_parallel`, :func:`ef_optax.simulate` and
-:func:`ef_optax.worker_value_and_grad` stand at the front door. Here is what hand-written maps,
-checkpoints and a change of the number of workers need besides.
+:func:`ef_optax.worker_value_and_grad` are imported from ``ef_optax``. Here is what hand-written
+maps, checkpoints and a change of the number of workers need besides.
 """
 
 from ef_optax.parallel.change_workers import change_workers

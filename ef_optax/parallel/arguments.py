@@ -1,4 +1,4 @@
-"""What a lifted transformation accepts: gradients of every worker, and marked extra arguments."""
+"""The arguments of a lifted transformation: every worker's gradients, and extra arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REMEDY = "ef_optax.worker_value_and_grad(loss_fn, mesh, axis_name) makes gradien
 
 @jax.tree_util.register_pytree_node_class
 class PerWorker:
-    """Marks an extra argument whose leaves have a leading worker axis; others are replicated.
+    """Marks an extra argument whose leaves have a leading worker axis; all others are replicated.
 
     Args:
       value: a tree of arrays with a leading axis of n workers.
@@ -55,10 +55,10 @@ def check_params(params: Any) -> None:
 
 
 def check_gradients(updates: Any, params: Any, n: int, axis_name: AxisName) -> None:
-    """Every gradient leaf must be (n, *parameter): one gradient a worker, not averaged.
+    """Refuses gradients unless every leaf is (n, *parameter): one per worker, not averaged.
 
     Raises:
-      ValueError: naming the leaf, its shape and the remedy.
+      ValueError: for another shape; the message has the leaf, its shape and the remedy.
     """
     check_params(updates)
     reference = updates if params is None else params
@@ -79,10 +79,10 @@ def check_gradients(updates: Any, params: Any, n: int, axis_name: AxisName) -> N
 
 
 def check_rows(name: str, tree: Any, n: int) -> None:
-    """Every leaf of what each worker has its own of must have n rows, one for each worker.
+    """Refuses a per-worker tree unless every leaf has n rows, one for each worker.
 
     Raises:
-      ValueError: naming the leaf and its shape.
+      ValueError: for another number of rows; the message has the leaf and its shape.
     """
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.shape(x)[:1] != (n,):
@@ -93,7 +93,7 @@ def check_rows(name: str, tree: Any, n: int) -> None:
 
 
 def split_extra(extra: Mapping[str, Any], n: int) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    """Sorts extra arguments: (arrays, which of their leaves are per worker, everything else).
+    """Sorts extra arguments into (arrays, which of their leaves are per worker, all others).
 
     ``grads`` (gradients at query points) is per worker, like the gradients themselves.
 

@@ -1,4 +1,4 @@
-"""Going on with another number of workers: the mean of what is owed is kept."""
+"""Continuing with another number of workers; the mean of the residuals is kept."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.linear import einsum
 
 MEAN, FRESH, COPY, SHARDS = "mean", "fresh", "copy", "shards"
-"""Roles of a State's per-worker fields: keep the mean, start anew, copy worker 0's, or cut the
-concatenation of all rows anew."""
+"""Roles of a State's per-worker fields: keep the mean, use the new start, copy worker 0's row, or
+cut the concatenation of all rows into new rows."""
 
 
 def overlap_weights(old: int, new: int) -> np.ndarray:
-    """The matrix that turns ``old`` rows into ``new`` ones and keeps their mean.
+    """The matrix that turns ``old`` rows into ``new`` rows with the same mean.
 
     ``W[j, i] = new * |[i/old, (i+1)/old) intersected with [j/new, (j+1)/new)|``: rows sum to 1,
-    columns to new/old. It averages groups when ``new`` divides ``old`` and repeats in the other
-    case.
+    columns to new/old. It averages groups of rows if ``new`` divides ``old``, and repeats rows if
+    ``old`` divides ``new``.
 
     >>> overlap_weights(4, 2).tolist()
     [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
@@ -36,18 +36,18 @@ def change_workers(state: Any, fresh: Any) -> Any:
     """Carries a lifted state over to another number of workers.
 
     Leaves that are equal on all workers are kept. A per-worker leaf is handled by the role that its
-    State class gives the field (``roles``): ``"mean"`` (the default for floating leaves, residuals
-    and estimates) mixes rows so that their mean is unchanged for any n and m; ``"fresh"`` (the
-    default for integers and keys) takes the new start; ``"copy"`` repeats worker 0's row;
-    ``"shards"`` cuts the rows, which together are one array, anew.
+    State class gives the field (``roles``): ``"mean"`` (the default for floating leaves, such as
+    residuals and estimates) mixes rows so that their mean is unchanged for any n and m; ``"fresh"``
+    (the default for integers and keys) takes the value of ``fresh``; ``"copy"`` repeats worker 0's
+    row; ``"shards"`` cuts the rows, which together are one array, into new rows.
 
     Args:
       state: the state with n workers.
-      fresh: ``tx.init(params)`` of the same chain lifted to m workers; it gives shapes, placement
-        and new keys.
+      fresh: ``tx.init(params)`` of the same chain, lifted to m workers; it gives the shapes, the
+        devices and new keys.
 
     Returns:
-      A state like ``fresh``, on its devices. With m = n the values are those of ``state``, bit for
+      A state like ``fresh``, on its devices. If m = n, the values are those of ``state``, bit for
       bit.
 
     Raises:
@@ -75,8 +75,8 @@ def _carry(old: Any, new: Any, role: str) -> Any:
     if old.shape == new.shape:
         return _placed(old, new)
     if role == SHARDS:
-        whole = old.reshape(-1)[: new.size]  # beyond the leaf's size all is padding
-        return _placed(jnp.pad(whole, (0, new.size - whole.size)).reshape(new.shape), new)
+        flat = old.reshape(-1)[: new.size]  # beyond the leaf's size there is only padding
+        return _placed(jnp.pad(flat, (0, new.size - flat.size)).reshape(new.shape), new)
     if old.ndim != new.ndim or old.shape[1:] != new.shape[1:]:
         raise ValueError(
             f"change_workers: a leaf of shape {old.shape} cannot become {new.shape}; only the "
@@ -94,12 +94,12 @@ def _carry(old: Any, new: Any, role: str) -> Any:
 
 
 def _placed(value: Any, like: Any) -> Any:
-    """The value where the new state lives: its devices may be others, also of equal leaves."""
+    """The value on the devices of the new state, which may be others even for equal shapes."""
     return jax.device_put(value, like.sharding) if hasattr(like, "sharding") else value
 
 
 def _roles(state: Any, role: str = "") -> Any:
-    """The role of every leaf: that of the innermost State class that names one for its field."""
+    """The role of every leaf, from the innermost State class that has a role for its field."""
     names = getattr(state, "_fields", None)
     if isinstance(state, tuple) and names is not None:
         named = getattr(type(state), "roles", {})

@@ -1,13 +1,13 @@
 """Which results of a traced function differ between workers, read from its equations.
 
-A value differs along a worker axis if it is made from one that does, or from the worker's index;
-a sum, a maximum or a gather over the axis is equal on all workers again. One pass over the
-equations of a trace says so for every result, however often the question is asked, where tracing
-the function again would run all its Python.
+A value differs along a worker axis if it is computed from one that does, or from the worker's
+index. A sum, a maximum or a gather over the axis is equal on all workers again. One pass over the
+equations of a trace gives the answer for every result; tracing the function again for every
+question would run all its Python.
 
-The answers are those of ``vmap`` over the axis: a condition on a value that differs makes all that
-comes out of it differ (``vmap`` takes both branches and selects), so that a collective under it,
-at which a mesh would hang, is seen.
+The answers are those of ``vmap`` over the axis. If the predicate of a condition differs, all its
+results differ (``vmap`` takes both branches and selects). So a collective under such a condition,
+at which a mesh would hang, is found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RETYPE = {"pvary", "preduced"}
 
 
 class Dataflow:
-    """Answers for one trace; equal functions called with equal questions are looked at once."""
+    """Answers for one trace; a function is analysed once for equal axes of its arguments."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, tuple[Axes, ...]], tuple[Axes, ...]] = {}
@@ -78,16 +78,16 @@ class Dataflow:
         return (somewhere,) * len(equation.outvars)
 
     def _cond(self, params: Mapping[str, Any], own: tuple[Axes, ...]) -> tuple[Axes, ...]:
-        """A branch that is chosen by a value that differs gives results that differ."""
+        """If the choice of the branch differs, all results differ."""
         chosen, *operands = own
         branches = [self.results(branch, operands) for branch in params["branches"]]
         return tuple(chosen.union(*axes) for axes in zip(*branches, strict=True))
 
     def _scan(self, equation: JaxprEqn, own: tuple[Axes, ...]) -> tuple[Axes, ...]:
-        """The carry is what comes out as it went in; versions of JAX count it differently."""
+        """The carry has the same shape inside and outside; JAX versions count it differently."""
         body = _plain(equation.params["jaxpr"])
-        carries = _whole(equation.outvars, body.outvars)
-        last = _whole(equation.invars, body.invars)
+        carries = _unsliced(equation.outvars, body.outvars)
+        last = _unsliced(equation.invars, body.invars)
         first = last - carries
         consts, carry, items = own[:first], own[first:last], own[last:]
         while True:
@@ -98,7 +98,7 @@ class Dataflow:
             carry = after
 
     def _while(self, params: Mapping[str, Any], own: tuple[Axes, ...]) -> tuple[Axes, ...]:
-        """A loop whose length differs gives results that differ."""
+        """If the length of the loop differs, all results differ."""
         first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         of_cond, of_body, carry = own[:first], own[first:last], own[last:]
         while True:
@@ -117,8 +117,8 @@ def _union(left: Sequence[Axes], right: Sequence[Axes]) -> tuple[Axes, ...]:
 def _is_call(equation: JaxprEqn, inside: Jaxpr, *, differs: bool) -> bool:
     """Whether the equation does nothing but call the one function inside it.
 
-    Such are ``jit``, ``checkpoint`` and functions with derivatives of their own. A function with a
-    batching rule of its own is one only while nothing is batched.
+    ``jit``, ``checkpoint`` and functions with their own derivatives are such calls. A function with
+    its own batching rule is one only if nothing is batched.
     """
     name = equation.primitive.name
     if name == "custom_vmap_call" and differs:
@@ -133,8 +133,8 @@ def _is_call(equation: JaxprEqn, inside: Jaxpr, *, differs: bool) -> bool:
     )
 
 
-def _whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-    """How many values a loop takes or gives as they are, and not an item a round."""
+def _unsliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """How many values a loop passes unchanged to its body, instead of one item per round."""
     return sum(len(x.aval.shape) == len(y.aval.shape) for x, y in zip(outer, inner, strict=True))
 
 
@@ -143,7 +143,7 @@ def _look(aval: Any) -> Any:
 
 
 def _plain(jaxpr: Any) -> Jaxpr:
-    """A function without the values of its constants, whatever this version of JAX calls that."""
+    """A function without the values of its constants, in all versions of JAX."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 

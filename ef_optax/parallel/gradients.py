@@ -1,4 +1,4 @@
-"""One gradient for every worker: the front door of a training step."""
+"""One gradient for every worker, with which a training step begins."""
 
 from __future__ import annotations
 
@@ -39,15 +39,16 @@ def worker_value_and_grad(
       has_aux: whether ``loss_fn`` returns ``(loss, aux)``.
       aux_mean: average the floating-point leaves of ``aux`` over the workers (BatchNorm
         statistics) and drop their worker axis; other leaves are then taken from worker 0.
-      accumulate: split each worker's share into this many parts and average their gradients: one
-        exchange for a window of micro-batches.
+      accumulate: split each worker's share into this many parts and average their gradients, so
+        that several micro-batches share one exchange.
 
     Returns:
-      ``fun(params, batch, *args)`` returning ``(losses, grads)`` or ``((losses, aux), grads)``,
-      each with a leading worker axis n. Every leaf of ``batch`` has a leading axis divisible by n.
-      Of ``args``, typed random keys (``jax.random.key``; a raw ``uint32`` key is an array like any
-      other) are folded with the worker's index, :class:`PerWorker` trees are
-      split along their leading axis, and everything else is replicated. If ``params`` comes from
+      ``fun(params, batch, *args)``, which returns ``(losses, grads)`` or
+      ``((losses, aux), grads)``, each with a leading worker axis n. Every leaf of ``batch`` must
+      have a leading axis divisible by n.
+      Typed random keys in ``args`` (``jax.random.key``; a raw ``uint32`` key is an array like any
+      other) are folded with the worker's index, :class:`PerWorker` trees are split along their
+      leading axis, and everything else is replicated. If ``params`` comes from
       :func:`query_points`, ``grads`` is a dictionary with the gradient at each point, all on the
       same batch and keys.
 
@@ -116,7 +117,7 @@ def _check_batch(batch: Any, n: int, accumulate: int) -> None:
 
 
 def _own_axes(points: Points, n: int) -> dict[str, Any]:
-    """Which points differ between workers: their leaves have one dimension more than params."""
+    """Which points differ between workers; their leaves have one dimension more than params."""
     params = jax.tree.leaves(points["params"])
 
     def own(point: Any) -> bool:
@@ -143,7 +144,10 @@ def _mean_aux(aux: Any) -> Any:
 def _local_gradients(
     loss_fn: Callable[..., Any], axis_name: coll.AxisName, has_aux: bool, accumulate: int
 ) -> Callable[..., Any]:
-    """``local(points, batch, args)`` of one worker: ((loss, aux), gradients at every point)."""
+    """The function ``local(points, batch, args)`` of one worker.
+
+    It returns ((loss, aux), gradients at every point).
+    """
 
     def with_aux(params: Any, batch: Any, *args: Any) -> Any:
         return loss_fn(params, batch, *args) if has_aux else (loss_fn(params, batch, *args), ())

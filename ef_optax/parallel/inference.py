@@ -1,10 +1,11 @@
-"""Which leaves of a chain's state differ between workers: asked, not declared.
+"""Which leaves of a chain's state differ between workers: inferred, not declared.
 
-One update is traced abstractly, and the equations of the trace say which leaves of the new state
-differ, given which gradients and which leaves of the old state do (see ``dataflow``); the answer is
-fed back until nothing changes. No device is needed, and the answer is the same for a simulation and
-for a mesh. It is stricter than types where that matters: what comes out of a ``lax.cond`` on a
-local predicate differs, so a collective under it is seen, where a mesh would hang.
+One update is traced abstractly. The equations of the trace show which leaves of the new state
+differ, given which gradients and which leaves of the old state differ (see ``dataflow``); the
+answer is fed back until nothing changes. No device is needed, and the answer is the same for a
+simulation and for a mesh. It is stricter than types in one important case: the results of a
+``lax.cond`` on a local predicate differ, so a collective under it, at which a mesh would hang, is
+found.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def worker_axes(
 ) -> Any:
     """Finds which leaves of the state of ``tx`` differ between workers.
 
-    For those who write their own ``shard_map``: leaves marked True need a leading worker axis and
-    ``PartitionSpec(axis_name, ...)``, the others stay replicated.
+    It is for those who write their own ``shard_map``: leaves marked True need a leading worker axis
+    and ``PartitionSpec(axis_name, ...)``; the others stay replicated.
 
     Args:
       tx: a transformation (usually a chain) that exchanges over ``axis_name``.
@@ -52,8 +53,8 @@ def worker_axes(
       A tree of bools shaped like the state.
 
     Raises:
-      ValueError: if nothing in the chain exchanges, or if updates come out that differ between the
-        workers (a leaf that no exchange saw), naming the leaf.
+      ValueError: if nothing in the chain exchanges, or if an update differs between the workers
+        (for a leaf that no exchange has handled); the message has the leaf.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp, optax
@@ -79,7 +80,8 @@ def varying_axes(
     """One worker's state (shapes and dtypes), and the set of axes over which each leaf differs.
 
     With a tuple of axes and one exchange over each, the first residual differs over all of them,
-    the second only over those that the first exchange has not reached. See :func:`worker_axes`.
+    and the second only over the axes that the first exchange does not cover. See
+    :func:`worker_axes`.
     """
     params = abstract(params)
     sizes_by_name = list(zip(axis_names(axis_name), sizes, strict=True))
@@ -112,11 +114,11 @@ def varying_axes(
 def _to_the_fixpoint(
     begin: Any, step: Any, every: Axes, params: Any, state: Any
 ) -> tuple[tuple[Axes, ...], tuple[Axes, ...]]:
-    """The axes along which updates and state differ, once that is so in every later step too.
+    """The axes along which updates and state differ in any step.
 
     ``begin`` and ``step`` are traces of the chain's init and of one update.
     """
-    leaves = len(jax.tree.leaves(params))  # and as many updates
+    leaves = len(jax.tree.leaves(params))  # also the number of updates
     same = (NOWHERE,) * len(step.jaxpr.invars)
     flow = Dataflow()
     own = flow.results(begin, same[:leaves])

@@ -1,14 +1,14 @@
-"""The lift: one worker's transformation becomes one that takes a gradient from every worker.
+"""The lift: makes one worker's transformation accept the gradients of all workers.
 
 ``data_parallel`` (workers are devices of a mesh) and ``simulate`` (workers are a ``vmap`` axis)
 have the same interface and follow the same trajectory:
 
-    init(params)                    places and shapes the state
+    init(params)                    makes the state, with its shapes and devices
     update(grads, state, params)    grads have a leading worker axis and are not averaged
 
-Leaves of the state that differ between workers get a leading worker axis; which ones is inferred
-(see ``inference``). A step with a NaN or inf on any worker is skipped by all. Both are
-:func:`lifted` over a :class:`~ef_optax.parallel.worker_map.WorkerMap`.
+Leaves of the state that differ between workers get a leading worker axis; ``inference`` finds them.
+All workers skip a step in which any worker has a NaN or inf. Both functions are :func:`lifted` over
+a :class:`~ef_optax.parallel.worker_map.WorkerMap`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from ef_optax.parallel.worker_map import SAME, Layout, Sizes, WorkerMap
 
 
 class Lifted(optax.GradientTransformationExtraArgs):
-    """A lifted transformation: the Optax pair, and what is known about its state.
+    """A lifted transformation: the Optax pair, and functions that describe its state.
 
     Attributes:
-      axis_name: the worker axis. sizes: workers along each axis. num_workers: workers in all.
-      worker_axes: ``worker_axes(params)`` tells which state leaves have a worker axis.
-      state_specs: ``state_specs(params)`` gives the partition spec of each state leaf.
-      abstract_state: ``abstract_state(params)`` gives shapes, dtypes and (on a mesh) shardings.
+      axis_name: the worker axis.
+      sizes: the number of workers along each axis.
+      num_workers: the number of workers.
+      worker_axes: ``worker_axes(params)`` is True for the state leaves with a worker axis.
+      state_specs: ``state_specs(params)`` has the partition spec of each state leaf.
+      abstract_state: ``abstract_state(params)`` has shapes, dtypes and (on a mesh) shardings.
     """
 
     axis_name: AxisName
@@ -54,7 +56,7 @@ def lifted(
 
     Args:
       tx: a chain that exchanges over the axis of ``workers``.
-      workers: says how a function of one worker runs on all.
+      workers: the map, which runs a function of one worker on all workers.
       extra_args: examples of extra arguments that the update needs.
     """
     plans = _Plans(tx, workers, extra_args)
@@ -94,7 +96,7 @@ def lifted(
             (plan.of_params(like), plan.specs),
         )
 
-    compiled = jax.jit(update_core)  # one for all eager calls; inside a user's jit it is inlined
+    compiled = jax.jit(update_core)  # for all eager calls; inside a user's jit it is inlined
 
     def abstract_state(params: Any) -> Any:
         check_params(params)
@@ -125,12 +127,12 @@ def _like(updates: Any) -> Any:
 
 
 class _Plan(NamedTuple):
-    """What is known about the state of a chain from the shapes of the parameters alone."""
+    """What the shapes of the parameters determine about the state of a chain."""
 
-    lift: context.Lift  # the surroundings of the exchanges
+    lift: context.Lift  # the context of the exchanges
     local: Any  # shape and dtype of each leaf of one worker's state
-    layouts: Any  # how these lie in the state of all workers
-    specs: Any  # how that is split over a mesh, worker axis first
+    layouts: Any  # the layout of each leaf in the state of all workers
+    specs: Any  # how each leaf is split over a mesh, worker axis first
 
     def of_params(self, params: Any) -> Any:
         """The spec of each parameter over the model axes."""
@@ -141,17 +143,17 @@ class _Plan(NamedTuple):
     def abstract_state(self, workers: WorkerMap) -> Any:
         """Shape, dtype and sharding of each leaf of the state of all workers."""
 
-        def whole(layout: Layout, x: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
-            shape = _whole_shape(layout, x, workers.num_workers)
+        def of_all(layout: Layout, x: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+            shape = _shape_of_all(layout, x, workers.num_workers)
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=workers.sharding(spec))
 
-        return jax.tree.map(whole, self.layouts, self.local, self.specs)
+        return jax.tree.map(of_all, self.layouts, self.local, self.specs)
 
     def check(self, state: Any, num_workers: int) -> None:
-        """Refuses the state of another transformation, of one not lifted, or of other workers.
+        """Refuses the state of another transformation, of an unlifted one, or of other workers.
 
         Raises:
-          ValueError: naming the leaf and what to do.
+          ValueError: for such a state; the message has the leaf and the remedy.
         """
         if jax.tree.structure(state) != jax.tree.structure(self.local):
             raise ValueError(
@@ -169,14 +171,14 @@ class _Plan(NamedTuple):
                 "with the init of the lifted transformation."
             )
         for (path, x), like, layout in rows:
-            shape, expected = jnp.shape(x), _whole_shape(layout, like, num_workers)
+            shape, expected = jnp.shape(x), _shape_of_all(layout, like, num_workers)
             what = f"state{jax.tree_util.keystr(path)} has shape {shape}, expected {expected}: "
             if layout.stacked and len(shape) == len(expected) and shape[0] != num_workers:
                 raise ValueError(
-                    f"{what}it is the state of {shape[0]} workers, and here are {num_workers}. "
+                    f"{what}it is the state of {shape[0]} workers, but there are {num_workers}. "
                     "Carry it over with "
                     "ef_optax.parallel.change_workers(state, tx.init(params)), which keeps the "
-                    "mean of what is owed."
+                    "mean of the residuals."
                 )
             if shape != expected:
                 raise ValueError(
@@ -185,12 +187,12 @@ class _Plan(NamedTuple):
                 )
 
 
-def _whole_shape(layout: Layout, x: jax.ShapeDtypeStruct, num_workers: int) -> tuple[int, ...]:
+def _shape_of_all(layout: Layout, x: jax.ShapeDtypeStruct, num_workers: int) -> tuple[int, ...]:
     return (num_workers, *x.shape) if layout.stacked else x.shape
 
 
 class _Plans:
-    """Makes plans, each once: parameters of equal structure, shapes, dtypes and specs share one."""
+    """Makes plans; parameters of equal structure, shapes, dtypes and specs share one."""
 
     def __init__(
         self, tx: optax.GradientTransformation, workers: WorkerMap, extra_args: Any
@@ -211,7 +213,7 @@ class _Plans:
     def _infer(self, params: Any, lift: context.Lift) -> _Plan:
         tx, workers = self.tx, self.workers
         like = inference.abstract(params)
-        with context.lifting(lift.virtual()):  # model axes are emulated: no device is needed
+        with context.lifting(lift.virtual()):  # model axes are emulated, so no device is needed
             local, varying = inference.varying_axes(
                 tx, like, workers.axis_name, workers.sizes, extra_args=self.extra_args
             )
@@ -243,7 +245,7 @@ def state_specs(tx: Any, params: Any) -> Any:
 
 
 def abstract_state(tx: Any, params: Any) -> Any:
-    """Shape, dtype and (on a mesh) sharding of every state leaf: the target of a restore.
+    """Shape, dtype and (on a mesh) sharding of every state leaf, as the target of a restore.
 
     Args:
       tx: what :func:`data_parallel` or :func:`simulate` returned.

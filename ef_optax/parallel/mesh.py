@@ -28,17 +28,17 @@ def data_parallel(
 ) -> Lifted:
     """Lifts one worker's transformation to a mesh: the workers are the devices along an axis.
 
-    The lift is manual over the worker axis only: model axes stay automatic, so what stands after
-    the exchange keeps its global meaning (``clip_by_global_norm`` sees the whole norm), and each
-    device compresses only the slice of a parameter that it owns.
+    The lift is manual over the worker axis only, and model axes stay automatic. So transformations
+    after the exchange keep their global meaning (``clip_by_global_norm`` uses the norm over all
+    devices), and each device compresses only the slice of a parameter that it owns.
 
     Args:
       tx: a chain that exchanges over ``axis_name``.
       mesh: the device mesh; its axes may be Auto or Explicit.
-      axis_name: the mesh axis (or tuple of axes) along which workers lie.
+      axis_name: the mesh axis (or tuple of axes) of the workers.
       param_specs: partition specs of the parameters over the other axes, a tree or prefix tree as
-        for ``in_specs``. None reads them from the parameters' shardings in ``init``; inside jit on
-        an Auto mesh nothing can be read, so pass them when parameters are split.
+        for ``in_specs``. None reads them from the parameters' shardings in ``init``. Inside jit on
+        an Auto mesh they cannot be read, so pass them if parameters are split.
       extra_args: examples of extra arguments that the update needs (``{"value": 0.0}``).
 
     Returns:
@@ -102,7 +102,8 @@ class MeshMap(WorkerMap):
 
         shardings = self._shardings(out_specs)
         mapped = jax.sharding.auto_axes(automatic, out_sharding=shardings)
-        # Under jit also what is not on the mesh yet is taken; unlike set_mesh this works inside it.
+        # jit also accepts operands that are not on the mesh yet. Unlike set_mesh, this context can
+        # be entered inside a jitted function.
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return jax.jit(mapped, out_shardings=shardings)(*operands)
 
@@ -136,7 +137,7 @@ class MeshMap(WorkerMap):
 
         def full(layout: Layout, spec: P, like: jax.ShapeDtypeStruct) -> P:
             if not like.size:
-                return P()  # where XLA puts what is empty; else the second step would recompile
+                return P()  # XLA replicates empty arrays; otherwise the second step would recompile
             return P(self.axis_name, *spec) if layout.axes else spec
 
         return jax.tree.map(full, layouts, split, local)

@@ -26,11 +26,11 @@ def simulate(
     model_axes: Mapping[str, int] | None = None,
     extra_args: dict[str, Any] | None = None,
 ) -> Lifted:
-    """Runs all workers in one process: the worker axis is a ``vmap`` axis, no devices are needed.
+    """Runs all workers in one process: the worker axis is a ``vmap`` axis and needs no devices.
 
     Args:
       tx: a chain that exchanges over ``axis_name``.
-      num_workers: how many workers (one number for each axis of a tuple).
+      num_workers: the number of workers (one number for each axis of a tuple).
       axis_name: the name that ``tx`` uses for the worker axis.
       param_specs: partition specs of the parameters over ``model_axes``, to follow the trajectory
         of a mesh on which they are split (compression is per slice there).
@@ -82,7 +82,7 @@ class VmapMap(WorkerMap):
         *,
         place: bool = False,
     ) -> Any:
-        del out_specs, place  # there is nothing to be spread over
+        del out_specs, place  # there are no devices
         names = axis_names(self.axis_name)
         for name, size in reversed(list(zip(names, self.sizes, strict=True))):
             in_axes, out_axes = (
@@ -93,7 +93,7 @@ class VmapMap(WorkerMap):
         return each(self._fold, results, fun(*each(self._unfold, layouts, operands)))
 
     def _unfold(self, layout: Layout, x: Any) -> Any:
-        """The worker axis as one dimension for each of the leaf's own axes."""
+        """Splits the worker axis into one dimension for each of the leaf's own axes."""
         if layout.divided:
             return jnp.reshape(x, (*self.sizes, -1, *jnp.shape(x)[1:]))
         if not layout.axes or len(self.sizes) == 1:
@@ -102,14 +102,14 @@ class VmapMap(WorkerMap):
         return jnp.reshape(x, (*self.sizes, *jnp.shape(x)[1:]))[own]
 
     def _fold(self, layout: Layout, x: Any) -> Any:
-        """The inverse of ``_unfold``; repeated over the axes that are not the leaf's own."""
+        """The inverse of ``_unfold``; the leaf is repeated along the axes that are not its own."""
         if not layout.axes or len(self.sizes) == 1:
             return x
         names = axis_names(self.axis_name)
         missing = [i for i, name in enumerate(names) if name not in layout.axes]
         shape = x.shape[len(layout.axes) :]
-        whole = jnp.broadcast_to(jnp.expand_dims(x, missing), (*self.sizes, *shape))
-        return whole.reshape(self.num_workers, *shape)
+        full = jnp.broadcast_to(jnp.expand_dims(x, missing), (*self.sizes, *shape))
+        return full.reshape(self.num_workers, *shape)
 
     def note(self, params: Any) -> None:
         del params

@@ -1,4 +1,4 @@
-"""Partition specs: how parameters are split over model axes, and how the state follows."""
+"""Partition specs: how parameters are split over model axes, and how the state is split then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ef_optax.parallel.worker_map import Sizes
 
 
 def is_spec(x: Any) -> bool:
-    """For ``is_leaf``: a spec is a tuple, but a leaf."""
+    """For ``is_leaf``: a spec is a tuple, but must count as a leaf."""
     return isinstance(x, P)
 
 
@@ -39,7 +39,7 @@ def _trimmed(spec: P) -> P:
 
 
 def concrete(params: Any, mesh: Mesh) -> Any:
-    """The specs of concrete parameters, None where there is nothing split."""
+    """The specs of concrete parameters, empty for those that are not split."""
 
     def one(x: Any) -> P:
         sharding = getattr(x, "sharding", None)
@@ -64,10 +64,10 @@ def typed(params: Any) -> Any:
 
 
 def by_path(params: Any, given: Any, axis_name: AxisName, sizes: Mapping[str, int]) -> dict[str, P]:
-    """Leaf path -> spec over the model axes, whose sizes are given; refuses what cannot be.
+    """Leaf path -> spec over the model axes, whose sizes are given; refuses impossible specs.
 
     Raises:
-      ValueError: naming the parameter, its spec and the remedy.
+      ValueError: for such a spec; the message has the parameter, its spec and the remedy.
     """
     found = _located(params, given)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -150,9 +150,9 @@ def over_model_axes(
 
 
 def _with_codecs(specs: Any, local: Any, lift: context.Lift) -> Any:
-    """The specs with those of the codecs' states: of a split leaf one leading axis, of its slices.
+    """Adds the specs of the codecs' states; those of split leaves have a leading axis of slices.
 
-    Their form is that of ``local``, because a codec may have another state for a slice.
+    Their tree structure is that of ``local``, because a slice's state may differ from a leaf's.
     """
 
     def one(path: Any, _: Any) -> P:

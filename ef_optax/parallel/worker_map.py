@@ -1,8 +1,8 @@
 """The map over workers: how a function of one worker's arrays runs on all workers.
 
-Everything that is lifted (``data_parallel``, ``simulate``, ``worker_value_and_grad``) is written
-once, on top of :class:`WorkerMap`. Its implementations say what a worker is: a device of a mesh
-(``mesh``) or an index of a ``vmap`` axis (``simulation``).
+``data_parallel``, ``simulate`` and ``worker_value_and_grad`` are written once, on top of
+:class:`WorkerMap`. Its implementations define what a worker is: a device of a mesh (``mesh``) or an
+index of a ``vmap`` axis (``simulation``).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Sizes = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the arrays of the workers lie in one array. It is a leaf of trees.
+    """How one array holds the arrays of all workers. A layout is a leaf of trees.
 
     Attributes:
-      axes: the worker axes along which the workers' arrays differ. With none, all workers have the
-        same array, and it is the whole.
-      divided: whether the leading dimension is divided among the workers, as that of a batch is;
-        otherwise an array that differs has a leading dimension more, of the n workers.
+      axes: the worker axes along which the workers' arrays differ. If there are none, all workers
+        have the same array.
+      divided: whether the leading dimension is divided among the workers, like that of a batch;
+        otherwise an array that differs has one more leading dimension, of length n.
     """
 
     axes: frozenset[str] = frozenset()
@@ -47,7 +47,7 @@ class Layout:
 
 
 SAME = Layout()
-"""The layout of what is equal on all workers."""
+"""The layout of an array that is equal on all workers."""
 
 
 def each(fun: Callable[[Layout, Any], Any], layouts: Any, tree: Any) -> Any:
@@ -75,12 +75,12 @@ class WorkerMap(abc.ABC):
 
     @property
     def own(self) -> Layout:
-        """The layout of what every worker has its own of, along a leading worker axis."""
+        """The layout of per-worker arrays, along a leading worker axis."""
         return Layout(frozenset(axis_names(self.axis_name)))
 
     @property
     def share(self) -> Layout:
-        """The layout of what is divided among the workers along its leading dimension."""
+        """The layout of an array that is divided among the workers along its leading dimension."""
         return Layout(frozenset(axis_names(self.axis_name)), divided=True)
 
     @abc.abstractmethod
@@ -102,8 +102,8 @@ class WorkerMap(abc.ABC):
           layouts: the layout of each argument (trees or prefix trees).
           results: the layout of what ``fun`` returns (a tree or prefix tree).
           out_specs: how the results are split over a mesh, worker axis first (tree or prefix).
-          place: whether the results must be put there; otherwise they may stay where they are
-            computed unless the mesh has typed shardings.
+          place: whether the results must have these specs; otherwise they may stay where they are
+            computed, unless the mesh has typed shardings.
 
         Returns:
           What ``fun`` returned, as arrays of all workers.
@@ -111,11 +111,11 @@ class WorkerMap(abc.ABC):
 
     @abc.abstractmethod
     def note(self, params: Any) -> None:
-        """Notes what can be read from these parameters but not from tracers of their like."""
+        """Stores what can be read from these parameters, but not from their tracers."""
 
     @abc.abstractmethod
     def surroundings(self, params: Any) -> context.Lift:
-        """What an exchange has to know about the model axes of these parameters."""
+        """What an exchange must know about the model axes of these parameters."""
 
     @abc.abstractmethod
     def state_specs(
@@ -138,7 +138,7 @@ class WorkerMap(abc.ABC):
 
     @abc.abstractmethod
     def sharding(self, spec: P) -> Sharding | None:
-        """A spec as a sharding; None where there is nothing to be spread over."""
+        """A spec as a sharding; None if there are no devices."""
 
 
 def sizes_of(
