@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from ef_optax._bits import packing
@@ -137,6 +138,7 @@ def exact_bits(message: Any) -> int:
     return total
 
 
+@jax.jit
 def to_words(message: Any) -> jax.Array:
     """All fields of a message in ``ceil(exact_bits / 32)`` words.
 
@@ -153,33 +155,48 @@ def to_words(message: Any) -> jax.Array:
             ends.append(end)
             widths += [rest] * rows
     if ends:
-        whole.append(_join(jnp.concatenate(ends), widths))
+        whole.append(_join(lax.concatenate(ends, 0), widths))
     if not whole:
         return jnp.zeros((0,), jnp.uint32)
-    return whole[0] if len(whole) == 1 else jnp.concatenate(whole)
+    return whole[0] if len(whole) == 1 else lax.concatenate(whole, 0)
 
 
-def from_words(words: jax.Array, like: Any, witness: jax.Array | None = None) -> Any:
+def from_words(words: jax.Array, like: Any, runtime: jax.Array | None = None) -> Any:
     """The inverse of :func:`to_words`, for a message whose fields look like those of ``like``.
 
-    With a ``witness`` (see ``offsets.as_data``) equal fields are read by one and the same program.
+    With an integer that is computed at run time (see ``offsets.as_data``) equal fields are read by
+    one and the same program.
     """
+    leaves, treedef = jax.tree.flatten(like)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+    return _from_words(words, runtime, treedef, shapes)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _from_words(
+    words: jax.Array,
+    runtime: jax.Array | None,
+    treedef: Any,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+) -> Any:
+    """:func:`from_words`, traced once for messages of the same form."""
+    like = jax.tree.unflatten(treedef, shapes)
     fields, treedef = jax.tree.flatten(like, is_leaf=lambda x: isinstance(x, Packed))
     layouts = [_layout(field) for field in fields]
     widths = [rest for rows, _, rest in layouts if rest for _ in range(rows)]
     ends = _split(words[sum(rows * full for rows, full, _ in layouts) :], widths)
-    at = offsets.starts([rows * full for rows, full, _ in layouts], layouts, witness)
-    end = offsets.starts([rows * bool(rest) for rows, _, rest in layouts], layouts, witness)
+    at = offsets.starts([rows * full for rows, full, _ in layouts], layouts, runtime)
+    end = offsets.starts([rows * bool(rest) for rows, _, rest in layouts], layouts, runtime)
     out = []
     for i, (field, (rows, full, rest)) in enumerate(zip(fields, layouts, strict=True)):
         each = full + (rest > 0 and rows == 1)
-        own = jax.lax.dynamic_slice_in_dim(words, at[i], rows * each).reshape(rows, each)
+        own = lax.dynamic_slice(words, (at[i],), (rows * each,)).reshape(rows, each)
         if rest:
-            last = jax.lax.dynamic_slice_in_dim(ends, end[i], rows)
+            last = lax.dynamic_slice(ends, (end[i],), (rows,))[:, None]
             if rows == 1:  # over the word that follows: on a CPU far cheaper than to concatenate
-                own = own.at[0, full].set(last[0])
+                own = lax.dynamic_update_slice(own, last, (0, full))
             else:
-                own = jnp.concatenate([own, last[:, None]], axis=1)
+                own = lax.concatenate([own, last], 1)
         out.append(_from_rows(own, field))
     return jax.tree.unflatten(treedef, out)
 
@@ -210,12 +227,12 @@ def _cut(field: Field, full: int, rest: int) -> tuple[jax.Array, jax.Array]:
             "ef_optax.extend.pack."
         )
     if dtype.itemsize >= 4:
-        return jax.lax.bitcast_convert_type(flat, jnp.uint32).reshape(-1), flat
+        return lax.bitcast_convert_type(flat, jnp.uint32).reshape(-1), flat
     # As integers, so that nothing on the way may touch a NaN.
-    flat = jax.lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
+    flat = lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
     each = 4 // dtype.itemsize
     flat = jnp.pad(flat, (0, -flat.size % each)).reshape(-1, each)
-    words = jax.lax.bitcast_convert_type(flat, jnp.uint32)
+    words = lax.bitcast_convert_type(flat, jnp.uint32)
     return (words[:full], words[full:]) if rest else (words, words)
 
 
@@ -226,9 +243,9 @@ def _from_rows(rows: jax.Array, like: Field) -> Field:
     if dtype.itemsize == 8:
         flat = flat.reshape(-1, 2)
     else:
-        whole = jax.lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
+        whole = lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
         flat = whole.reshape(-1)[: math.prod(like.shape)]
-    return jax.lax.bitcast_convert_type(flat, dtype).reshape(like.shape)
+    return lax.bitcast_convert_type(flat, dtype).reshape(like.shape)
 
 
 def _bit_places(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
