@@ -1,1 +1,1 @@
-"""Bits in words: fields, masks, codes."""
+"""Bits in words: fields, masks and codes."""

@@ -1,7 +1,7 @@
-"""Masks of one bit an entry: pack, count, cut and list the set bits, all by rank and select.
+"""Masks with one bit per entry: how their set bits are packed, counted, cut and listed.
 
-A mask over d entries is d / 32 words in the order of `ef_optax._bits.packing`. Everything after
-packing works on words, so it touches a thirty-second of the entries.
+A mask over d entries has d / 32 words in the order of `ef_optax._bits.packing`. Everything after
+packing works on words by rank and select, so it reads one word for 32 entries.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from jax import lax
 
 from ef_optax._bits.packing import WORD_BITS, pack
 
-# Words counted together: four counts of at most 32 fit the bytes of one word, and so do their sums.
+# Words that are counted together: four counts of at most 32, and their sums, fit into the bytes of
+# one word.
 _GROUP = 4
-# Entries summed together in a running sum, as one row of a matrix product.
+# Entries that a running sum adds together, as one row of a matrix product.
 _ROW = 64
-# Up to here every integer is a float32, and sums of such integers are exact.
+# Up to this value every integer is a float32, and sums of such integers are exact.
 _EXACT = 1 << 24
 
 
 def pack_mask(mask: jax.Array) -> jax.Array:
-    """Packs a boolean vector, one bit an entry.
+    """Packs a boolean vector, with one bit per entry.
 
     Example:
       >>> pack_mask(jnp.array([True, False, True])).tolist()
@@ -34,13 +35,13 @@ def pack_mask(mask: jax.Array) -> jax.Array:
 def pack_at_least(entries: jax.Array, threshold: jax.Array) -> jax.Array:
     """Packs the mask ``entries >= threshold`` of integers, as `pack_mask` would.
 
-    The bit is the sign of a difference: compilers turn this into vector code, and a comparison
-    whose result is shifted they often do not.
+    The bit is the sign of a difference, because compilers turn this into vector code. They often do
+    not for a comparison whose result is shifted.
 
     Args:
       entries: signed integers of shape (count,), none below -1.
-      threshold: scalar of the same dtype, not negative; one beyond the largest integer, wrapped,
-        packs to no bit at all.
+      threshold: scalar of the same dtype, not negative. The largest integer plus 1, which wraps
+        around, sets no bit.
 
     Example:
       >>> pack_at_least(jnp.array([7, 2, 5]), jnp.array(5)).tolist()
@@ -92,8 +93,8 @@ def positions(words: jax.Array, capacity: int) -> jax.Array:
       capacity: static length of the result.
 
     Returns:
-      uint32 of shape (capacity,). If fewer bits are set, the entries past the last are positions
-      somewhere in the mask; if more are set, only the first ``capacity`` are listed.
+      uint32 of shape (capacity,). If fewer bits are set, the remaining entries are arbitrary
+      positions in the mask; if more are set, only the first ``capacity`` are listed.
 
     Example:
       >>> positions(jnp.array([5, 1], jnp.uint32), 3).tolist()
@@ -105,32 +106,32 @@ def positions(words: jax.Array, capacity: int) -> jax.Array:
     # Byte i is the number of bits in the words 0 ... i of the group.
     sums = jnp.sum(counts << shifts, axis=1, dtype=jnp.uint32) * np.uint32(0x01010101)
     ends = running_sum(sums >> np.uint32(24), capacity)
-    # Slot j belongs to the group after all those that end at or before j: mark the ends, and a
-    # running sum over the slots counts the groups passed.
+    # Slot j belongs to the group after all those that end at or before j: the ends are marked, and
+    # a running sum over the slots counts the groups that are passed.
     passed = jnp.zeros((capacity,), jnp.uint32)
     passed = passed.at[ends].add(np.uint32(1), mode="drop", indices_are_sorted=True)
     group = jnp.minimum(running_sum(passed, ends.size), np.uint32(ends.size - 1))
     sums = sums.at[group].get(mode="promise_in_bounds")
     start = ends.at[group].get(mode="promise_in_bounds") - (sums >> np.uint32(24))
     rank = jnp.arange(capacity, dtype=jnp.uint32) - start
-    place = jnp.zeros((capacity,), jnp.uint32)
+    at = jnp.zeros((capacity,), jnp.uint32)  # the word of each slot, first within its group
     for shift in shifts[:-1]:
-        place += (rank >= ((sums >> shift) & np.uint32(255))).astype(jnp.uint32)
-    rank -= ((sums << np.uint32(8)) >> (place * np.uint32(8))) & np.uint32(255)
-    place += group * np.uint32(_GROUP)
-    word = words.at[place].get(mode="promise_in_bounds")
-    return place * np.uint32(WORD_BITS) + _select(word, rank)
+        at += (rank >= ((sums >> shift) & np.uint32(255))).astype(jnp.uint32)
+    rank -= ((sums << np.uint32(8)) >> (at * np.uint32(8))) & np.uint32(255)
+    at += group * np.uint32(_GROUP)
+    word = words.at[at].get(mode="promise_in_bounds")
+    return at * np.uint32(WORD_BITS) + _select(word, rank)
 
 
 def running_sum(counts: jax.Array, most: int) -> jax.Array:
-    """Inclusive running sum of a vector, as products of short rows with a triangle of ones.
+    """Inclusive running sum of a vector, by products of short rows with a triangular matrix.
 
-    A row holds the sum of all rows before it and then its entries. On a CPU this is several times
-    faster than a scan, and compiles to a few kernels.
+    A row has the sum of all rows before it, and then its own entries; the matrix has ones. On a CPU
+    this is several times faster than a scan, and it compiles to a few kernels.
 
     Args:
       counts: uint32 of shape (count,).
-      most: static; sums up to here are exact, and larger ones come out larger than this.
+      most: static bound; sums up to it are exact, and larger sums come out larger than it.
 
     Returns:
       uint32 of shape (count,).
@@ -145,15 +146,15 @@ def running_sum(counts: jax.Array, most: int) -> jax.Array:
 
 
 def _row_sums(counts: jax.Array, inclusive: bool) -> jax.Array:
-    """Running sums in float32, each with its own entry or without."""
+    """Running sums in float32, each with its own entry if ``inclusive``, else without."""
     size = counts.size
     width = size if size <= 2 * _ROW else _ROW
     rows = jnp.pad(counts, (0, -size % width)).reshape(-1, width)
     before = jnp.zeros((1,), jnp.float32)
     if len(rows) > 1:
         before = _row_sums(_product(rows, np.ones((width, 1), np.float32))[:, 0], inclusive=False)
-    # Clipped, no sum overflows; and as sums of non-negative numbers never fall, rounded or not, one
-    # that is beyond the exact integers stays beyond them.
+    # Clipping prevents overflow. Running sums of non-negative numbers never decrease, even if they
+    # are rounded, so a sum beyond the exact integers stays beyond them.
     rows = jnp.minimum(jnp.concatenate([before[:, None], rows], axis=1), np.float32(_EXACT))
     triangle = np.triu(np.ones((width + 1, width), np.float32), -1 if inclusive else 0)
     triangle[0] = 1.0
@@ -166,12 +167,12 @@ def _product(rows: jax.Array, matrix: np.ndarray) -> jax.Array:
 
 def _select(words: jax.Array, rank: jax.Array) -> jax.Array:
     """Position in each word of set bit number ``rank``, from 0; any position if there is none."""
-    place = jnp.zeros_like(words)
+    position = jnp.zeros_like(words)
     for width in (16, 8, 4, 2, 1):
         low = words & np.uint32((1 << width) - 1)
         ones = lax.population_count(low)
         above = rank >= ones
         rank = jnp.where(above, rank - ones, rank)
-        place = jnp.where(above, place + np.uint32(width), place)
+        position = jnp.where(above, position + np.uint32(width), position)
         words = jnp.where(above, words >> np.uint32(width), low)
-    return place
+    return position

@@ -1,13 +1,12 @@
-"""Fields of a message as words: laid end to end to the bit, with less than one word of padding.
+"""Fields of a message as words: their bits are contiguous, with less than one word of padding.
 
 A message is a tree of fields. An array is a field of its own bytes. :class:`Packed` is a field of
 bits, whose last word is only partly used. On the wire
 
-    | whole words of field 1 | whole words of field 2 | ... | rests, bit by bit | padding |
+    | full words of field 1 | full words of field 2 | ... | rests, bit by bit | padding |
 
-The whole words are moved where they lie and never shifted. What remains of each field is less than
-a word; these rests are joined bit by bit at static positions. So any number of fields takes
-``ceil(bits / 32)`` words together.
+The full words are copied without a shift. The rest of each field is less than a word; these rests
+are joined bit by bit at static positions. So all fields together take ``ceil(bits / 32)`` words.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def pack(codes: ArrayLike, width: int) -> Packed:
     Args:
       codes: shape (count,) of any integer dtype, or a list of integers; every value in
         ``0 ... 2**width - 1`` (not checked).
-      width: static width of a code, 0 to 32 bits; zero bits take no room.
+      width: static width of a code, 0 to 32 bits; codes of 0 bits take no words.
 
     Returns:
       The field, of ``count * width`` bits.
@@ -86,7 +85,7 @@ def unpack(field: Packed, width: int, count: int) -> jax.Array:
     """Reads ``count`` codes of ``width`` bits back, the inverse of :func:`pack`.
 
     Args:
-      field: what :func:`pack` returned, on whichever worker.
+      field: what :func:`pack` returned, on any worker.
       width: static width of a code, 0 to 32 bits.
       count: static number of codes.
 
@@ -95,7 +94,7 @@ def unpack(field: Packed, width: int, count: int) -> jax.Array:
 
     Raises:
       TypeError: if ``field`` is not what :func:`pack` returned.
-      ValueError: for a bad ``width`` or ``count``, or if the field does not have the words that
+      ValueError: for a bad ``width`` or ``count``, or if the field has another number of words than
         ``count`` codes take.
 
     Example:
@@ -111,7 +110,7 @@ def unpack(field: Packed, width: int, count: int) -> jax.Array:
 
 
 def pack_signs(x: jax.Array) -> Packed:
-    """The signs of a vector, one bit each: 1 where ``x >= 0``."""
+    """The signs of a vector, one bit each: 1 if ``x >= 0``."""
     return Packed(packing.pack_signs(x), x.size)
 
 
@@ -145,27 +144,26 @@ def to_words(message: Any) -> jax.Array:
     >>> to_words([pack(jnp.arange(3), 2), pack(jnp.arange(4), 3)]).tolist()
     [107044]
     """
-    whole, ends, widths = [], [], []
+    parts, ends, widths = [], [], []
     for field in _fields(message):
         rows, full, rest = _layout(field)
         words, end = _cut(field, full, rest)
         if words.size:
-            whole.append(words)
+            parts.append(words)
         if rest:
             ends.append(end)
             widths += [rest] * rows
     if ends:
-        whole.append(_join(lax.concatenate(ends, 0), widths))
-    if not whole:
+        parts.append(_join(lax.concatenate(ends, 0), widths))
+    if not parts:
         return jnp.zeros((0,), jnp.uint32)
-    return whole[0] if len(whole) == 1 else lax.concatenate(whole, 0)
+    return parts[0] if len(parts) == 1 else lax.concatenate(parts, 0)
 
 
 def from_words(words: jax.Array, like: Any, runtime: jax.Array | None = None) -> Any:
     """The inverse of :func:`to_words`, for a message whose fields look like those of ``like``.
 
-    With an integer that is computed at run time (see ``offsets.as_data``) equal fields are read by
-    one and the same program.
+    If ``runtime`` is given (see ``offsets.as_data``), one program reads all equal fields.
     """
     leaves, treedef = jax.tree.flatten(like)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
@@ -193,7 +191,7 @@ def _from_words(
         own = lax.dynamic_slice(words, (at[i],), (rows * each,)).reshape(rows, each)
         if rest:
             last = lax.dynamic_slice(ends, (end[i],), (rows,))[:, None]
-            if rows == 1:  # over the word that follows: on a CPU far cheaper than to concatenate
+            if rows == 1:  # overwriting the next word is far cheaper on a CPU than concatenating
                 own = lax.dynamic_update_slice(own, last, (0, full))
             else:
                 own = lax.concatenate([own, last], 1)
@@ -206,9 +204,9 @@ def _fields(message: Any) -> list[Field]:
 
 
 def _layout(field: Field) -> tuple[int, int, int]:
-    """Rows of a field, whole words of each, and the bits that remain of each.
+    """The rows of a field, the full words of a row, and the remaining bits of a row.
 
-    An array is one row of bytes; packed fields are several rows where leaves are stacked.
+    An array is one row of bytes; a packed field has several rows if leaves are stacked.
     """
     if isinstance(field, Packed):
         return math.prod(field.words.shape[:-1]), *divmod(field.bits, WORD_BITS)
@@ -216,7 +214,7 @@ def _layout(field: Field) -> tuple[int, int, int]:
 
 
 def _cut(field: Field, full: int, rest: int) -> tuple[jax.Array, jax.Array]:
-    """The whole words of a field, and one word for what remains of each row (if any does)."""
+    """The full words of a field, and one word for the remaining bits of each row, if any."""
     if isinstance(field, Packed):
         rows = field.words.reshape(-1, full + bool(rest)) if full or rest else field.words
         return (rows[:, :full] if rest else rows).reshape(-1), rows[:, -1] if rest else rows
@@ -228,7 +226,7 @@ def _cut(field: Field, full: int, rest: int) -> tuple[jax.Array, jax.Array]:
         )
     if dtype.itemsize >= 4:
         return lax.bitcast_convert_type(flat, jnp.uint32).reshape(-1), flat
-    # As integers, so that nothing on the way may touch a NaN.
+    # The values travel as integers, so that no operation can change a NaN.
     flat = lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
     each = 4 // dtype.itemsize
     flat = jnp.pad(flat, (0, -flat.size % each)).reshape(-1, each)
@@ -243,13 +241,13 @@ def _from_rows(rows: jax.Array, like: Field) -> Field:
     if dtype.itemsize == 8:
         flat = flat.reshape(-1, 2)
     else:
-        whole = lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
-        flat = whole.reshape(-1)[: math.prod(like.shape)]
+        values = lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
+        flat = values.reshape(-1)[: math.prod(like.shape)]
     return lax.bitcast_convert_type(flat, dtype).reshape(like.shape)
 
 
-def _bit_places(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Word and shift of each rest when they are laid end to end, and the words in all."""
+def _bit_positions(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
+    """The word and the shift of each rest if their bits are contiguous, and the number of words."""
     ends = np.cumsum(np.asarray(widths, np.int64))
     starts = ends - np.asarray(widths)
     return (
@@ -260,10 +258,10 @@ def _bit_places(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _join(rests: jax.Array, widths: Sequence[int]) -> jax.Array:
-    """Rests of the given widths, bit by bit one after the other; no two share a bit."""
+    """Joins rests of the given widths bit by bit; no two share a bit."""
     if len(widths) == 1:
         return rests
-    word, shift, count = _bit_places(widths)
+    word, shift, count = _bit_positions(widths)
     joined = jnp.zeros(count, jnp.uint32).at[word].add(rests << shift)
     over = np.flatnonzero(shift + np.asarray(widths) > WORD_BITS)
     if over.size:
@@ -276,9 +274,9 @@ def _split(words: jax.Array, widths: Sequence[int]) -> jax.Array:
     """The inverse of :func:`_join`."""
     if not widths:
         return words
-    word, shift, count = _bit_places(widths)
+    word, shift, count = _bit_positions(widths)
     low = words[word] >> shift
-    # A shift by 32 is undefined, so the part of the next word moves in two steps.
+    # A shift by 32 is undefined, so the part in the next word is shifted in two steps.
     high = (words[np.minimum(word + 1, count - 1)] << 1) << (np.uint32(WORD_BITS - 1) - shift)
     mask = ((np.uint64(1) << np.asarray(widths, np.uint64)) - np.uint64(1)).astype(np.uint32)
     return (low | high) & mask

@@ -1,12 +1,12 @@
 """Bit fields in 32-bit words: how a message becomes exactly as long as its information.
 
-Fields of ``bits`` bits are laid down one after the other in little-endian bit order: field ``i``
-takes the bits ``i * bits ... (i + 1) * bits - 1`` of the stream, and bit ``b`` of the stream is bit
-``b % 32`` of word ``b // 32``. Only the last word is padded, with zeros.
+Fields of ``bits`` bits follow each other in little-endian bit order: field ``i`` takes the bits
+``i * bits ... (i + 1) * bits - 1`` of the stream, and bit ``b`` of the stream is bit ``b % 32`` of
+word ``b // 32``. Only the last word is padded, with zeros.
 
-Every function is a fixed pattern of shifts and ors at places that are known or computed: no loop,
-no carry and no scatter, so it is the same under `jit`, `vmap` and inside `shard_map`, and compiles
-to few kernels.
+Every function is a fixed pattern of shifts and ors at static or computed positions, without a loop,
+a carry or a scatter. So it works in the same way under `jit`, `vmap` and inside `shard_map`, and
+compiles to few kernels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from jax import lax
 
 WORD_BITS = 32
 
-# Up to so many codes are padded as a whole, because that compiles to fewer kernels.
+# Vectors of at most this many codes are padded and packed at once, which compiles to fewer kernels.
 _SMALL = 1 << 16
-# Up to so many words of a group are packed each by its own pattern, which is fastest; but of more
-# words each is a kernel of its own.
+# If a group has at most this many words, each has its own pattern of shifts, which is fastest. With
+# more words each pattern would be a separate kernel.
 _FEW_WORDS = 5
 
 
@@ -72,17 +72,17 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
         return jnp.zeros((0,), jnp.uint32)
     codes = codes.astype(jnp.uint32)
     (fields, words), together = _group(bits), _together(bits)
-    unit = fields if words <= _FEW_WORDS else together
-    if count % unit and count > _SMALL:
-        # The whole groups are packed where they lie; only the ragged end is padded, so that no pass
-        # over the data is spent on padding.
-        whole = count - count % fields
-        return jnp.concatenate([pack(codes[:whole], bits), pack(codes[whole:], bits)])
-    codes = lax.pad(codes, np.uint32(0), ((0, -count % unit, 0),))
+    multiple = fields if words <= _FEW_WORDS else together
+    if count % multiple and count > _SMALL:
+        # The full groups are packed without a copy. Only the incomplete end is padded, so that no
+        # pass over the data is spent on padding.
+        full = count - count % fields
+        return jnp.concatenate([pack(codes[:full], bits), pack(codes[full:], bits)])
+    codes = lax.pad(codes, np.uint32(0), ((0, -count % multiple, 0),))
     if together > 1:
         codes = _joined(codes.reshape(-1, together), bits)
     if words > 1:
-        in_words = _pack_columns if words <= _FEW_WORDS else _pack_places
+        in_words = _pack_columns if words <= _FEW_WORDS else _pack_gathered
         codes = in_words(codes, bits * together)
     return codes[: packed_words(count, bits)]
 
@@ -117,11 +117,11 @@ def unpack(words: jax.Array, bits: int, count: int) -> jax.Array:
         return jnp.zeros((count,), jnp.uint32)
     together = _together(bits)
     if together == 1:
-        return _unpack_places(words, bits, count)
+        return _unpack_gathered(words, bits, count)
     joined = words
     if WORD_BITS % bits:
-        joined = _unpack_places(words, bits * together, -(-count // together))
-        # Without the barrier the compiler reads the words anew for each code.
+        joined = _unpack_gathered(words, bits * together, -(-count // together))
+        # Without the barrier the compiler reads the words again for each code.
         joined = lax.optimization_barrier(joined)
     shifts = np.arange(together, dtype=np.uint32) * np.uint32(bits)
     codes = (joined[:, None] >> shifts) & np.uint32((1 << bits) - 1)
@@ -129,7 +129,7 @@ def unpack(words: jax.Array, bits: int, count: int) -> jax.Array:
 
 
 def pack_signs(x: jax.Array) -> jax.Array:
-    """Packs the signs of a vector, one bit each: 1 where ``x >= 0``.
+    """Packs the signs of a vector, one bit each: 1 if ``x >= 0``.
 
     Both zeros count as plus; a NaN counts as minus.
 
@@ -147,13 +147,14 @@ def pack_signs(x: jax.Array) -> jax.Array:
 
 
 def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Packs signs and sums magnitudes in one reading of the vector.
+    """Packs the signs and sums the magnitudes in one pass over the vector.
 
     Args:
       x: floating array of shape (count,).
 
     Returns:
-      The words of `pack_signs`, and the 1-norm ``sum |x_i|``, a scalar, float32 or as wide as x.
+      The words of `pack_signs`, and the 1-norm ``sum |x_i|`` as a scalar in float32, or in the
+      dtype of x if that is wider.
 
     Example:
       >>> words, norm = pack_signs_and_norm(jnp.array([1.0, -2.0, 0.5]))
@@ -163,19 +164,19 @@ def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     if x.size == 0:
         return jnp.zeros((0,), jnp.uint32), jnp.zeros((), wide)
-    whole = x.size - x.size % WORD_BITS
+    full = x.size - x.size % WORD_BITS
     parts = []
-    if whole:
-        parts.append(_signs_and_norms(x[:whole].reshape(-1, WORD_BITS), wide))
-    if whole < x.size:
-        words, norms = _signs_and_norms(x[whole:].reshape(1, -1), wide)
+    if full:
+        parts.append(_signs_and_norms(x[:full].reshape(-1, WORD_BITS), wide))
+    if full < x.size:
+        words, norms = _signs_and_norms(x[full:].reshape(1, -1), wide)
         parts.append((words, norms))
     words = jnp.concatenate([words for words, _ in parts])
     return words, sum((jnp.sum(norms) for _, norms in parts), jnp.zeros((), wide))
 
 
 def _signs_and_norms(rows: jax.Array, wide: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """One word and one 1-norm for each row of at most 32: a single reduction of two operands."""
+    """A word and a 1-norm for each row of at most 32 values, by one reduction of two operands."""
     bits = (rows >= 0).astype(jnp.uint32) << np.arange(rows.shape[1], dtype=np.uint32)
 
     def add(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -216,10 +217,10 @@ def _group(bits: int) -> tuple[int, int]:
 
 
 def _together(bits: int) -> int:
-    """How many neighbouring codes are first joined to one code that fits a word.
+    """How many neighbouring codes are first joined to one code that fits into a word.
 
-    All that fill a word; or, of narrow codes that never do, a power of two, so that all else is
-    done in vector registers.
+    These are as many as fill a word. Narrow codes that never fill a word are joined in a power of
+    two, so that everything else happens in vector registers.
 
     >>> [_together(bits) for bits in (1, 3, 4, 6, 12, 16, 32)]
     [32, 8, 8, 4, 1, 2, 1]
@@ -230,20 +231,20 @@ def _together(bits: int) -> int:
 
 
 def _joined(codes: jax.Array, bits: int) -> jax.Array:
-    """Each row of codes as one code."""
+    """Joins each row of codes to one code."""
     runs, together = codes.shape
     shifts = np.arange(together, dtype=np.uint32) * np.uint32(bits)
     if bits > 2:
         return lax.reduce(codes << shifts, np.uint32(0), lax.bitwise_or, (1,))
-    # By way of bytes, and by an or, not a sum: so the compiler keeps it in vector registers, where
-    # 32 fields into one word at once take it six times as long.
+    # The codes are joined to bytes first, and by an or instead of a sum, so that the compiler keeps
+    # them in vector registers. Joining 32 fields to a word at once takes six times as long.
     parts = (codes.reshape(-1, 8 // bits) << shifts[: 8 // bits]).astype(jnp.uint8)
     octets = lax.reduce(parts, np.uint8(0), lax.bitwise_or, (1,))
     return lax.bitcast_convert_type(octets.reshape(runs, 4), jnp.uint32)
 
 
 def _pack_columns(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs whole groups of codes, the first words of all groups together, and so on."""
+    """Packs full groups of codes: the first words of all groups, then the second, and so on."""
     fields, words = _group(bits)
     codes = codes.reshape(-1, fields)
     columns = []
@@ -258,41 +259,41 @@ def _pack_columns(codes: jax.Array, bits: int) -> jax.Array:
     return jnp.stack(columns, axis=1).reshape(-1)
 
 
-def _pack_places(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs by gathering for each word the codes that lie in it, at places that are computed."""
+def _pack_gathered(codes: jax.Array, bits: int) -> jax.Array:
+    """Packs by gathering the codes of each word, whose positions are computed."""
     fields, words = _group(bits)
     starts = WORD_BITS * np.arange(words)
     most = np.max((starts + WORD_BITS - 1) // bits - starts // bits) + 1  # codes in one word
     word = lax.iota(jnp.uint32, packed_words(codes.size, bits))
     group, number = _divided(word, words)
-    first, behind = _divided(number * WORD_BITS, bits)  # so many of its bits lie in the word before
+    first, behind = _divided(number * WORD_BITS, bits)  # its number of bits in the word before
     first += group * fields
     last = np.uint32(codes.size - 1)
     total = codes.at[first].get(mode="promise_in_bounds") >> behind
     for later in range(1, most):
-        place = first + np.uint32(later)
-        code = codes.at[jnp.minimum(place, last)].get(mode="promise_in_bounds")
+        index = first + np.uint32(later)
+        code = codes.at[jnp.minimum(index, last)].get(mode="promise_in_bounds")
         shift = np.uint32(later * bits) - behind
-        within = (place <= last) & (shift < WORD_BITS)
+        within = (index <= last) & (shift < WORD_BITS)
         total |= jnp.where(within, code << jnp.minimum(shift, WORD_BITS - 1), 0)
     return total
 
 
-def _unpack_places(words: jax.Array, bits: int, count: int) -> jax.Array:
-    """Reads each code from the two words in which it may lie."""
+def _unpack_gathered(words: jax.Array, bits: int, count: int) -> jax.Array:
+    """Reads each code from the two words that may contain it."""
     fields, group_words = _group(bits)
     group, number = _divided(lax.iota(jnp.uint32, count), fields)
     word, shift = _divided(number * bits, WORD_BITS)
     word += group * group_words
     after = jnp.minimum(word + np.uint32(1), np.uint32(words.size - 1))
     low = words.at[word].get(mode="promise_in_bounds") >> shift
-    # A shift by 32 is undefined, so the part of the next word moves in two steps.
+    # A shift by 32 is undefined, so the part in the next word is shifted in two steps.
     high = words.at[after].get(mode="promise_in_bounds") << 1
     high = high << (np.uint32(WORD_BITS - 1) - shift)
     return (low | high) & np.uint32((1 << bits) - 1)
 
 
 def _divided(x: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
-    """Quotient and remainder of unsigned integers."""
+    """The quotient and the remainder of unsigned integers."""
     divisor = lax.full_like(x, by)
     return lax.div(x, divisor), lax.rem(x, divisor)

@@ -1,4 +1,4 @@
-"""Five values of {-1, 0, 1} in a byte: 3^5 = 243 of its 256 codes, 1.6 bits a value."""
+"""Five values of {-1, 0, 1} in a byte: 3^5 = 243 of its 256 codes, 1.6 bits per value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quartic_bits(size: int) -> int:
 
 
 def quartic_bytes(ternary: Array) -> Array:
-    """The bytes, 0..242, of a vector of {-1, 0, 1}; the last five are filled up with zeros.
+    """The bytes, 0..242, of a vector of {-1, 0, 1}; the last five values are padded with zeros.
 
     >>> quartic_bytes(jnp.array([0, 0, 0, 0, 0, 1])).tolist()
     [121, 202]
@@ -33,7 +33,7 @@ def quartic_bytes(ternary: Array) -> Array:
 
 
 def pack_quartic(ternary: Array) -> fields.Packed:
-    """Packs a vector of {-1, 0, 1}, five values to a byte."""
+    """Packs a vector of {-1, 0, 1}, five values per byte."""
     return fields.pack(quartic_bytes(ternary), 8)
 
 

@@ -1,9 +1,9 @@
-"""Work that is traced once for equal arguments.
+"""Calls that are traced once for equal arguments.
 
-To trace is most of what a small program waits for, and a codec is traced again and again: for each
-unit of equal leaves, when the state is laid out, at the first update, and by every other rule with
-an equal codec. JAX keeps what it has traced of a ``jit``, so the work of a codec goes through one.
-XLA compiles the same program as without it.
+Tracing takes most of the start-up time of a small program, and a codec is traced many times: for
+each bundle of equal leaves, when the state is inferred, at the first update, and by every other
+rule with an equal codec. JAX caches the trace of a ``jit``, so codecs are called through one. XLA
+compiles the same program as without it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _ARRAYS = jax.Array | np.ndarray | np.generic
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Work:
-    """A method and its static arguments; equal if it does the same."""
+    """A method and its static arguments; two of them are equal if they do the same."""
 
     method: Callable[..., Any]
     treedef: Any  # of all arguments
-    static: tuple[Hashable, ...]  # one for each argument; None in the place of an array
-    identity: Hashable  # of the object whose method it is, and which method
+    static: tuple[Hashable, ...]  # one for each argument; None for an array
+    identity: Hashable  # the method's name, and the identity of its object
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Work) and self._key == other._key
@@ -51,8 +51,8 @@ def traced_once(method: Callable[..., Any], *args: Any) -> Any:
     """``method(*args)`` of a frozen dataclass, traced once for equal objects and arguments.
 
     Args:
-      method: a bound method that depends on nothing but its object and its arguments.
-      *args: trees of arrays, and of what is static and hashable.
+      method: a bound method whose result depends only on its object and its arguments.
+      *args: trees of arrays and of static, hashable values.
 
     >>> import dataclasses, jax.numpy as jnp
     >>> @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def traced_once(method: Callable[..., Any], *args: Any) -> Any:
     traced
     """
     owner = getattr(method, "__self__")  # noqa: B009
-    if _holds_tracer(owner):  # what belongs to one trace may not be kept for another
+    if _holds_tracer(owner):  # a tracer belongs to one trace and must not be cached for another
         return method(*args)
     leaves, treedef = jax.tree.flatten(args)
     arrays = [x for x in leaves if isinstance(x, _ARRAYS)]
@@ -75,7 +75,7 @@ def traced_once(method: Callable[..., Any], *args: Any) -> Any:
 
 
 def identity_of(value: Any) -> Hashable:
-    """Equal for codecs that do the same: by value, but by object for fields that are arrays."""
+    """A key that is equal for codecs that do the same; fields that are arrays count by object."""
     if isinstance(value, tuple):
         return tuple(identity_of(v) for v in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

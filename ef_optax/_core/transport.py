@@ -1,8 +1,8 @@
 """How messages travel: a transport runs the exchange of any codec whose message it can carry.
 
-Every codec travels by its own ``transport`` unless another one is chosen around it
-(``ef_optax.exchanges``). The two that need nothing but a message are here; the others have a file
-each in ``exchanges/``.
+Every codec travels by its own ``transport`` unless another one is put around it
+(``ef_optax.exchanges``). The two transports that need nothing but a message are here; each of the
+others has its own file in ``exchanges/``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 class Transport(abc.ABC):
     """A way in which messages travel. Subclasses are frozen dataclasses and final.
 
-    A transport is one function, :meth:`run`. It carries self-contained codecs, whose ``encode`` is
-    all there is to a message; what else it needs of them stands in :attr:`needs`. Everything below
-    has a default: that of a single round of messages whose mean is the aggregate.
+    A transport is one function, :meth:`run`. It carries self-contained codecs, whose ``encode``
+    alone makes a message; :attr:`needs` has what else it requires of them. Everything below has a
+    default, which is that of a single round of messages whose mean is the aggregate.
     """
 
     @abc.abstractmethod
     def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
         """One exchange of one leaf: yields requests, receives answers, returns an outcome."""
 
-    # -- what is known about it
+    # -- properties and constants
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -46,7 +46,7 @@ class Transport(abc.ABC):
 
     @property
     def stacks(self) -> bool:
-        """Whether equal leaves may be stacked and travel as one, to the same result."""
+        """Whether equal leaves may be stacked and travel as one, with the same result."""
         return False
 
     def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
@@ -55,15 +55,15 @@ class Transport(abc.ABC):
         return (codec.bits(shape, dtype),)
 
     def traits(self, codec: Codec) -> Traits:
-        """What may be relied on when this codec travels this way."""
+        """The properties of this codec on this transport, on which others may rely."""
         return codec.traits
 
     def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
-        """The contraction of what a worker has *sent*; None where no bound is known."""
+        """The contraction of what a worker has *sent*; None if no bound is known."""
         return codec.alpha(shape, num_workers)
 
     def least_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
-        """The least error of what a worker has sent, as in :meth:`Codec.least_error`."""
+        """The least error of what a worker has sent; see :meth:`Codec.least_error`."""
         return codec.least_error(shape, num_workers)
 
     # -- state, for a transport whose traits are stateful
@@ -76,7 +76,7 @@ class Transport(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class AllGather(Transport):
-    """Every worker receives the messages of all and averages what they decode to."""
+    """Every worker receives the messages of all workers, decodes them and averages the results."""
 
     @property
     def stacks(self) -> bool:

@@ -5,7 +5,7 @@ becomes one transfer, however many leaves the model has. Two header words travel
 whether this worker's numbers are finite, and its weight. So every worker knows whether *all*
 messages of the step are good, without a further collective.
 
-    leaves ──► units (stacked equal leaves, groups) ──► protocols ══ rounds ══► outcomes ──► leaves
+    leaves ──► bundles (stacks of equal leaves, groups) ─► protocols ══ rounds ═► outcomes ─► leaves
 
 If codecs change with the step (``scheduled``), each phase is a complete exchange, and the step
 count chooses between them. So no request is yielded under a condition, and only the chosen phase is
@@ -32,8 +32,8 @@ from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange import slices
+from ef_optax._exchange.bundles import Bundle, bundles_of
 from ef_optax._exchange.rounds import Rounds
-from ef_optax._exchange.units import Unit, units_of
 from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
 from ef_optax._numeric.finite import all_finite
@@ -245,51 +245,51 @@ class _Run:
     ) -> tuple[dict[str, list[Array]], list[Any], Array]:
         """One exchange with these codecs: results, states, and whether all were finite."""
         axis = self.exchange.axis_name
-        units = units_of(codecs, leaves, self.specs)
-        taken = [u.take(leaves) for u in units]
+        bundles = bundles_of(codecs, leaves, self.specs)
+        taken = [b.take(leaves) for b in bundles]
         protocols = [
-            u.codec.protocol(x, u.take(states), self._workers(u))
-            for u, x in zip(units, taken, strict=True)
+            b.codec.protocol(x, b.take(states), self._workers(b))
+            for b, x in zip(bundles, taken, strict=True)
         ]
         rounds = Rounds(axis, self.exchange.normalize, finite, weight)
         outcomes = rounds.drive(protocols, taken)
         again = functools.cache(self.again)  # once per stage: switch branches share no arrays
 
-        def inputs(unit: Unit, name: str) -> tuple[Any, ...]:
+        def inputs(bundle: Bundle, name: str) -> tuple[Any, ...]:
             """The arguments of the outcome's function: a copy of the leaf, if the codec streams."""
-            streams = name == "residual" and unit.kind == "leaf" and unit.codec.streams
+            streams = name == "residual" and bundle.kind == "leaf" and bundle.codec.streams
             copies = again() if streams else None
-            return () if copies is None else (unit.take(copies),)
+            return () if copies is None else (bundle.take(copies),)
 
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
-        most = max((len(u.members) for u in units if u.kind == "stack"), default=0)
+        most = max((len(b.members) for b in bundles if b.kind == "stack"), default=0)
         rows = offsets.as_data(range(most), self.step) if most else []
-        for unit, outcome in zip(units, outcomes, strict=True):
+        for bundle, outcome in zip(bundles, outcomes, strict=True):
             aggregate = outcome.aggregate
             if self.nan_if_bad:
                 aggregate = jax.tree.map(lambda x: jnp.where(rounds.ok, x, jnp.nan), aggregate)
-            self._put(results["aggregate"], unit, aggregate, rows)
+            self._put(results["aggregate"], bundle, aggregate, rows)
             for name in want:  # these differ between workers, so their types must too
-                value = getattr(outcome, name)(*inputs(unit, name))
+                value = getattr(outcome, name)(*inputs(bundle, name))
                 value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)
-                self._put(results[name], unit, value, rows)
-            if unit.codec.stateful:
-                self._put(after, unit, outcome.state, rows)
+                self._put(results[name], bundle, value, rows)
+            if bundle.codec.stateful:
+                self._put(after, bundle, outcome.state, rows)
         return results, after, rounds.ok
 
-    def _workers(self, unit: Unit) -> Workers:
+    def _workers(self, bundle: Bundle) -> Workers:
         axis = self.exchange.axis_name
-        hashes = [np.uint32(zlib.crc32(self.paths[i].encode())) for i in unit.members]
+        hashes = [np.uint32(zlib.crc32(self.paths[i].encode())) for i in bundle.members]
         return Workers(
             size=coll.axis_size(axis),
             index=coll.axis_index(axis),
             step=self.step,
-            path=np.asarray(hashes) if unit.kind == "stack" else hashes[0],
-            slice_index=self.slices[unit.members[0]],
+            path=np.asarray(hashes) if bundle.kind == "stack" else hashes[0],
+            slice_index=self.slices[bundle.members[0]],
         )
 
     @staticmethod
-    def _put(target: list[Any], unit: Unit, value: Any, rows: Sequence[Any]) -> None:
-        for i, part in zip(unit.members, unit.give(value, rows), strict=True):
+    def _put(target: list[Any], bundle: Bundle, value: Any, rows: Sequence[Any]) -> None:
+        for i, part in zip(bundle.members, bundle.give(value, rows), strict=True):
             target[i] = part

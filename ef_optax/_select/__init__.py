@@ -1,1 +1,1 @@
-"""The k largest: of a leaf, of blocks, of several leaves."""
+"""The k largest entries: of a leaf, of blocks, of several leaves."""

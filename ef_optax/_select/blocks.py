@@ -1,8 +1,8 @@
 """The k entries of largest magnitude in each block, exactly, without sorting.
 
-The search of `ef_optax._select.leaf`, in all blocks at once. The first threshold comes from a
-proof, not from a sample: a block is cut into groups, and at least k entries reach the k-th largest
-of the groups' maxima. With six times more groups than k few entries more do.
+This is the search of `ef_optax._select.leaf` in all blocks at once. The first threshold is a proven
+bound and not a guess from a sample: a block is cut into groups, and at least k entries reach the
+k-th largest of the groups' maxima. With six times more groups than k, only a few more entries do.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from ef_optax._select import leaf as leaf_select
 from ef_optax._select.leaf import top_k_indices
 from ef_optax._select.search import at_least, cut, largest_of_first, search
 
-# Groups per kept entry, at least: more make the bound tighter and the maxima more.
+# The least number of groups per kept entry: with more groups the bound is tighter, but there are
+# more maxima.
 _GROUPS = 6
-# Standard deviations of the number of entries above the bound for which there is room. A block
-# without room costs more passes over all, never a wrong result.
+# The capacity exceeds the expected number of entries above the bound by this many standard
+# deviations. A block with more entries costs more passes over all, but never a wrong result.
 _MARGIN = 6.0
 
 
 def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
-    """Indices in each block of its ``k`` largest magnitudes, ascending; ties to the lowest index.
+    """Indices in each block of its ``k`` largest magnitudes, ascending.
+
+    Ties go to the lowest index.
 
     Args:
-      x: floating array of shape (d,). What is left after the last whole block is not looked at.
+      x: floating array of shape (d,). Entries after the last full block are not read.
       length: static length of a block.
       k: static number of entries of each block, ``0 <= k <= length``.
 
@@ -55,8 +58,8 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
     groups = length // group
     capacity = _capacity(groups, k)
 
-    # A group is strided, so that whole registers are compared. Without the barrier the compiler
-    # joins this maximum with the largest of each row, and writes all magnitudes for it.
+    # A group is strided, so that full registers are compared. Without the barrier the compiler
+    # merges this maximum with the largest of each row, and writes out all magnitudes for it.
     order = magnitude_order(_blocks(x, length)).reshape(count, group, groups)
     maxima = lax.optimization_barrier(jnp.max(order, axis=1))
 
@@ -78,8 +81,8 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
             tied = cut(mask(threshold), mask(threshold + 1), k, k)
             return jnp.where(kept > capacity, tied, found)
 
-        # One block after the other: all at once would want room for a copy of the leaf, which the
-        # program would set aside at every step, taken or not.
+        # One block after the other: all at once would need memory for a copy of the leaf, which the
+        # program would reserve at every step, even if this branch is not taken.
         return lax.map(one, (starts, low, high, words, counts))
 
     words = lax.cond(jnp.all(counts <= capacity), lambda: words, search_on)
@@ -94,12 +97,12 @@ def block_top_k_indices(x: jax.Array, length: int, k: int) -> jax.Array:
 
 
 def _blocks(x: jax.Array, length: int) -> jax.Array:
-    """The whole blocks."""
+    """The full blocks."""
     return x[: x.size // length * length].reshape(-1, length)
 
 
 def _group(length: int, k: int) -> int:
-    """Entries in a group: the largest power of two that leaves enough groups, in whole words."""
+    """Entries in a group: the largest power of two that leaves enough groups, a multiple of 32."""
     group = 1
     while length % (2 * group * WORD_BITS) == 0 and length // (2 * group) >= _GROUPS * k:
         group *= 2
@@ -107,11 +110,11 @@ def _group(length: int, k: int) -> int:
 
 
 def _capacity(groups: int, k: int) -> int:
-    """Entries of a block for which there is room, in whole words.
+    """The most entries of a block that are kept at first, a multiple of 32.
 
-    Of a random block the share k / groups of the groups reach the bound, as if each had a Poisson
-    number of entries above it.
+    In a random block the share k / groups of the groups reaches the bound, as if each group had a
+    Poisson number of entries above it.
     """
     mean = -groups * math.log1p(-(k + 1) / groups)
-    room = mean + _MARGIN * math.sqrt(mean - k) + 1
-    return math.ceil(room / WORD_BITS) * WORD_BITS
+    most = mean + _MARGIN * math.sqrt(mean - k) + 1
+    return math.ceil(most / WORD_BITS) * WORD_BITS

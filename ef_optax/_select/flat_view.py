@@ -1,10 +1,10 @@
-"""Several leaves as one vector, read and written where they lie.
+"""Several leaves as one vector, read and written in place.
 
-An entry of the vector is named by one index; leaf after leaf, in each in the order of its memory.
-Of entries that are sorted, those of one leaf are neighbours: they are read, or added to, in windows
-of fixed width, as many as that leaf has. So nothing of the size of the leaves is copied, and a leaf
-that may be overwritten is changed in place. Small leaves are cheaper to copy than to visit, and are
-joined into one vector of their own.
+One index names an entry of the vector, in which the leaves follow each other, each in the order of
+its memory. If indices are sorted, those of one leaf are neighbours. They are read, or added to, in
+windows of fixed width, as many as the leaf needs. So nothing of the size of a leaf is copied, and a
+leaf that may be overwritten is updated in place. Small leaves are cheaper to copy than to visit, so
+they are joined into a vector of their own.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Array = jax.Array
 
 # Leaves of up to this size are joined.
 JOIN_LIMIT = 1 << 16
-# Entries of a leaf that are read or written at once.
+# Entries of a leaf that are read or written together.
 WINDOW = 1 << 11
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the leaves lie in the vector.
+    """The positions of the leaves in the vector.
 
     Attributes:
-      sizes: of the leaves.
+      sizes: the sizes of the leaves.
       rows: the numbers 0 ... number of leaves, as data (see `ef_optax._numeric.offsets`), so that
         leaves of the same shape share their programs.
-      align: every leaf begins at a multiple of this; in between there is nothing.
+      align: every leaf begins at a multiple of this; there may be gaps in between.
     """
 
     sizes: tuple[int, ...]
@@ -46,17 +46,17 @@ class Layout:
 
     @property
     def ends(self) -> list[int]:
-        """The first index after each leaf, with what lies in between, and a zero before them."""
+        """A zero, and then the first index after each leaf and its gap."""
         return list(itertools.accumulate(self._padded(self.sizes), initial=0))
 
     @property
     def begins(self) -> dict[int, int]:
-        """Where each small leaf begins in the vector of those (see `joined`)."""
+        """Where each small leaf begins in the vector of small leaves (see `joined`)."""
         padded = self._padded([self.sizes[i] for i in self.small])
         return dict(zip(self.small, itertools.accumulate(padded, initial=0), strict=False))
 
     def joined(self, xs: Sequence[Array], dtype: Any) -> Array:
-        """The small leaves as one vector, each padded with zeros as it lies in the whole."""
+        """The small leaves as one vector, with zeros in the gaps."""
         flats = [xs[i].reshape(-1).astype(dtype) for i in self.small]
         return jnp.concatenate([jnp.pad(x, (0, -x.size % self.align)) for x in flats])
 
@@ -64,24 +64,24 @@ class Layout:
         return [-(-size // self.align) * self.align for size in sizes]
 
     def bounds(self, indices: Array) -> Array:
-        """How many of the sorted indices lie before each leaf, and in all: int32."""
+        """How many of the sorted indices are before each leaf, and in total, as int32."""
         ends = np.asarray(self.ends, np.uint32)
         return jnp.searchsorted(indices, ends, method="scan_unrolled").astype(jnp.int32)
 
     def leaf_of(self, bounds: Array, count: int) -> Array:
-        """The leaf of each of ``count`` sorted indices; what lies beyond the last is in it too."""
+        """The leaf of each of ``count`` sorted indices; those beyond the last leaf count as its."""
         passed = jnp.zeros(count, jnp.uint32)
         passed = passed.at[bounds[1:-1]].add(np.uint32(1), mode="drop", indices_are_sorted=True)
         return running_sum(passed, len(self.sizes))
 
     @property
     def small(self) -> list[int]:
-        """The leaves that are joined; an empty one need not be."""
+        """The leaves that are joined; empty leaves are not."""
         return [i for i, size in enumerate(self.sizes) if 0 < size <= JOIN_LIMIT]
 
     @property
     def large(self) -> list[int]:
-        """The leaves that stay where they are."""
+        """The leaves that are not copied."""
         return [i for i, size in enumerate(self.sizes) if size > JOIN_LIMIT]
 
 
@@ -103,11 +103,11 @@ def split(vector: Array, likes: Sequence[Any]) -> list[Array]:
 
 
 def _begins(sizes: Sequence[int]) -> list[int]:
-    """Where pieces of these sizes begin that lie one after the other."""
+    """Where pieces of these sizes begin if they follow each other."""
     return list(itertools.accumulate(sizes, initial=0))[:-1]
 
 
-# ---------------------------------------------------------------------------- where they lie
+# ---------------------------------------------------------------------------- in place
 
 
 def take(xs: Sequence[Array], layout: Layout, indices: Array, dtype: Any) -> Array:
@@ -115,9 +115,9 @@ def take(xs: Sequence[Array], layout: Layout, indices: Array, dtype: Any) -> Arr
 
     Args:
       xs: the leaves, of any shapes.
-      layout: where they lie.
-      indices: uint32 of shape (count,), ascending; the entries of those that name none are any.
-      dtype: of the result.
+      layout: their positions.
+      indices: uint32 of shape (count,), ascending; if one names no entry, its result is arbitrary.
+      dtype: dtype of the result.
 
     Returns:
       Shape (count,).
@@ -130,7 +130,7 @@ def take(xs: Sequence[Array], layout: Layout, indices: Array, dtype: Any) -> Arr
     bounds = layout.bounds(indices)
     starts = jnp.asarray(layout.ends[:-1], jnp.uint32)
     padded = jnp.pad(indices, (0, WINDOW))
-    # Made from the indices, so that it varies over the mesh as they do.
+    # Computed from the indices, so that it varies over the mesh as they do.
     values = jnp.broadcast_to((indices[0] & 0).astype(dtype), padded.shape)
     for i in layout.large:
         first, last = bounds[layout.rows[i]], bounds[layout.rows[i + 1]]
@@ -138,18 +138,18 @@ def take(xs: Sequence[Array], layout: Layout, indices: Array, dtype: Any) -> Arr
     values = values[: indices.size]
     if not layout.small:
         return values
-    places = _joined_places(layout, bounds, indices)
+    own = _joined_positions(layout, bounds, indices)
     joined = layout.joined(xs, dtype)
-    kept = joined.at[jnp.minimum(places, np.uint32(joined.size - 1))].get(mode="promise_in_bounds")
-    return jnp.where(places < np.uint32(joined.size), kept, values)
+    kept = joined.at[jnp.minimum(own, np.uint32(joined.size - 1))].get(mode="promise_in_bounds")
+    return jnp.where(own < np.uint32(joined.size), kept, values)
 
 
 def add(xs: Sequence[Array], layout: Layout, indices: Array, values: Array) -> list[Array]:
-    """The leaves with values added at sorted indices, in place where that is possible.
+    """The leaves with values added at sorted indices, in place if possible.
 
     Args:
       xs: the leaves, of any shapes.
-      layout: where they lie.
+      layout: their positions.
       indices: uint32 of shape (n, count), each row ascending.
       values: shape (n, count).
 
@@ -174,9 +174,9 @@ def add(xs: Sequence[Array], layout: Layout, indices: Array, values: Array) -> l
         row, after = layout.rows[i], layout.rows[i + 1]
         out[i] = _added(xs[i], *padded, starts[row], bounds[:, row], bounds[:, after])
     if layout.small:
-        places = jax.vmap(lambda b, at: _joined_places(layout, b, at))(bounds, indices)
+        own = jax.vmap(lambda b, at: _joined_positions(layout, b, at))(bounds, indices)
         joined = layout.joined(xs, values.dtype)
-        joined = joined.at[places.reshape(-1)].add(values.reshape(-1), mode="drop")
+        joined = joined.at[own.reshape(-1)].add(values.reshape(-1), mode="drop")
         begins = jnp.asarray(list(layout.begins.values()), jnp.int32)
         for j, i in enumerate(layout.small):
             part = lax.dynamic_slice(joined, (begins[layout.rows[j]],), (xs[i].size,))
@@ -184,10 +184,10 @@ def add(xs: Sequence[Array], layout: Layout, indices: Array, values: Array) -> l
     return out
 
 
-def _joined_places(layout: Layout, bounds: Array, indices: Array) -> Array:
-    """Where the entries of small leaves lie in the vector of those; beyond it for all others."""
+def _joined_positions(layout: Layout, bounds: Array, indices: Array) -> Array:
+    """The positions of small leaves' entries in their joined vector; beyond it for all others."""
     begins = layout.begins
-    # Modulo 2**32: what is added to an index of the leaf.
+    # What is added to an index of the leaf, modulo 2**32.
     shifts = [begins.get(i, 0) - start for i, start in enumerate(layout.ends[:-1])]
     table = np.asarray([shift % (1 << 32) for shift in shifts], np.uint32)
     is_small = np.asarray([i in begins for i in range(len(layout.sizes))])
@@ -200,13 +200,16 @@ def _joined_places(layout: Layout, bounds: Array, indices: Array) -> Array:
 def _taken(
     values: Array, x: Array, indices: Array, start: Array, first: Array, last: Array
 ) -> Array:
-    """Slots ``first`` to ``last`` of ``values`` become a leaf's entries; later ones are spoilt."""
+    """Writes a leaf's entries to slots ``first`` to ``last`` of ``values``.
+
+    Later slots may be overwritten with other values.
+    """
     flat = x.reshape(-1)
 
     def one(slot: Array, values: Array) -> Array:
-        places = lax.dynamic_slice(indices, (slot,), (WINDOW,)) - start
-        places = jnp.minimum(places, np.uint32(flat.size - 1))
-        kept = flat.at[places].get(mode="promise_in_bounds").astype(values.dtype)
+        own = lax.dynamic_slice(indices, (slot,), (WINDOW,)) - start
+        own = jnp.minimum(own, np.uint32(flat.size - 1))
+        kept = flat.at[own].get(mode="promise_in_bounds").astype(values.dtype)
         return lax.dynamic_update_slice(values, kept, (slot,))
 
     return _windows(first, last, one, values)
@@ -216,14 +219,14 @@ def _taken(
 def _added(
     x: Array, indices: Array, values: Array, start: Array, first: Array, last: Array
 ) -> Array:
-    """A leaf, with the values of its slots added: one row of everything for each worker."""
+    """A leaf with the values of its slots added; all arguments but x and start have n rows."""
 
     def of_row(row: Array | int, x: Array) -> Array:
         def one(slot: Array, x: Array) -> Array:
-            # What is in the window of other leaves, or of none, lies beyond the end of this one.
-            places = lax.dynamic_slice(indices, (row, slot), (1, WINDOW))[0] - start
+            # Indices of other leaves, or of none, in the window are beyond the end of this leaf.
+            own = lax.dynamic_slice(indices, (row, slot), (1, WINDOW))[0] - start
             change = lax.dynamic_slice(values, (row, slot), (1, WINDOW))[0]
-            return add_at(x, places, change)
+            return add_at(x, own, change)
 
         return _windows(first[row], last[row], one, x)
 
@@ -235,7 +238,7 @@ def _added(
 def _windows(
     first: Array, last: Array, one: Callable[[Array, Array], Array], carry: Array
 ) -> Array:
-    """Visits the slots from ``first`` to ``last``, a window at a time."""
+    """Visits the slots from ``first`` to ``last``, one window at a time."""
 
     def visit(state: tuple[Array, Array]) -> tuple[Array, Array]:
         slot, carry = state
@@ -247,8 +250,8 @@ def _windows(
 def add_at(x: Array, indices: Array, values: Array) -> Array:
     """Adds values at flat indices of an array of any shape; an index beyond the end is dropped.
 
-    The array is not flattened for it: a compiler that is asked for a vector of the entries, and for
-    the array again, writes both, and neither over an argument that was donated.
+    The array is not flattened for this. If a program needs both a vector of the entries and the
+    array, the compiler writes both, and neither over a donated argument.
 
     Example:
       >>> add_at(jnp.zeros((2, 2)), jnp.array([3, 0, 4]), jnp.array([1.0, 2.0, 5.0])).tolist()
@@ -258,9 +261,9 @@ def add_at(x: Array, indices: Array, values: Array) -> Array:
         return add_at(x[None], indices, values)[0]
     if not x.size:
         return x
-    places = []
+    coordinates = []
     for size in x.shape[:0:-1]:
         length = jnp.asarray(size, indices.dtype)
-        places.append(lax.rem(indices, length))
+        coordinates.append(lax.rem(indices, length))
         indices = lax.div(indices, length)
-    return x.at[(indices, *places[::-1])].add(values.astype(x.dtype), mode="drop")
+    return x.at[(indices, *coordinates[::-1])].add(values.astype(x.dtype), mode="drop")

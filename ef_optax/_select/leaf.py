@@ -3,16 +3,15 @@
 Ties go to the lowest index, so the selected set is that of a stable sort by falling magnitude (see
 `ef_optax._select.search` for how magnitudes are compared).
 
-A large leaf is read a few times in a straight line and never sorted. One search for a threshold is
-used three times: on a small sample, for a guess of the k-th magnitude; on everything, where usually
-the first probe already keeps k entries and a few more; and on those that were kept, for the exact
-k-th magnitude. What a probe keeps is written as one bit an entry, and the entries kept are found
-from the words by rank and select.
+A large leaf is read in order a few times, and never sorted. The same search for a threshold runs
+three times: on a small sample, for a guess of the k-th magnitude; on all entries, where the first
+probe usually keeps k entries and a few more; and on the kept entries, for the exact k-th magnitude.
+A probe writes one bit per entry, and rank and select find the kept entries from these words.
 
-Several large leaves share all of this but what reads a leaf: the draw of its sample, its mask, and
-the gather of what was kept. These are small programs, and equal for leaves of equal size. All else
-works on the samples, the words and the entries kept, one leaf after the other in a loop, so that it
-is compiled once.
+Several large leaves share all programs except those that read a leaf: the draw of its sample, its
+mask, and the gather of its kept entries. These are small, and equal for leaves of equal size. The
+others work on the samples, the words and the kept entries, one leaf after the other in a loop, so
+that they are compiled once.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from ef_optax._bits.packing import packed_words
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._select.search import at_least, cut, largest_of_first, search
 
-# Below this size one call of the backend's partial sort is as fast, and compiles faster.
+# Below this size one call of the backend's partial sort is as fast, and it compiles faster.
 SORT_SIZE = 1 << 16
-# Most entries sampled for the first guess.
+# The most entries that are sampled for the first guess.
 SAMPLE = 1 << 17
-# Standard deviations of a sampled rank that the guess stays clear of a miss, on either side. A miss
-# costs another pass over the leaf, never a wrong result.
+# The distance of the guess from a miss on either side, in standard deviations of a sampled rank. A
+# miss costs another pass over the leaf, but never a wrong result.
 _MARGIN = 3.0
 
 
@@ -48,7 +47,7 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
       k: static number of entries, ``0 <= k <= d``.
 
     Returns:
-      int32 of shape (k,), or uint32 where ``d`` is above ``2**31``.
+      int32 of shape (k,), or uint32 if ``d`` is above ``2**31``.
 
     Raises:
       ValueError: if ``k`` is not in ``0 ... d`` or ``x`` is not one-dimensional.
@@ -79,10 +78,10 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _few(x: jax.Array, k: int) -> jax.Array:
-    """The indices where a sample is of no use: small leaves, and most of a leaf kept."""
+    """The indices if a sample does not help: for small leaves, or if most entries are kept."""
     if k == 0 or k == x.size:
         return jnp.arange(k, dtype=jnp.uint32)
-    if k == 1 and x.size <= SORT_SIZE:  # one pass, and also fast where a sort of 64 bits is slow
+    if k == 1 and x.size <= SORT_SIZE:  # one pass, which is fast even if 64-bit sorts are slow
         return jnp.argmax(magnitude_order(x))[None]
     if x.size <= SORT_SIZE:
         return jnp.sort(lax.top_k(_as_normal_floats(magnitude_order(x)), k)[1])
@@ -92,9 +91,9 @@ def _few(x: jax.Array, k: int) -> jax.Array:
 
 
 def _as_normal_floats(order: jax.Array) -> jax.Array:
-    """Maps integers, none negative, to floats in the same order, none of them denormal or NaN.
+    """Maps non-negative integers to floats in the same order, none of them denormal or NaN.
 
-    Backends have a fast partial sort for float32 only.
+    Backends have a fast partial sort only for float32.
     """
     if order.dtype.itemsize < 4:
         return order.astype(jnp.float32)
@@ -110,19 +109,19 @@ def _as_normal_floats(order: jax.Array) -> jax.Array:
 
 
 class Plan(NamedTuple):
-    """How the k largest of a large leaf are looked for."""
+    """How the k largest entries of a large leaf are searched."""
 
-    sample: int  # entries drawn for the guess
-    low: int  # ranks in the sample between which the guess must fall
+    sample: int  # number of entries drawn for the guess
+    low: int  # ranks in the sample between which the guess must be
     high: int
-    capacity: int  # entries for which there is room when the guess has been tried
+    capacity: int  # the most entries that the guess may keep
 
 
 def plan(size: int, k: int) -> Plan | None:
-    """The plan for a leaf; None where a sample is of no use.
+    """The plan for a leaf; None if a sample does not help.
 
-    Only leaves with samples of the same size can go through `top_k_of_each` together. So samples
-    are powers of two.
+    Only leaves with samples of the same size can go through `top_k_of_each` together, so the sizes
+    of samples are powers of two.
 
     Example:
       >>> plan(1 << 20, 1 << 10).sample, plan(100, 10), plan(1 << 20, 1 << 20)
@@ -134,7 +133,7 @@ def plan(size: int, k: int) -> Plan | None:
 
 
 def planned(size: int, k: int, sample: int) -> Plan | None:
-    """The plan for a sample of this size; None where it is of no use."""
+    """The plan for a sample of this size; None if it does not help."""
     if not 0 < k < size or not sample:
         return None
     rank = k * sample / size
@@ -148,7 +147,7 @@ def planned(size: int, k: int, sample: int) -> Plan | None:
 
 
 class _Numbers(NamedTuple):
-    """What differs from leaf to leaf: for one leaf integers, else arrays with a row for each."""
+    """The numbers that differ between leaves: of one leaf, or arrays with an entry per leaf."""
 
     size: Any
     k: Any
@@ -164,13 +163,13 @@ def top_k_of_each(
 
     Args:
       xs: m floating arrays of one dtype, of shapes (d_i,), whose plans have samples of one size.
-      ks: static number of entries of each.
+      ks: static number of entries of each leaf.
       rows: the numbers 0 ... m - 1; as data (`ef_optax._numeric.offsets.as_data`) if programs are
         to be shared.
 
     Returns:
-      Indices, int32 of shape (m, max k), or uint32 where some d is above ``2**31``; and entries. In
-      each row those of `top_k` come first; zeros follow.
+      Indices, int32 of shape (m, max k), or uint32 if some d is above ``2**31``; and entries. Each
+      row has those of `top_k` first, and then zeros.
     """
     plans = [plan(x.size, k) for x, k in zip(xs, ks, strict=True)]
     found = [p for p in plans if p is not None]
@@ -212,13 +211,13 @@ def top_k_of_each(
 
             def tied() -> jax.Array:
                 pair = threshold, threshold + 1
-                if len(xs) > 1:  # a choice among the leaves is in the program once, not twice
+                if len(xs) > 1:  # the program then has the switch over the leaves only once
                     reached, above = lax.map(mask, jnp.stack(pair))
                 else:
                     reached, above = map(mask, pair)
                 return cut(reached, above, number.k, most)
 
-            # More than fit are kept only if that many are equal: these are cut by index.
+            # More entries than fit are kept only if that many are equal; these are cut by index.
             return lax.cond(kept > number.capacity, tied, lambda: found)
 
         return _each(one, jnp.arange(len(xs)), guesses, words, counts, numbers)
@@ -234,8 +233,8 @@ def top_k_of_each(
     guesses = _each(guess, jnp.stack([draw(x, sample) for x in xs]), numbers)
     words = jnp.stack([mask(row(guesses, i)) for i, mask in enumerate(masks)])
     counts = _each(count_ones, words)
-    # No loop over a leaf unless it is needed: the caller may want to update the leaf in place, and
-    # a loop would make the compiler copy it first.
+    # The loop over leaves is inside a condition. The caller may want to update a leaf in place, and
+    # an unconditional loop would make the compiler copy it first.
     fits = jnp.all((counts >= numbers.k) & (counts <= numbers.capacity))
     words = lax.cond(fits, lambda: words, search_on)
     kept = _each(lambda words: positions(words, capacity), words)
@@ -247,7 +246,7 @@ def top_k_of_each(
 
 
 def _each(function: Callable[..., Any], *arrays: Any) -> Any:
-    """The function of each row, one after the other; of a single row without a loop."""
+    """Applies a function to one row after the other; to a single row without a loop."""
     if jax.tree.leaves(arrays)[0].shape[0] > 1:
         return lax.map(lambda row: function(*row), arrays)
     result = function(*jax.tree.map(lambda x: x[0], arrays))
@@ -259,16 +258,16 @@ def _get(x: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def draw(x: jax.Array, count: int) -> jax.Array:
-    """The entries of a vector at `drawn_places`."""
-    return _get(x, drawn_places(x.size, count))
+    """The entries of a vector at `drawn_positions`."""
+    return _get(x, drawn_positions(x.size, count))
 
 
-def drawn_places(size: int, count: int) -> jax.Array:
-    """A place in each of ``count`` equal stretches, scrambled against periodic data."""
+def drawn_positions(size: int, count: int) -> jax.Array:
+    """A position in each of ``count`` equal stretches, scrambled in case the data are periodic."""
     stride = size // count
     index = jnp.arange(count, dtype=jnp.uint32)
-    place = ((index * np.uint32(2654435769)) >> np.uint32(16)) % np.uint32(stride)
-    return index * np.uint32(stride) + place
+    shift = ((index * np.uint32(2654435769)) >> np.uint32(16)) % np.uint32(stride)
+    return index * np.uint32(stride) + shift
 
 
 def _index_dtype(size: int) -> Any:

@@ -1,8 +1,8 @@
-"""Thresholds on magnitudes: a mask for each, and a search for the one that keeps so many entries.
+"""Thresholds on magnitudes: their masks, and a search for one that keeps a given number of entries.
 
 Magnitudes are compared as integers: the bit pattern of a float without its sign bit grows with the
 magnitude, orders denormals that the processor may flush to zero, and puts inf and then NaN above
-everything.
+all others.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The packed mask of the entries at or above a threshold, as a function of the threshold."""
 
     def mask(threshold: jax.Array) -> jax.Array:
-        # Tied to the threshold, so that the compiler does not lift the magnitudes out of a loop
-        # over thresholds and write them all to memory.
+        # The barrier ties the entries to the threshold. Otherwise the compiler moves the magnitudes
+        # out of a loop over thresholds and writes them all to memory.
         entries, threshold = lax.optimization_barrier((x, threshold))
         if jnp.issubdtype(entries.dtype, jnp.floating):
             entries = magnitude_order(entries)
@@ -34,16 +34,16 @@ def at_least(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
 def largest_of_first(
     order: jax.Array, count: jax.Array, k: jax.Array | int, most: int | None = None
 ) -> jax.Array:
-    """Positions of the ``k`` largest of the first ``count`` integers; ties to the lowest.
+    """Positions of the ``k`` largest of the first ``count`` integers; ties go to the lowest.
 
     Args:
-      order: integers, none negative, of shape (capacity,).
-      count: uint32 scalar, ``k`` at least.
-      k: how many; an integer, or a uint32 scalar that is known at run time only.
-      most: static bound on ``k``, where that is an array.
+      order: non-negative integers of shape (capacity,).
+      count: uint32 scalar, at least ``k``.
+      k: an integer, or a uint32 scalar that is known only at run time.
+      most: static bound on ``k``, needed if that is an array.
 
     Returns:
-      uint32 of shape (most,), ascending; what follows the first ``k`` is any position.
+      uint32 of shape (most,), ascending; positions after the first ``k`` are arbitrary.
     """
     most = int(k) if most is None else most
     real = jnp.arange(order.size, dtype=jnp.uint32) < count
@@ -55,12 +55,12 @@ def largest_of_first(
 
 
 def cut(reached: jax.Array, above: jax.Array, k: jax.Array | int, most: int) -> jax.Array:
-    """Mask of the entries above a threshold and of its first ties, ``k`` (``most`` at most).
+    """Mask of the entries above a threshold and of its first ties, ``k`` in total.
 
     Args:
       reached: packed mask of the entries at or above the threshold.
-      above: packed mask of those above it.
-      k: how many; an integer, or a uint32 scalar.
+      above: packed mask of the entries above it.
+      k: an integer, or a uint32 scalar.
       most: static bound on ``k``.
     """
     return above | first_ones(reached ^ above, jnp.uint32(k) - count_ones(above), most)
@@ -78,22 +78,23 @@ def search(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finds a threshold that keeps between ``fewest`` and ``most`` of ``size`` entries.
 
-    Interpolation and bisection in turn, on the integers: about twelve probes on smooth data, twice
-    the bits at worst. After a first try the steps grow by sixteen, so that a near miss stays cheap
-    and the first step, of one, settles a tie.
+    The search interpolates and bisects in turn, on the integers. It takes about twelve probes on
+    smooth data, and at most twice as many as there are bits. After a first try the steps start at
+    one and grow by a factor of sixteen, so that a near miss is cheap, and the first step settles a
+    tie.
 
     Args:
       at_least: maps a threshold to the packed mask of the entries at or above it.
-      fewest: entries to keep at least; an integer or a uint32 scalar, like the next two.
-      most: entries to keep at most.
-      size: entries in all.
-      low: a threshold that keeps enough.
-      high: a threshold that keeps too few.
-      kept: how many the threshold ``low`` keeps; all unless given.
-      tried: a threshold between them, its mask and how many it keeps.
+      fewest: the least number of entries to keep; an integer or a uint32 scalar, like the next two.
+      most: the largest number of entries to keep.
+      size: the number of all entries.
+      low: a threshold that keeps enough entries.
+      high: a threshold that keeps too few entries.
+      kept: the number of entries that ``low`` keeps; by default all.
+      tried: a threshold between ``low`` and ``high``, its mask, and the number that it keeps.
 
     Returns:
-      The threshold, its mask and how many it keeps. More than ``most`` are kept only where the
+      The threshold, its mask, and the number that it keeps. This is above ``most`` only if the
       threshold is the integer of rank ``fewest`` itself; the mask is then another threshold's.
     """
     top = jnp.asarray(jnp.iinfo(low.dtype).max)
@@ -130,7 +131,7 @@ def search(
         high, missed = jnp.where(enough, high, threshold), jnp.where(enough, missed, found)
         return low, high, kept, missed
 
-    # The carry is made from the bounds, so that it varies over the mesh as the entries do.
+    # The carry is computed from the bounds, so that it varies over the mesh as the entries do.
     zero = low & 0
     none = zero.astype(jnp.uint32)
     bounds = (low, high, none + jnp.uint32(size) if kept is None else kept, none)

@@ -1,10 +1,10 @@
-"""The k entries of largest magnitude of several leaves together, exactly, and without joining them.
+"""The k entries of largest magnitude among several leaves, exactly and without joining them.
 
-The steps are those of `ef_optax._select.leaf`: a guess from a sample, a mask of what is at least as
-large, one bit an entry, and an exact end among the few entries kept. What reads the leaves goes
-leaf by leaf: the sample is drawn from each in proportion, each mask fills words of its own, and
-what was kept is taken from each (`ef_optax._select.flat_view`). All that comes after works on the
-words and the entries kept of all leaves together.
+The steps are those of `ef_optax._select.leaf`: a guess from a sample, a mask of the entries that
+are at least as large, with one bit per entry, and an exact selection among the few kept entries.
+The leaves are read one by one: the sample has a proportional part of each, each mask fills its own
+words, and the kept entries are taken from each (`ef_optax._select.flat_view`). All later steps work
+on the words and the kept entries of all leaves together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Array = jax.Array
 
 
 def plan(sizes: Sequence[int], k: int) -> leaf_select.Plan | None:
-    """How the k largest of leaves of these sizes are looked for; None where a sample is of no use.
+    """How the k largest entries of leaves of these sizes are searched; None if no sample helps.
 
     Example:
       >>> plan([1 << 20, 64], 1 << 10).sample, plan([1 << 20, 64], 1 << 20)
@@ -40,14 +40,14 @@ def plan(sizes: Sequence[int], k: int) -> leaf_select.Plan | None:
 
 
 def _counts(layout: flat_view.Layout) -> dict[int | None, int]:
-    """Entries drawn of each large leaf, and, under None, of all small ones together."""
+    """The number of entries drawn from each large leaf and, under None, from all small leaves."""
     counts: dict[int | None, int] = {i: layout.sizes[i] for i in layout.large}
     counts[None] = sum(layout.sizes[i] for i in layout.small)
     return {i: size // _stretch(layout.sizes) for i, size in counts.items()}
 
 
 def _stretch(sizes: Sequence[int]) -> int:
-    """Of so many entries one is drawn."""
+    """The number of entries of which one is drawn."""
     size = sum(sizes)
     return size // max(1, min(leaf_select.SAMPLE, size // 16)) or 1
 
@@ -58,13 +58,13 @@ def top_k(
     """Indices and entries of the ``k`` largest magnitudes; ties go to the earlier leaf and index.
 
     Args:
-      xs: floating leaves of any shapes, for which there is a `plan`.
+      xs: floating leaves of any shapes, which have a `plan`.
       k: static number of entries.
       rows: the numbers 0 ... number of leaves, as data.
-      dtype: what the entries are compared in.
+      dtype: the dtype in which the entries are compared.
 
     Returns:
-      Ascending indices into the leaves one after the other, uint32 of shape (k,), and the entries.
+      Ascending indices into the vector of all leaves, uint32 of shape (k,), and the entries.
     """
     flats = [x.reshape(-1) for x in xs]
     aligned = flat_view.Layout(tuple(x.size for x in xs), rows, WORD_BITS)
@@ -94,7 +94,7 @@ def top_k(
         def tied() -> Array:
             return cut(everything(threshold), everything(threshold + 1), k, k)
 
-        # More than the capacity are kept only if that many are equal: these are cut by index.
+        # More entries than fit are kept only if that many are equal; these are cut by index.
         return lax.cond(kept > capacity, tied, lambda: found)
 
     words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)
@@ -111,7 +111,7 @@ def top_k(
 def _at_least(
     flats: Sequence[Array], aligned: flat_view.Layout, dtype: Any
 ) -> Callable[[Array], Array]:
-    """The packed masks of all leaves, each in words of its own, as a function of the threshold."""
+    """The packed masks of all leaves, each in its own words, as a function of the threshold."""
     if not aligned.small:
         return lambda threshold: jnp.concatenate([_mask(x, threshold, dtype) for x in flats])
     small, real = aligned.joined(flats, dtype), _real_bits(aligned)
@@ -132,13 +132,13 @@ def _at_least(
 
 
 def _real_bits(aligned: flat_view.Layout) -> Array:
-    """The mask of what is no padding among the small leaves."""
+    """The mask of the bits that are not padding among the small leaves."""
     ends = [begin + aligned.sizes[i] for i, begin in aligned.begins.items()]
     ragged = [end for end in ends if end % WORD_BITS]
-    places = np.asarray([end // WORD_BITS for end in ragged], np.int32)
+    partial = np.asarray([end // WORD_BITS for end in ragged], np.int32)
     bits = np.asarray([(1 << end % WORD_BITS) - 1 for end in ragged], np.uint32)
     words = jnp.full(packed_words(ends[-1], 1), np.uint32((1 << 32) - 1))
-    return words.at[places].set(bits)
+    return words.at[partial].set(bits)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -148,25 +148,25 @@ def _mask(x: Array, threshold: Array, dtype: Any) -> Array:
 
 
 def _drawn(flats: Sequence[Array], aligned: flat_view.Layout, dtype: Any) -> Array:
-    """A sample: of each stretch of so many entries one. Small leaves are drawn from together."""
+    """A sample with one entry of each stretch; small leaves are drawn from together."""
     parts = []
     for i, count in _counts(aligned).items():
         if i is not None and count:
             parts.append(leaf_select.draw(flats[i], count).astype(dtype))
         elif count:
             sizes = [aligned.sizes[j] for j in aligned.small]
-            places = leaf_select.drawn_places(sum(sizes), count)
+            drawn = leaf_select.drawn_positions(sum(sizes), count)
             ends = np.cumsum(sizes, dtype=np.uint32)
             begins = np.asarray(list(aligned.begins.values()), np.uint32)
             gaps = jnp.asarray(begins - (ends - np.asarray(sizes, np.uint32)))
-            places += gaps[jnp.searchsorted(ends, places, side="right", method="scan_unrolled")]
+            drawn += gaps[jnp.searchsorted(ends, drawn, side="right", method="scan_unrolled")]
             joined = aligned.joined(flats, dtype)
-            parts.append(joined.at[places].get(mode="promise_in_bounds"))
+            parts.append(joined.at[drawn].get(mode="promise_in_bounds"))
     return jnp.concatenate(parts)
 
 
 def _close_up(indices: Array, aligned: flat_view.Layout) -> Array:
-    """Sorted indices into leaves that begin at whole words, as indices without gaps."""
+    """Turns sorted indices into leaves that begin at full words into indices without gaps."""
     dense = flat_view.Layout(aligned.sizes, aligned.rows)
     gaps = np.asarray(aligned.ends[:-1], np.uint32) - np.asarray(dense.ends[:-1], np.uint32)
     leaf = aligned.leaf_of(aligned.bounds(indices), indices.size)

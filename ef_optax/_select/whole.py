@@ -1,9 +1,9 @@
 """A list of leaves as one vector: its largest entries, and sums at given entries.
 
-There are two forms of everything. *In place*, each leaf is read and written where it lies
-(`ef_optax._select.tree`, `ef_optax._select.flat_view`). *Joined*, the leaves are copied into one
-vector, and its parts copied out. Both give the same to the bit. The first is used on a CPU for
-large models and few workers.
+Every function has two forms. *In place*, it reads and writes each leaf without a copy
+(`ef_optax._select.tree`, `ef_optax._select.flat_view`). *Joined*, it copies the leaves into one
+vector, and the parts of this back. Both give the same result to the bit. The first form is used on
+a CPU, for large models and few workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ef_optax._select import flat_view
 from ef_optax._select import leaf as leaf_select
 from ef_optax._select import tree as tree_select
 
-# Below this many entries in all, copies are cheaper than visits.
+# With fewer entries than this in total, copying the leaves is cheaper than visiting them.
 IN_PLACE_SIZE = 1 << 20
 
 
@@ -33,13 +33,13 @@ class Whole:
 
     Attributes:
       likes: shape and dtype of each leaf.
-      dtype: what entries of leaves are compared and sent in.
-      witness: an integer scalar that is computed at run time (see `ef_optax._numeric.offsets`).
+      dtype: the dtype in which entries are compared and sent.
+      runtime: an integer scalar that is computed at run time (see `ef_optax._numeric.offsets`).
     """
 
     likes: tuple[jax.ShapeDtypeStruct, ...]
     dtype: Any
-    witness: Array
+    runtime: Array
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -57,11 +57,11 @@ class Whole:
         Ties go to the earlier leaf and the lower index.
         """
 
-        def in_place(xs: Sequence[Array], witness: Array) -> tuple[Array, Array]:
-            return tree_select.top_k(xs, k, self._rows(witness), self.dtype)
+        def in_place(xs: Sequence[Array], runtime: Array) -> tuple[Array, Array]:
+            return tree_select.top_k(xs, k, self._rows(runtime), self.dtype)
 
-        def joined(xs: Sequence[Array], witness: Array) -> tuple[Array, Array]:
-            del witness
+        def joined(xs: Sequence[Array], runtime: Array) -> tuple[Array, Array]:
+            del runtime
             flat = flat_view.join(xs, self.dtype)
             indices, values = leaf_select.top_k(flat, k)
             return indices.astype(jnp.uint32), values
@@ -74,18 +74,18 @@ class Whole:
         """The leaves with ``values`` of shape (n, k) added at ``indices``, each row ascending."""
 
         def in_place(
-            xs: Sequence[Array], indices: Array, values: Array, witness: Array
+            xs: Sequence[Array], indices: Array, values: Array, runtime: Array
         ) -> list[Array]:
-            return flat_view.add(xs, self._layout(witness), indices, values)
+            return flat_view.add(xs, self._layout(runtime), indices, values)
 
         def joined(
-            xs: Sequence[Array], indices: Array, values: Array, witness: Array
+            xs: Sequence[Array], indices: Array, values: Array, runtime: Array
         ) -> list[Array]:
-            del witness
+            del runtime
             if {x.dtype for x in xs} == {values.dtype}:
                 added = _sum_at(flat_view.join(xs, values.dtype), indices, values)
                 return flat_view.split(added, xs)
-            # Each leaf in its own dtype: what is not touched is not rounded.
+            # Each leaf is updated in its own dtype, so that its other entries are not rounded.
             change = _sum_at(jnp.zeros(self.size, values.dtype), indices, values)
             parts = flat_view.split(change, xs)
             return [x + part for x, part in zip(xs, parts, strict=True)]
@@ -95,20 +95,20 @@ class Whole:
         )
 
     def scatter(self, indices: Array, values: Array) -> list[Array]:
-        """Leaves that are zero but for the sums of ``values`` at ``indices``, as in `add`."""
+        """Leaves that are zero except for the sums of ``values`` at ``indices``, as in `add`."""
 
-        def in_place(indices: Array, values: Array, witness: Array) -> list[Array]:
-            layout = self._layout(witness + (indices[0, 0] & 0).astype(witness.dtype))
-            # A zero of its own for each leaf, which varies over the mesh as the indices do. Equal
-            # ones would be made once and copied.
+        def in_place(indices: Array, values: Array, runtime: Array) -> list[Array]:
+            layout = self._layout(runtime + (indices[0, 0] & 0).astype(runtime.dtype))
+            # Each leaf has its own zero, which varies over the mesh as the indices do. Equal zeros
+            # would be made once and copied.
             zeros = [
                 jnp.broadcast_to(jnp.asarray(row >> 31, values.dtype), like.shape)
                 for like, row in zip(self.likes, layout.rows, strict=False)
             ]
             return flat_view.add(zeros, layout, indices, values)
 
-        def joined(indices: Array, values: Array, witness: Array) -> list[Array]:
-            del witness
+        def joined(indices: Array, values: Array, runtime: Array) -> list[Array]:
+            del runtime
             flat = _sum_at(jnp.zeros(self.size, values.dtype), indices, values)
             shapes = [jax.ShapeDtypeStruct(like.shape, values.dtype) for like in self.likes]
             return flat_view.split(flat, shapes)
@@ -126,14 +126,14 @@ class Whole:
         suits: Callable[[], bool],
     ) -> Any:
         if self.size < IN_PLACE_SIZE or not suits():
-            return joined(*arguments, self.witness)
-        return _chosen(in_place, joined)(*arguments, jnp.asarray(self.witness))
+            return joined(*arguments, self.runtime)
+        return _chosen(in_place, joined)(*arguments, jnp.asarray(self.runtime))
 
-    def _rows(self, witness: Array) -> Sequence[Array | int]:
-        return offsets.as_data(range(len(self.likes) + 1), witness)
+    def _rows(self, runtime: Array) -> Sequence[Array | int]:
+        return offsets.as_data(range(len(self.likes) + 1), runtime)
 
-    def _layout(self, witness: Array) -> flat_view.Layout:
-        return flat_view.Layout(self.sizes, self._rows(witness))
+    def _layout(self, runtime: Array) -> flat_view.Layout:
+        return flat_view.Layout(self.sizes, self._rows(runtime))
 
 
 def _sum_at(vector: Array, indices: Array, values: Array) -> Array:
@@ -143,9 +143,10 @@ def _sum_at(vector: Array, indices: Array, values: Array) -> Array:
 def _chosen(in_place: Callable[..., Any], joined: Callable[..., Any]) -> Callable[..., Any]:
     """A function of arrays in two forms: ``in_place`` on a CPU, ``joined`` elsewhere.
 
-    Leaf by leaf there are loops whose length is known at run time only: many small steps, where an
-    accelerator does better with one copy. And `jax.vmap` makes of a loop that differs between its
-    rows one that writes every leaf anew at each turn. So both get the form that copies.
+    The form in place has a loop for each leaf, whose length is known only at run time. On an
+    accelerator one copy is faster than its many small steps. And if the length differs between the
+    rows of a `jax.vmap`, the loop rewrites the leaf in each iteration. So both use the form that
+    copies.
     """
 
     @jax.custom_batching.custom_vmap

@@ -1,4 +1,4 @@
-"""Faults of the exchange: rounds, headers, weights, keys, units, slices, collectives."""
+"""Faults of the exchange: rounds, headers, weights, keys, bundles, slices, collectives."""
 
 from __future__ import annotations
 
@@ -121,24 +121,24 @@ MUTATIONS = (
     ),
     Mutation(
         "leaves of equal shape are stacked though their codecs differ",
-        f"{HERE}/units.py",
+        f"{HERE}/bundles.py",
         'key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])',
         'key = ("stack", x.shape, x.dtype, specs[i])',
         (f"{MODES}test_every_mode_follows_the_oracle[simulate-sign]",),
     ),
     Mutation(
         "the first of a stack of leaves is handed to all of them",
-        f"{HERE}/units.py",
+        f"{HERE}/bundles.py",
         "own = rows[: len(self.members)]",
         "own = [rows[0]] * len(self.members)",
-        ("tests/exchange/test_units.py::test_stacked_leaves_get_what_each_gets_alone[top_k]",),
+        ("tests/exchange/test_bundles.py::test_stacked_leaves_get_what_each_gets_alone[top_k]",),
     ),
     Mutation(
         "stacked leaves share one key",
         f"{HERE}/stack.py",
         "dataclasses.replace(workers, path=path)",
         "dataclasses.replace(workers, path=path * 0)",
-        ("tests/exchange/test_units.py::test_stacked_leaves_get_what_each_gets_alone[random_k]",),
+        ("tests/exchange/test_bundles.py::test_stacked_leaves_get_what_each_gets_alone[random_k]",),
     ),
     Mutation(
         "of two worker axes the inner one counts first",

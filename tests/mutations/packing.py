@@ -62,15 +62,15 @@ MUTATIONS = (
     Mutation(
         "the ragged end is padded in front",
         PACKING,
-        "lax.pad(codes, np.uint32(0), ((0, -count % unit, 0),))",
-        "lax.pad(codes, np.uint32(0), ((-count % unit, 0, 0),))",
+        "lax.pad(codes, np.uint32(0), ((0, -count % multiple, 0),))",
+        "lax.pad(codes, np.uint32(0), ((-count % multiple, 0, 0),))",
         (OF_PACKING,),
     ),
     Mutation(
         "of many codes the ragged end is forgotten",
         PACKING,
-        "jnp.concatenate([pack(codes[:whole], bits), pack(codes[whole:], bits)])",
-        "pack(codes[:whole], bits)",
+        "jnp.concatenate([pack(codes[:full], bits), pack(codes[full:], bits)])",
+        "pack(codes[:full], bits)",
         (f"{OF_PACKING}::test_many_codes_with_a_ragged_end",),
     ),
     Mutation(

@@ -93,8 +93,8 @@ MUTATIONS = (
     Mutation(
         "entries of a leaf are read from the beginning of the vector",
         VIEW,
-        "places = lax.dynamic_slice(indices, (slot,), (WINDOW,)) - start",
-        "places = lax.dynamic_slice(indices, (slot,), (WINDOW,))",
+        "own = lax.dynamic_slice(indices, (slot,), (WINDOW,)) - start",
+        "own = lax.dynamic_slice(indices, (slot,), (WINDOW,))",
         (f"{SAME_SET}[many-in place]",),
     ),
     Mutation(

@@ -19,8 +19,8 @@ import ef_optax as ef
 from benchmarks.adversaries import adversaries, magnitudes
 from benchmarks.compile_time import kernels_of
 from ef_optax._exchange import stack
+from ef_optax._exchange.bundles import bundles_of
 from ef_optax._exchange.stack import stackable
-from ef_optax._exchange.units import units_of
 from ef_optax._numeric import offsets
 from ef_optax._select import leaf as leaf_select
 from ef_optax.compressors.sparse._sparse import by_size
@@ -63,8 +63,8 @@ def assert_same_bits(one, other, message=""):
 
 def test_large_leaves_of_a_family_are_joined_and_equal_small_ones_stacked():
     shapes = [(70_000,), (8, 9), (256, 300), (8, 9), (1 << 20,), (9, 8)]
-    units = units_of([CODEC] * len(shapes), likes(shapes), [None] * len(shapes))
-    assert [(u.kind, u.members) for u in units] == [
+    bundles = bundles_of([CODEC] * len(shapes), likes(shapes), [None] * len(shapes))
+    assert [(b.kind, b.members) for b in bundles] == [
         ("group", (0, 2)),
         ("stack", (1, 3)),
         ("leaf", (4,)),
@@ -76,8 +76,8 @@ def test_large_leaves_of_a_family_are_joined_and_equal_small_ones_stacked():
     "codec", [ef.scaled_sign(), ef.exchanges.leader_top_k(0.01), ef.top_k(0.9)], ids=repr
 )
 def test_what_has_no_family_is_left_alone(codec):
-    units = units_of([codec.codec] * 2, likes([(70_000,)] * 2), [None] * 2)
-    assert [u.kind for u in units] == ["leaf", "leaf"]
+    bundles = bundles_of([codec.codec] * 2, likes([(70_000,)] * 2), [None] * 2)
+    assert [b.kind for b in bundles] == ["leaf", "leaf"]
 
 
 ########################################################################################

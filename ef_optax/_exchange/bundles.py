@@ -1,4 +1,4 @@
-"""Units: which leaves one protocol handles, so that a program stays short to compile."""
+"""Bundles: the leaves that one protocol handles together, which keeps compile times short."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ef_optax._numeric.shapes import like_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class Bundle:
     """Leaves that one protocol handles.
 
-    They are one leaf, equal leaves stacked, or a list: a codec's group, or large leaves of a
-    family.
+    They are a single leaf, a stack of equal leaves, or a list (a codec's group, or large leaves of
+    a family).
     """
 
     codec: Codec
@@ -37,7 +37,7 @@ class Unit:
         return own if self.kind == "group" else jax.tree.map(lambda *xs: jnp.stack(xs), *own)
 
     def give(self, value: Any, rows: Sequence[Array | int]) -> list[Any]:
-        """The members' own parts; ``rows`` are the numbers 0, 1, ... as data."""
+        """The parts of the members; ``rows`` are the numbers 0, 1, ... as data."""
         if self.kind == "leaf":
             return [value]
         if self.kind == "group":
@@ -46,16 +46,18 @@ class Unit:
         return [jax.lax.dynamic_index_in_dim(value, row, keepdims=False) for row in own]
 
 
-def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[Any]) -> list[Unit]:
-    """Groups the leaves, to keep the program short to compile.
+def bundles_of(
+    codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[Any]
+) -> list[Bundle]:
+    """Groups the leaves, so that the program compiles quickly.
 
-    Equal small leaves are stacked; large ones are joined where their codec can do without a copy.
+    Equal small leaves are stacked; large leaves are joined if their codec needs no copy for it.
     """
     groups: dict[Any, list[int]] = {}
     for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
         if one.granularity == "group":
-            # A group's codec sees all its members, so they must be split alike: what it does to a
-            # leaf that is whole may not depend on the slice of another one.
+            # The codec of a group reads all its members, so they must be split alike: the result
+            # for a leaf that is not split must not depend on a slice of another leaf.
             key: Any = ("group", identity_of(one), context.spec_axes(specs[i]))
         elif stackable(one, x):
             key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
@@ -64,17 +66,17 @@ def units_of(codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[A
         else:
             key = ("leaf", i)
         groups.setdefault(key, []).append(i)
-    units = []
+    bundles = []
     for (kind, *_), members in groups.items():
         one = codecs[members[0]]
         if kind == "stack" and len(members) > 1:
-            units.append(Unit(Stacked(one), tuple(members), "stack"))
+            bundles.append(Bundle(Stacked(one), tuple(members), "stack"))
         elif kind == "joint" and len(members) > 1:
             assert isinstance(one, Joinable)
-            units.append(Unit(one.joint(), tuple(members), "group"))
+            bundles.append(Bundle(one.joint(), tuple(members), "group"))
         else:
-            units.append(Unit(one, tuple(members), "group" if kind == "group" else "leaf"))
-    return units
+            bundles.append(Bundle(one, tuple(members), "group" if kind == "group" else "leaf"))
+    return bundles
 
 
 def _family_of(codec: Codec, x: Array) -> Hashable | None:
