@@ -54,7 +54,7 @@ def as_data(values: Sequence[int], runtime: Array) -> Sequence[Array | int]:
 def starts(
     sizes: Sequence[int], kinds: Sequence[Hashable], runtime: Array | None
 ) -> list[Array | int]:
-    """Where pieces of the given sizes begin if they lie one after the other.
+    """Where pieces of the given sizes begin if they follow each other.
 
     If ``runtime`` is given, the starts of pieces of the same kind are data (see :func:`as_data`).
     A piece that is the only one of its kind shares no program, so its start is a Python integer.

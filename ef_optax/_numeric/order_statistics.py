@@ -43,7 +43,7 @@ def order_statistics(x: Array, ranks: np.ndarray) -> Array:
     slots, number = found, _CELLS
     for shift in (8, 0):
         # Ranks in the same cell share the row of counters of the first of them. The entries of all
-        # other cells are counted in one more row, which nobody reads.
+        # other cells are counted in one more row, which is not read.
         rows = jnp.full(number, len(ranks), jnp.uint32)
         rows = rows.at[slots].min(jnp.arange(len(ranks), dtype=jnp.uint32))
         cells = rows[cells] * np.uint32(_DIGITS) + ((keys >> shift) & np.uint32(_DIGITS - 1))

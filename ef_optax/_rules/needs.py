@@ -47,9 +47,9 @@ DETERMINISTIC = Need(
 )
 INDEPENDENT = Need(
     lambda codec: codec.independent,
-    "decides together with the other workers what is sent, but the rule tries out messages on each "
-    "worker alone",
-    "choose a compressor of one worker's own values such as top_k or scaled_sign",
+    "decides together with the other workers what is sent, but the rule tries messages on each "
+    "worker separately",
+    "choose a compressor that uses only one worker's values, such as top_k or scaled_sign",
 )
 UNBIASED = Need(
     lambda codec: codec.unbiased,
@@ -60,11 +60,11 @@ UNBIASED = Need(
 BROADCAST = Need(
     lambda codec: codec.broadcast,
     "travels only between several workers, but this message goes from one sender to all",
-    "choose a compressor that is not an exchange of its own, such as top_k",
+    "choose a compressor without its own exchange, such as top_k",
 )
 CONTRACTIVE = Need(
     lambda codec: True,  # it depends on the leaf: see CheckedExchange
-    "is no contraction",
+    "is not a contraction",
     "use ef_optax.scale_to_contractive(compressor) or scaled=False, or a rule for unbiased "
     "compressors such as diana or marina",
 )

@@ -27,7 +27,7 @@ from ef_optax.compressors.sparse._sparse import Followable, SparseCodec
 
 SPARSE = Need(
     lambda codec: isinstance(codec, SparseCodec),
-    "does not send indices and values, which are what is merged on the way",
+    "does not send indices and values, but the transport merges these on the way",
     "choose a sparsifier such as top_k or block_top_k",
 )
 FOLLOWABLE = Need(

@@ -94,7 +94,7 @@ class TwoShot(Transport):
         return codec.alpha((_chunk(shape, num_workers),), num_workers)
 
     def least_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
-        """The least error of the worker's part; 0 if a row may lie in the padding."""
+        """The least error of the worker's part; 0 if a row may be padding."""
         chunk = _chunk(shape, num_workers)
         padded = size_of(shape) != num_workers * chunk
         return 0.0 if padded else codec.least_error((chunk,), num_workers)

@@ -48,9 +48,9 @@ def check_params(params: Any) -> None:
     """Refuses parameters that ``optax.masked`` or ``optax.partition`` has already thinned out."""
     if _masked(params):
         raise ValueError(
-            "params contains optax.MaskedNode: optax.masked or optax.partition stands around the "
-            "lifted transformation, and the leaves it leaves out would keep their worker axis. Put "
-            "it inside: data_parallel(optax.masked(...), ...)."
+            "params contains optax.MaskedNode: optax.masked or optax.partition is around the "
+            "lifted transformation, and the leaves that it leaves out would keep their worker "
+            "axis. Put it inside: data_parallel(optax.masked(...), ...)."
         )
 
 

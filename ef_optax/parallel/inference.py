@@ -103,8 +103,8 @@ def varying_axes(
         if differs:
             raise ValueError(
                 f"updates{path} differs between the workers of axis "
-                f"{axis_name!r} after the chain: no exchange saw it, or a collective stands under "
-                "a condition that differs between workers. Do not put optax.masked, "
+                f"{axis_name!r} after the chain: no exchange has handled it, or a collective is "
+                "under a condition that differs between workers. Do not put optax.masked, "
                 "optax.apply_if_finite or optax.conditionally_transform around an exchange; to "
                 "send a leaf dense use ef_optax.per_leaf(policy)."
             )

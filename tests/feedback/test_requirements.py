@@ -117,7 +117,9 @@ def test_every_rule_with_this_codec_raises_or_works(name):
             text = str(caught.value)
             assert any(need.reason in text and need.remedy in text for need in missing)
         elif grows(rule, argument, compressor.codec):
-            with pytest.raises(ValueError, match=f"^{rule}: {argument} .* is no contraction for"):
+            with pytest.raises(
+                ValueError, match=f"^{rule}: {argument} .* is not a contraction for"
+            ):
                 trace(make(compressor))
         else:
             trace(make(compressor))
@@ -193,7 +195,7 @@ def test_each_part_of_a_policy_and_a_schedule_must_be_contractive():
     with pytest.raises(ValueError, match=r"error_feedback: compressor RandomK .* leaf 'b'"):
         ef.error_feedback(mixed).init(PARAMS)
     for stages in ([TOP, RARE], [TOP, mixed], [RARE, TOP]):
-        with pytest.raises(ValueError, match=r"Scheduled is no contraction for the leaf 'b'"):
+        with pytest.raises(ValueError, match=r"Scheduled is not a contraction for the leaf 'b'"):
             ef.error_feedback(ef.scheduled([5], stages)).init(PARAMS)
 
 
