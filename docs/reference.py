@@ -28,7 +28,7 @@ ROOMS = {
     "compressors/sparse": "Sparse messages",
     "compressors/quantize": "Quantised messages",
     "compressors/low_rank": "Messages of low rank",
-    "compressors/combine": "Compressors made of others",
+    "compressors/combine": "Compressors made from other compressors",
     "exchanges": "Exchanges",
     "feedback": "Feedback rules",
     "local": "Local steps",

@@ -1,4 +1,4 @@
-"""Writes what a new part of the library begins with: its file, its rows in lists, a failing test.
+"""Starts a new part of the library: writes its file, its rows in lists, and a failing test.
 
 ```
 make new KIND=compressor NAME=my_compressor   # or a rule, transport, policy, experiment
@@ -6,7 +6,7 @@ make new KIND=compressor NAME=my_compressor   # or a rule, transport, policy, ex
 
 A kind is a folder of ``tools/templates``: the templates are real code in which the part is still
 called ``new_name``, and ``kind.toml`` says where they go and which lists get a row. CONTRIBUTING.md
-says what to do then.
+says what to do next.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def kinds() -> list[str]:
 
 
 def insert(text: str, below: str, line: str, sort: bool = False) -> str:
-    """Adds a line to the list that follows the line ``below``, at its end or where it sorts.
+    """Adds a line to the list that follows the line ``below``, at its end or in sorted order.
 
-    The list begins at the next line with the same first sign (or with a letter, if it is one), and
-    ends before the first that is blank, indented less, or a comment. The top of the file is an
-    empty ``below``.
+    The list begins at the next line that starts with the same character as ``line`` (or with any
+    letter, if ``line`` does). It ends before the first line that is blank, indented less, or a
+    comment. An empty ``below`` means the top of the file.
 
     Raises:
       ValueError: if there is no such list.
@@ -58,7 +58,7 @@ def render(kind: str, name: str, room: str = "", root: Path = ROOT) -> list[Path
     """Writes the files and rows of a new part below ``root``; returns the files it touched.
 
     Raises:
-      ValueError: for an unknown kind or room, a name that is none, and files that exist.
+      ValueError: for an unknown kind or room, an invalid name, and files that exist.
     """
     if kind not in kinds():
         raise ValueError(f"KIND={kind}: choose one of {', '.join(kinds())}")

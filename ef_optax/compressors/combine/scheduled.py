@@ -28,8 +28,8 @@ class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
     codecs: tuple[Codec, ...]
 
     why: ClassVar[str] = (
-        "its codec depends on the step. Ask codec.at(step), or schedule the compressors that are "
-        "made of others."
+        "its codec depends on the step. Ask codec.at(step), or make the schedule the outermost "
+        "compressor."
     )
 
     # -- which codec is used

@@ -1,4 +1,4 @@
-"""New name: what it keeps of a leaf, in one line."""
+"""New name: what it sends of a leaf, in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NewName(Codec):
 def new_name(step: float) -> Compressor:
     """What it does, in one line: ``C(x) = step clip(round(x / step), -127, 127)``.
 
-    Whether it is biased, and its alpha or omega where they are known.
+    Whether it is biased, and its alpha or omega if they are known.
 
     Args:
       step: the distance between two values that can be sent, > 0.
@@ -50,7 +50,7 @@ def new_name(step: float) -> Compressor:
       The compressor. Bits: 8 d.
 
     Raises:
-      ValueError: for a step that is not positive. TypeError: for one that is no number.
+      ValueError: for a step that is not positive. TypeError: for a step that is not a number.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

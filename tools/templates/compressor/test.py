@@ -1,4 +1,4 @@
-"""``ef.new_name`` beside its definition, written in NumPy."""
+"""``ef.new_name`` against its definition, written in NumPy."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from experiments import study
 STUDY = study.Study("new_name", __doc__)
 FLAGS = STUDY.flags
 flags.DEFINE_integer("steps", 200, "Steps of descent.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Of the problem.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of the problem.", flag_values=FLAGS)
 
 
 def optimizers() -> dict[str, optax.GradientTransformation]:

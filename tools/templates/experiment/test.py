@@ -1,4 +1,4 @@
-"""The study ``new_name``: short, and what it claims."""
+"""A short run of the study ``new_name``, and what it claims."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ def test_new_name(tmp_path: Path) -> None:
     lines = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert {row["method"] for row in rows} == set(new_name.optimizers())
-    pytest.fail("hold the numbers to what the study claims")
+    pytest.fail("compare the numbers with what the study claims")

@@ -8,18 +8,18 @@ from ef_optax.extend import Compressor, check
 
 
 def new_name(compressor: Compressor, *, smallest: int = 1024) -> Compressor:
-    """Leaves of fewer than ``smallest`` entries travel dense, the others by ``compressor``.
+    """Sends leaves of fewer than ``smallest`` entries dense, the others by ``compressor``.
 
     Args:
-      compressor: of the large leaves.
-      smallest: the size from which a leaf is large, at least 0.
+      compressor: for the large leaves.
+      smallest: the smallest number of entries of a large leaf, at least 0.
 
     Returns:
       The compressor: :func:`ef_optax.per_leaf` with a policy by size.
 
     Raises:
-      TypeError: if ``compressor`` is not a Compressor or ``smallest`` no int. ValueError: if it is
-        negative.
+      TypeError: if ``compressor`` is not a Compressor or ``smallest`` not an int. ValueError: if
+        ``smallest`` is negative.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp

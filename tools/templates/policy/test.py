@@ -1,4 +1,4 @@
-"""``ef.policies.new_name``: which leaf gets what, and when."""
+"""``ef.policies.new_name``: which compressor each leaf gets, and when."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import pytest
 
 
 def test_new_name() -> None:
-    pytest.fail("write down what each leaf gets, and when")
+    pytest.fail("write down which compressor each leaf gets, and when")

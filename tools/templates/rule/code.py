@@ -38,15 +38,15 @@ def new_name(
     .. math:: c_i = C(g_i + e_i), \quad e_i' = g_i + e_i - c_i, \quad
               \text{emit}\ \text{mean}_i\,c_i
 
-    Where it stands in the chain, and what it is good for.
+    Where to put it in a chain, and when to use it.
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
-      memory: the dtype in which the residual is kept, as in :func:`error_feedback`.
+      memory: the dtype in which the residual is stored, as in :func:`error_feedback`.
 
     Returns:
-      The transformation, to stand before ``optax.sgd``; its state is a :class:`NewNameState`.
+      The transformation, to be put before ``optax.sgd``; its state is a :class:`NewNameState`.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: at init, for a compressor that

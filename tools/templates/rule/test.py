@@ -1,4 +1,4 @@
-"""``ef.new_name`` beside its algorithm box, written in NumPy for three workers that differ."""
+"""``ef.new_name`` against its algorithm box, in NumPy for three workers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ef_optax.exchanges.carried import carried
 
 @dataclasses.dataclass(frozen=True)
 class NewName(Transport):
-    """Every worker decodes its own message; the dense arrays are averaged on the way."""
+    """Every worker decodes its own message; the network averages the dense arrays."""
 
     def run(self, codec: Codec, x: Array, state: Any, workers: Workers) -> Protocol:
         message = codec.encode(x, codec.step_key(workers))
@@ -42,7 +42,7 @@ class NewName(Transport):
 
 
 def new_name(compressor: Compressor) -> Compressor:
-    """What it does with the messages, in one line.
+    """How the messages travel, in one line.
 
     What a link carries, and how that grows with the number of workers n.
 

@@ -1,4 +1,4 @@
-"""``ef.exchanges.new_name`` beside its definition, written in NumPy for all workers at once."""
+"""``ef.exchanges.new_name`` against its definition, in NumPy for all workers at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ef_optax as ef
 
 
 def oracle(sent: np.ndarray) -> np.ndarray:
-    """What all workers apply, from what each has sent (n, d); independent of the library."""
+    """What all workers apply, given what each has sent (n, d); independent of the library."""
     pytest.fail("write the definition of new_name here, in NumPy")
 
 
