@@ -1,4 +1,4 @@
-"""A bad step poisons nobody: all workers skip it together, and every state stays as it was."""
+"""A bad step does no harm: all workers skip it together, and every state stays as it was."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def keep_if_bad(
 
 
 def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Skips a step on all workers when any worker's gradient is NaN or inf, for hand-written maps.
+    """Skips a step on all workers if any worker's gradient is NaN or inf, for hand-written maps.
 
-    :func:`data_parallel` and :func:`simulate` do this themselves. Without it, a non-finite gradient
-    comes out of an exchange as NaN everywhere (loud). The verdict comes with the messages, so the
-    guard sends nothing of its own.
+    :func:`data_parallel` and :func:`simulate` do this themselves. Without a guard, a non-finite
+    gradient makes every entry of an exchange's aggregate NaN. The flag travels with the messages,
+    so the guard itself sends nothing.
 
     Args:
-      tx: the whole chain, including what stands before and after the exchange.
+      tx: the chain, including the transformations before and after the exchange.
 
     Returns:
       The guarded transformation: on a bad step it emits zeros and leaves every leaf of the state
