@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -26,12 +27,18 @@ class Lift:
       axis_sizes: model axis name -> number of slices.
       simulated: whether model axes are emulated by ``vmap`` instead of being devices.
       guarded: whether the lift undoes a skipped step, so that aggregates need not become NaN.
+      accepted: whether the lift accepts this worker's gradients, a boolean scalar; None if it has
+        not looked at them.
+      axes: the worker axes of the lift. An exchange over fewer of them does not tell all workers
+        what one has not accepted, so it does not take it along.
     """
 
     specs: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
     axis_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     simulated: bool = False
     guarded: bool = True
+    accepted: Any = None
+    axes: tuple[str, ...] = ()
 
     def virtual(self) -> Lift:
         """The same lift with emulated model axes, so that it can be traced without devices."""

@@ -45,7 +45,7 @@ class ExchangeState(NamedTuple):
 
     # int32 scalar: exchanges made, folded into the keys
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    skipped: Array  # int32 scalar: steps skipped because some worker's numbers were not finite
+    skipped: Array  # int32 scalar: steps skipped because some worker's numbers were bad
     ok: Array  # bool scalar: whether the last exchange was finite on every worker
     codec: Any  # per leaf: the codec's own state; () if no codec has a state
 
@@ -129,10 +129,10 @@ class Exchange:
             return treedef.flatten_up_to(again())
 
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
-            finite, weight, count = shared
+            header, weight, count = shared
             leaf_specs = specs or [None] * len(leaves)
             run = _Run(self, paths, slices, leaf_specs, count, leaves_again, nan_if_bad)
-            return run(leaves, states, finite, weight, tuple(want))
+            return run(leaves, states, header, weight, tuple(want))
 
         lift = context.current()
         nan_if_bad = lift is None or not lift.guarded
@@ -140,7 +140,9 @@ class Exchange:
         weight = None if weight is None else jnp.asarray(weight, jnp.float32)
         # All slices of a leaf share one flag; for a leaf that is not split the codec may know it.
         finite = None if specs is None else all_finite(leaves)
-        shared = (finite, weight, state.count)
+        everybody = lift is not None and set(lift.axes) <= set(coll.axis_names(self.axis_name))
+        accepted = lift.accepted if lift is not None and everybody else None
+        shared = ((finite, accepted), weight, state.count)
         if specs is None:
             results, (states, ok) = send(leaves, states, shared, [0] * len(leaves))
         else:
@@ -203,7 +205,7 @@ class _Run:
         self,
         leaves: list[Array],
         states: list[Any],
-        finite: Array | None,
+        header: tuple[Array | None, Array | None],
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
@@ -223,7 +225,7 @@ class _Run:
         def run(stages: list[Stage]) -> Any:
             own = [stage.own(state) for stage, state in zip(stages, states, strict=True)]
             codecs = [stage.codec for stage in stages]
-            results, after, ok = self._stage(codecs, leaves, own, finite, weight, want)
+            results, after, ok = self._stage(codecs, leaves, own, header, weight, want)
             changes = zip(stages, states, after, strict=True)
             after = [stage.replaced(state, new) for stage, state, new in changes]
             return results, (after, ok)
@@ -239,7 +241,7 @@ class _Run:
         codecs: Sequence[Codec],
         leaves: list[Array],
         states: list[Any],
-        finite: Array | None,
+        header: tuple[Array | None, Array | None],
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], list[Any], Array]:
@@ -251,7 +253,7 @@ class _Run:
             b.codec.protocol(x, b.take(states), self._workers(b))
             for b, x in zip(bundles, taken, strict=True)
         ]
-        rounds = Rounds(axis, self.exchange.normalize, finite, weight)
+        rounds = Rounds(axis, self.exchange.normalize, *header, weight)
         outcomes = rounds.drive(protocols, taken)
         again = functools.cache(self.again)  # once per stage: switch branches share no arrays
 

@@ -36,11 +36,13 @@ class Rounds:
     """Advances the protocols of one step together; it exists only while one call is traced.
 
     ``finite`` is whether this worker's numbers are finite; if None, each leaf's protocol is asked.
+    ``accepted`` is whether the lift accepts its gradients; None if it has not looked at them.
     """
 
     axis: coll.AxisName
     normalize: str
     finite: Array | None
+    accepted: Array | None
     weight: Array | None
     ok: Array = dataclasses.field(init=False)
     weights: Array | None = dataclasses.field(init=False, default=None)
@@ -79,10 +81,13 @@ class Rounds:
             if isinstance(request, Gather) and request.finite is not None:
                 self.flags.setdefault(i, request.finite)
 
+    def _good(self) -> Array:
+        """Whether this worker's gradients are accepted and its numbers finite."""
+        finite = self._all_finite() if self.finite is None else self.finite
+        return finite if self.accepted is None else finite & self.accepted
+
     def _all_finite(self) -> Array:
-        """Whether this worker's numbers are finite; only leaves without a known flag are read."""
-        if self.finite is not None:
-            return self.finite
+        """Whether its numbers are finite; only leaves without a known flag are read."""
         unknown = [x for i, x in enumerate(self.inputs) if i not in self.flags]
         known = list(self.flags.values())
         return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown), local=True)]))
@@ -152,13 +157,13 @@ class Rounds:
         del size, trees
         weight = jnp.asarray(1.0 if self.weight is None else self.weight, jnp.float32)
         word = jax.lax.bitcast_convert_type(weight, jnp.uint32)
-        return jnp.stack([self._all_finite().astype(jnp.uint32), word])
+        return jnp.stack([self._good().astype(jnp.uint32), word])
 
     def _flag(self, size: int, trees: Any) -> Array:
         del size
         dtypes = [x.dtype for x in jax.tree.leaves(trees)]
         dtype = jnp.float32 if jnp.float32 in dtypes or not dtypes else dtypes[0]
-        return jnp.where(self._all_finite(), 0, 1).astype(dtype)
+        return jnp.where(self._good(), 0, 1).astype(dtype)
 
     def _read_header(self, head: Array) -> None:
         self.header_due = False

@@ -111,7 +111,8 @@ def adacomp(
         padded = jnp.pad(jnp.abs(G), (0, bins * bin_size - G.size)).reshape(bins, bin_size)
         gmax = jnp.max(padded, axis=1, initial=0)
         H = G + dW.reshape(-1)
-        send = jnp.abs(H) >= jnp.repeat(gmax, bin_size)[: G.size]
+        # Not "at least the maximum": a bin with a NaN has no maximum, and must not stay silent.
+        send = ~(jnp.abs(H) < jnp.repeat(gmax, bin_size)[: G.size])
         scale = jnp.sum(gmax) / jnp.asarray(max(bins, 1), gmax.dtype)
         return jnp.where(send, jnp.sign(G) * scale, 0).reshape(r.shape)
 

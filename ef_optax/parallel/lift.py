@@ -7,8 +7,9 @@ have the same interface and follow the same trajectory:
     update(grads, state, params)    grads have a leading worker axis and are not averaged
 
 Leaves of the state that differ between workers get a leading worker axis; ``inference`` finds them.
-All workers skip a step in which any worker has a NaN or inf. Both functions are :func:`lifted` over
-a :class:`~ef_optax.parallel.worker_map.WorkerMap`.
+All workers skip a step in which any worker has a NaN, an infinity, or a gradient with a norm above
+1.8e19 (see ``quarantine``). Both functions are :func:`lifted` over a
+:class:`~ef_optax.parallel.worker_map.WorkerMap`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
-from ef_optax.parallel.quarantine import keep_if_bad
+from ef_optax.parallel.quarantine import keep_if_bad, watched
 from ef_optax.parallel.worker_map import SAME, Layout, Sizes, WorkerMap
 
 
@@ -83,10 +84,13 @@ def lifted(
         of_extra = jax.tree.map(lambda mark: workers.own if mark else SAME, marks)
 
         def local(g: Any, s: Any, p: Any, x: Mapping[str, Any]) -> tuple[Any, Any]:
-            with context.lifting(plan.lift):
+            own = [value for name, value in x.items() if all(jax.tree.leaves(marks[name]))]
+            axis = workers.axis_name
+            lift = watched(plan.lift, g, *own, axis=axis)
+            with context.lifting(lift):
                 emitted, after = inner.update(g, s, p, **x, **fixed)
             whole = not plan.lift.axis_sizes
-            return keep_if_bad(emitted, after, s, workers.axis_name, local=whole)
+            return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=whole)
 
         return workers.run(
             local,

@@ -1,7 +1,12 @@
-"""A bad step does no harm: all workers skip it together, and every state stays as it was."""
+"""A bad step does no harm: all workers skip it together, and every state stays as it was.
+
+Bad is a number that is not finite, and a gradient so large that what rules remember of it might
+overflow later.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,7 +16,8 @@ import optax
 from ef_optax._core import context
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._numeric.finite import all_finite
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.finite import all_finite, all_of
 
 
 def _is_exchange(x: Any) -> bool:
@@ -29,15 +35,35 @@ def exchange_states(state: Any) -> list[ExchangeState]:
     return [x for x in jax.tree.leaves(state, is_leaf=_is_exchange) if _is_exchange(x)]
 
 
+def watched(lift: context.Lift, *gradients: Any, axis: coll.AxisName = None) -> context.Lift:
+    """The lift, with whether it accepts these gradients of one worker.
+
+    It accepts a tree whose squared norm is finite: a norm up to 1.8e19 in float32. What a rule
+    remembers of such gradients, their sums, differences and multiples, is far from overflowing. A
+    memory of 3e38 is finite too, but the difference to the next gradient may not be, nor the mean
+    of such differences, and then no step is ever accepted again.
+    """
+    whole = not lift.axis_sizes
+    good = [all_finite(jax.tree.leaves(g), local=whole, squares=True) for g in gradients]
+    return dataclasses.replace(lift, accepted=all_of(good), axes=coll.axis_names(axis))
+
+
 def keep_if_bad(
-    updates: Any, new: Any, old: Any, axis: coll.AxisName = None, *, local: bool = False
+    updates: Any,
+    new: Any,
+    old: Any,
+    axis: coll.AxisName = None,
+    *,
+    accepted: Array | None = None,
+    local: bool = False,
 ) -> tuple[Any, Any]:
     """Zero updates and the old state where any exchange saw, or made, a non-finite number.
 
     An exchange that had no part in this step (a rule that sends every few steps) has no say: its
     verdict is an old one. Only the verdict itself and the counter of skipped steps are taken from
     the new state. With several exchanges over parts of a tuple ``axis`` the first verdict is known
-    to a part of the workers only, so they agree on one. ``local``: no leaf is split over other
+    to a part of the workers only, so they agree on one, and on whether each has ``accepted`` its
+    gradients, which no exchange over fewer axes takes along. ``local``: no leaf is split over other
     axes.
     """
     pairs = zip(exchange_states(new), exchange_states(old), strict=True)
@@ -46,6 +72,7 @@ def keep_if_bad(
     verdicts.append(all_finite(jax.tree.leaves(updates), local=local))
     ok = jnp.all(jnp.stack(verdicts))
     if len(verdicts) > 2 and len(coll.axis_names(axis)) > 1:
+        ok = ok if accepted is None else ok & accepted
         ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0
 
     def choose(b: Any, a: Any) -> Any:
@@ -62,11 +89,12 @@ def keep_if_bad(
 
 
 def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Skips a step on all workers if any worker's gradient is NaN or inf, for hand-written maps.
+    """Skips a step on all workers if any worker's gradient is bad, for hand-written maps.
 
-    :func:`data_parallel` and :func:`simulate` do this themselves. Without a guard, a non-finite
-    gradient makes every entry of an exchange's aggregate NaN. The flag travels with the messages,
-    so the guard itself sends nothing.
+    Bad is a NaN, an infinity, or a norm above 1.8e19 (the root of the largest float32), after which
+    a memory could overflow. :func:`data_parallel` and :func:`simulate` do this themselves. Without
+    a guard, a non-finite gradient makes every entry of an exchange's aggregate NaN. The flag
+    travels with the messages, so the guard itself sends nothing.
 
     Args:
       tx: the chain, including the transformations before and after the exchange.
@@ -88,8 +116,9 @@ def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        lift = context.current() or context.Lift()
-        with context.lifting(lift):
+        # A second tier of exchanges sees in its input that the first has met a bad number.
+        lift = context.current() or context.Lift(guarded=False)
+        with context.lifting(watched(lift, updates, extra_args.get("grads"))):
             new_updates, new_state = inner.update(updates, state, params, **extra_args)
         return keep_if_bad(new_updates, new_state, state)
 

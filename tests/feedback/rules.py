@@ -47,6 +47,7 @@ def squares(grads: Any) -> dict[str, Any]:
 RULES: dict[str, Make] = {
     "acp_sgd": lambda: ef.error_feedback(ef.acp_sgd(1, start_step=1), axis_name=AXIS),
     "adacomp": lambda: ef.adacomp(2, axis_name=AXIS),
+    "adacomp one bin": lambda: ef.adacomp(50, axis_name=AXIS),
     "clip21": lambda: ef.clip21(0.5, axis_name=AXIS),
     "compressed_mean": lambda: ef.compressed_mean(SIGN, axis_name=AXIS),
     "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
@@ -196,7 +197,10 @@ def _twin(cls: type) -> type:
 
 
 def together(
-    names: Iterable[str], rate: float | None = None, elsewhere: float = 0.5
+    names: Iterable[str],
+    rate: float | None = None,
+    elsewhere: float = 0.5,
+    around: Callable[[Any], Any] = optax.with_extra_args_support,
 ) -> optax.GradientTransformation:
     """Several rules in one transformation, each for its own copy of the parameters.
 
@@ -207,13 +211,14 @@ def together(
       names: of ``EVERY``.
       rate: every rule that is not a whole optimizer is followed by gradient descent at this rate.
       elsewhere: what a rule gets at other points, as a multiple of the gradient.
+      around: what each rule is wrapped in.
     """
 
     def made(name: str) -> optax.GradientTransformationExtraArgs:
         tx = EVERY[name]()
         if rate is not None and name not in WHOLE:
             tx = optax.chain(tx, optax.sgd(rate))
-        return optax.with_extra_args_support(tx)
+        return around(tx)
 
     rules = {name: made(name) for name in names}
 

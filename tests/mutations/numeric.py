@@ -84,9 +84,16 @@ MUTATIONS = (
     Mutation(
         "infinities of a split leaf pass",
         f"{HERE}/finite.py",
-        "lax.mul(wide, lax.full_like(wide, 0))",
-        "lax.select(lax.is_finite(wide) | (wide == wide), lax.full_like(wide, 0), wide)",
+        "lax.is_finite(lax.optimization_barrier(total))",
+        "(lax.optimization_barrier(total) == total)",
         ("tests/numeric/test_finite.py::test_one_bad_number_is_found",),
+    ),
+    Mutation(
+        "zero times an overflow tells, until a compiler joins constant factors",
+        f"{HERE}/finite.py",
+        "_sum(lax.mul(x, x) if squares else x)",
+        "_sum(lax.mul(x, x) if squares else lax.mul(x, lax.full_like(x, 0)))",
+        ("tests/numeric/test_finite.py::test_a_constant_factor_hides_no_infinity",),
     ),
     Mutation(
         "the rounding of a message may be skipped by a compiler",

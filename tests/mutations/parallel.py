@@ -50,7 +50,21 @@ MUTATIONS = (
         f"{HERE}/quarantine.py",
         "    verdicts.append(all_finite(jax.tree.leaves(updates), local=local))\n",
         "",
-        (f"{QUARANTINE}test_finite_numbers_that_overflow_in_the_mean_are_skipped_too",),
+        (f"{QUARANTINE}test_numbers_that_may_overflow_or_do_are_skipped_too",),
+    ),
+    Mutation(
+        "gradients of any finite size are accepted",
+        f"{HERE}/quarantine.py",
+        "local=whole, squares=True)",
+        "local=whole)",
+        (f"{QUARANTINE}test_numbers_that_may_overflow_or_do_are_skipped_too",),
+    ),
+    Mutation(
+        "arguments of one worker are not watched",
+        f"{HERE}/lift.py",
+        "watched(plan.lift, g, *own, axis=axis)",
+        "watched(plan.lift, g, axis=axis)",
+        (f"{QUARANTINE}test_arguments_of_one_worker_are_watched_as_its_gradient_is",),
     ),
     Mutation(
         "a bad step is not counted",
@@ -69,7 +83,7 @@ MUTATIONS = (
     Mutation(
         "the lift does not skip bad steps",
         f"{HERE}/lift.py",
-        "return keep_if_bad(emitted, after, s, workers.axis_name, local=whole)",
+        "return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=whole)",
         "return emitted, after",
         (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
     ),

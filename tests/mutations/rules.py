@@ -11,6 +11,7 @@ EF14 = f"{TESTS}/test_ef14.py"
 KIN = f"{TESTS}/test_ef14_kin.py"
 EF21 = f"{TESTS}/test_ef21.py"
 DIFFERENCES = f"{TESTS}/test_differences.py"
+BAD = f"{TESTS}/test_bad_gradients.py"
 VARIANCE = f"{TESTS}/test_variance_based.py"
 
 MUTATIONS = (
@@ -113,6 +114,13 @@ MUTATIONS = (
         "return jnp.where(ambiguous, 0, r) + 0 * v",
         "return jnp.where(ambiguous, 0, r)",
         (f"{VARIANCE}::test_one_bad_number_skips_the_step",),
+    ),
+    Mutation(
+        "AdaComp: a bin with a NaN sends nothing",
+        f"{FEEDBACK}/adacomp.py",
+        "~(jnp.abs(H) < jnp.repeat(gmax, bin_size)[: G.size])",
+        "jnp.abs(H) >= jnp.repeat(gmax, bin_size)[: G.size]",
+        (f"{BAD}::test_no_bad_number_is_remembered[adacomp one bin]",),
     ),
     Mutation(
         "variance-based: the variance of what waits does not decay",

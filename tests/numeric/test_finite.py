@@ -21,7 +21,7 @@ def found():
 
 
 def leaves(dtype) -> list[np.ndarray]:
-    largest = ml_dtypes.finfo(dtype).max
+    largest = ml_dtypes.finfo(dtype).max / 2**14  # more than there are numbers
     return [*(np.full(shape, largest, dtype) for shape in SHAPES), np.full(2, 7, np.int32)]
 
 
@@ -42,6 +42,19 @@ def test_double_precision_is_not_narrowed() -> None:
     with jax.enable_x64(True):
         assert bool(all_finite([jnp.full(3, 1e300), jnp.ones(3, jnp.float32)], local=True))
         assert not bool(all_finite([jnp.full(3, 1e300), jnp.full(3, jnp.nan)], local=True))
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_a_constant_factor_hides_no_infinity(squares) -> None:
+    """Compilers join constant factors; zero times them is zero whatever overflowed before."""
+    seen = jax.jit(lambda x, factor: all_finite([x * factor], squares=squares), static_argnums=1)
+    assert bool(seen(jnp.full(5000, 1e5), 1e10)) and not bool(seen(jnp.full(5000, 1e15), 1e30))
+
+
+def test_squares_are_finite_up_to_the_root_of_the_largest_number() -> None:
+    found = lambda *xs: bool(all_finite([jnp.asarray(x) for x in xs], squares=True))  # noqa: E731
+    assert found(np.float32([1.8e19, 0]), np.float16([6e4])) and not found(np.float32([0, -1.9e19]))
+    assert not found(np.float32([1.5e19]), np.float32([1.5e19]))  # of all leaves together
 
 
 def test_nothing_is_finite() -> None:

@@ -114,14 +114,29 @@ def test_by_hand_it_is_loud_without_the_guard_and_skipped_with_it(compressor) ->
 
 
 @pytest.mark.parametrize("where", ["simulate", "mesh"])
-def test_finite_numbers_that_overflow_in_the_mean_are_skipped_too(where: str) -> None:
-    tx = lifted(ef.error_feedback(ef.scaled_sign(), axis_name="data"), where)
-    params = jnp.zeros(3)
+def test_numbers_that_may_overflow_or_do_are_skipped_too(where: str) -> None:
+    """Gradients too large to be remembered, and finite ones of which the chain makes infinities."""
+    rule = ef.error_feedback(ef.scaled_sign(), axis_name="data")
+    tx, params = lifted(optax.chain(rule, optax.scale(1e30)), where), jnp.zeros(3)
     state = tx.init(params)
-    updates, after = tx.update(jnp.full((N, 3), 3e38), state, params)
-    assert (np.asarray(updates) == 0).all()
-    assert_equal(without_counters(after), without_counters(state))
-    assert int(after.exchange.skipped) == 1
+    for i, value in enumerate((1e5, 1e20, 1e15)):
+        updates, after = tx.update(jnp.full((N, 3), value), state, params)
+        (exchange,) = ef.parallel.exchange_states(after)
+        assert int(exchange.skipped) == (i > 0)
+        assert (np.asarray(updates) == 0).all() == (i > 0)
+        if i:
+            assert_equal(without_counters(after), without_counters(state))
+
+
+@pytest.mark.parametrize("where", ["simulate", "mesh"])
+def test_arguments_of_one_worker_are_watched_as_its_gradient_is(where: str) -> None:
+    tx, params = lifted(ef.marina(ef.identity(), 0.5, 0, axis_name="data"), where), jnp.zeros(3)
+    state = tx.init(params)
+    good = jnp.ones((N, 3))
+    for value, skipped in ((1e20, 1), (1e15, 0)):
+        grads = {"params": good, "marina": good.at[1, 2].set(value)}
+        _, after = tx.update(good, state, params, grads=grads)
+        assert int(ef.parallel.exchange_states(after)[0].skipped) == skipped
 
 
 def test_a_state_that_was_not_lifted_is_refused() -> None:
