@@ -28,9 +28,9 @@ class Lift:
       simulated: whether model axes are emulated by ``vmap`` instead of being devices.
       guarded: whether the lift undoes a skipped step, so that aggregates need not become NaN.
       accepted: whether the lift accepts this worker's gradients, a boolean scalar; None if it has
-        not looked at them.
-      axes: the worker axes of the lift. An exchange over fewer of them does not tell all workers
-        what one has not accepted, so it does not take it along.
+        not checked them.
+      axes: the worker axes of the lift. An exchange over only some of them does not reach all
+        workers, so its messages do not carry ``accepted``.
     """
 
     specs: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)

@@ -36,7 +36,7 @@ class Rounds:
     """Advances the protocols of one step together; it exists only while one call is traced.
 
     ``finite`` is whether this worker's numbers are finite; if None, each leaf's protocol is asked.
-    ``accepted`` is whether the lift accepts its gradients; None if it has not looked at them.
+    ``accepted`` is whether the lift accepts its gradients; None if it has not checked them.
     """
 
     axis: coll.AxisName
@@ -87,7 +87,7 @@ class Rounds:
         return finite if self.accepted is None else finite & self.accepted
 
     def _all_finite(self) -> Array:
-        """Whether its numbers are finite; only leaves without a known flag are read."""
+        """Whether this worker's numbers are finite; only leaves without a known flag are read."""
         unknown = [x for i, x in enumerate(self.inputs) if i not in self.flags]
         known = list(self.flags.values())
         return jnp.all(jnp.stack([*known, all_finite(jax.tree.leaves(unknown), local=True)]))

@@ -15,19 +15,20 @@ _SMALL = 4096
 
 
 def all_finite(leaves: Sequence[Array], *, local: bool = False, squares: bool = False) -> Array:
-    """Whether the sum of all numbers is finite, a boolean scalar: then each of them is.
+    """Whether the sum of all numbers is finite, a boolean scalar; if so, every number is.
 
-    A NaN or an infinity makes a sum NaN or infinite. So do finite numbers within a factor of their
-    count of the largest one; that is no loss, as the mean over workers is such a sum. It takes one
-    pass that writes nothing. The sum of zero times each number would tell exactly, but a compiler
-    turns ``0 * (1e30 * x)`` into ``0 * x``, which hides that ``1e30 * x`` is infinite.
+    A NaN or an infinity makes the sum NaN or infinite. Finite numbers can also do so, if they are
+    close to the largest one; that is no loss, because the mean over workers is such a sum. Summing
+    takes one pass that writes nothing. A sum of zero times each number would accept every finite
+    number, but a compiler turns ``0 * (1e30 * x)`` into ``0 * x``, which hides that ``1e30 * x`` is
+    infinite.
 
     Args:
       leaves: arrays; those that are not floating-point count as finite.
       local: whether each array lies on a single device. Small arrays are then joined; if they were
         split over devices, joining would gather them.
-      squares: whether the sum of squares is meant: of numbers whose norm is at most the root of
-        the largest number, 1.8e19 in float32.
+      squares: whether to sum the squares, which are finite if the norm of all numbers is at most
+        the square root of the largest number: 1.8e19 in float32.
 
     >>> bool(all_finite([jnp.ones(2), jnp.zeros(0)])), bool(all_finite([jnp.array([1, jnp.inf])]))
     (True, False)
@@ -39,13 +40,13 @@ def all_finite(leaves: Sequence[Array], *, local: bool = False, squares: bool = 
     alone = [x for x in floats if not (local and x.size < _SMALL)]
     for dtype in dict.fromkeys(x.dtype for x in joined):
         alone.append(_end_to_end([x for x in joined if x.dtype == dtype]))
-    verdict = jnp.ones((), bool)
+    finite = jnp.ones((), bool)
     for dtype in dict.fromkeys(wide_dtype(x.dtype) for x in alone):
         wide = [lax.convert_element_type(x, dtype) for x in alone if wide_dtype(x.dtype) == dtype]
         total = _sum(_end_to_end([_sum(lax.mul(x, x) if squares else x) for x in wide]))
         # Without the barrier the sum is fused into each of the many kernels that select by it.
-        verdict = verdict & lax.is_finite(lax.optimization_barrier(total))
-    return verdict
+        finite = finite & lax.is_finite(lax.optimization_barrier(total))
+    return finite
 
 
 def all_of(flags: Sequence[Array]) -> Array:

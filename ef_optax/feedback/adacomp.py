@@ -111,7 +111,7 @@ def adacomp(
         padded = jnp.pad(jnp.abs(G), (0, bins * bin_size - G.size)).reshape(bins, bin_size)
         gmax = jnp.max(padded, axis=1, initial=0)
         H = G + dW.reshape(-1)
-        # Not "at least the maximum": a bin with a NaN has no maximum, and must not stay silent.
+        # Not ">=", which is false for every entry of a bin with a NaN: the bin would send nothing.
         send = ~(jnp.abs(H) < jnp.repeat(gmax, bin_size)[: G.size])
         scale = jnp.sum(gmax) / jnp.asarray(max(bins, 1), gmax.dtype)
         return jnp.where(send, jnp.sign(G) * scale, 0).reshape(r.shape)
