@@ -140,8 +140,8 @@ class Exchange:
         weight = None if weight is None else jnp.asarray(weight, jnp.float32)
         # All slices of a leaf share one flag; for a leaf that is not split the codec may know it.
         finite = None if specs is None else all_finite(leaves)
-        everybody = lift is not None and set(lift.axes) <= set(coll.axis_names(self.axis_name))
-        accepted = lift.accepted if lift is not None and everybody else None
+        reaches_all = lift is not None and set(lift.axes) <= set(coll.axis_names(self.axis_name))
+        accepted = lift.accepted if lift is not None and reaches_all else None
         shared = ((finite, accepted), weight, state.count)
         if specs is None:
             results, (states, ok) = send(leaves, states, shared, [0] * len(leaves))

@@ -1,7 +1,7 @@
 """A bad step does no harm: all workers skip it together, and every state stays as it was.
 
-Bad is a number that is not finite, and a gradient so large that what rules remember of it might
-overflow later.
+A step is bad if some number is not finite, or if a gradient is so large that what a rule remembers
+of it could overflow later.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def exchange_states(state: Any) -> list[ExchangeState]:
 
 
 def watched(lift: context.Lift, *gradients: Any, axis: coll.AxisName = None) -> context.Lift:
-    """The lift, with whether it accepts these gradients of one worker.
+    """A copy of the lift that knows whether these gradients of one worker are accepted.
 
-    It accepts a tree whose squared norm is finite: a norm up to 1.8e19 in float32. What a rule
-    remembers of such gradients, their sums, differences and multiples, is far from overflowing. A
-    memory of 3e38 is finite too, but the difference to the next gradient may not be, nor the mean
-    of such differences, and then no step is ever accepted again.
+    A tree is accepted if its squared norm is finite, that is, for a norm up to 1.8e19 in float32.
+    A rule remembers sums, differences and multiples of such gradients, which are far from
+    overflowing. A memory of 3e38 would be finite too, but its difference to the next gradient may
+    overflow, or the mean of such differences, and then every later step is skipped.
     """
-    whole = not lift.axis_sizes
-    good = [all_finite(jax.tree.leaves(g), local=whole, squares=True) for g in gradients]
+    local = not lift.axis_sizes
+    good = [all_finite(jax.tree.leaves(g), local=local, squares=True) for g in gradients]
     return dataclasses.replace(lift, accepted=all_of(good), axes=coll.axis_names(axis))
 
 
@@ -91,10 +91,11 @@ def keep_if_bad(
 def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Skips a step on all workers if any worker's gradient is bad, for hand-written maps.
 
-    Bad is a NaN, an infinity, or a norm above 1.8e19 (the root of the largest float32), after which
-    a memory could overflow. :func:`data_parallel` and :func:`simulate` do this themselves. Without
-    a guard, a non-finite gradient makes every entry of an exchange's aggregate NaN. The flag
-    travels with the messages, so the guard itself sends nothing.
+    A gradient is bad if it has a NaN or an infinity, or a norm above 1.8e19 (the square root of the
+    largest float32), after which a memory could overflow. :func:`data_parallel` and
+    :func:`simulate` do this themselves. Without a guard, a non-finite gradient makes every entry of
+    an exchange's aggregate NaN. The flag travels with the messages, so the guard itself sends
+    nothing.
 
     Args:
       tx: the chain, including the transformations before and after the exchange.
@@ -116,7 +117,7 @@ def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        # A second tier of exchanges sees in its input that the first has met a bad number.
+        # Not guarded: a bad exchange then emits NaN, which a second tier finds in its input.
         lift = context.current() or context.Lift(guarded=False)
         with context.lifting(watched(lift, updates, extra_args.get("grads"))):
             new_updates, new_state = inner.update(updates, state, params, **extra_args)

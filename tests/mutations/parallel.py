@@ -55,8 +55,8 @@ MUTATIONS = (
     Mutation(
         "gradients of any finite size are accepted",
         f"{HERE}/quarantine.py",
-        "local=whole, squares=True)",
-        "local=whole)",
+        "local=local, squares=True)",
+        "local=local)",
         (f"{QUARANTINE}test_numbers_that_may_overflow_or_do_are_skipped_too",),
     ),
     Mutation(
