@@ -57,21 +57,29 @@ def keep_if_bad(
     accepted: Array | None = None,
     local: bool = False,
 ) -> tuple[Any, Any]:
-    """Zero updates and the old state where any exchange saw, or made, a non-finite number.
+    """Zero updates and the old state if any exchange received or emitted a non-finite number.
 
-    An exchange that had no part in this step (a rule that sends every few steps) has no say: its
-    verdict is an old one. Only the verdict itself and the counter of skipped steps are taken from
-    the new state. With several exchanges over parts of a tuple ``axis`` the first verdict is known
-    to a part of the workers only, so they agree on one, and on whether each has ``accepted`` its
-    gradients, which no exchange over fewer axes takes along. ``local``: no leaf is split over other
-    axes.
+    An exchange that was not used in this step (its rule sends every few steps) has an old flag,
+    which is ignored. In a skipped step, only the flags and the counter of skipped steps are new.
+
+    Several exchanges over parts of a tuple ``axis`` may have different flags on different workers,
+    and their messages do not carry ``accepted``. One more sum over ``axis`` then makes all workers
+    decide alike.
+
+    Args:
+      updates: the updates after the chain.
+      new: the state after the step.
+      old: the state before the step.
+      axis: the worker axis, or a tuple of axes.
+      accepted: whether this worker's gradients are accepted (see :func:`watched`).
+      local: whether no leaf is split over other axes.
     """
     pairs = zip(exchange_states(new), exchange_states(old), strict=True)
-    verdicts = [after.ok | (after.count == before.count) for after, before in pairs]
-    # Finite inputs may overflow in the mean.
-    verdicts.append(all_finite(jax.tree.leaves(updates), local=local))
-    ok = jnp.all(jnp.stack(verdicts))
-    if len(verdicts) > 2 and len(coll.axis_names(axis)) > 1:
+    flags = [after.ok | (after.count == before.count) for after, before in pairs]
+    # Finite inputs may overflow in the mean, or after it.
+    flags.append(all_finite(jax.tree.leaves(updates), local=local))
+    ok = jnp.all(jnp.stack(flags))
+    if len(flags) > 2 and len(coll.axis_names(axis)) > 1:
         ok = ok if accepted is None else ok & accepted
         ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0
 

@@ -48,7 +48,7 @@ MUTATIONS = (
     Mutation(
         "updates that overflow in the mean are applied",
         f"{HERE}/quarantine.py",
-        "    verdicts.append(all_finite(jax.tree.leaves(updates), local=local))\n",
+        "    flags.append(all_finite(jax.tree.leaves(updates), local=local))\n",
         "",
         (f"{QUARANTINE}test_numbers_that_may_overflow_or_do_are_skipped_too",),
     ),
