@@ -89,6 +89,13 @@ MUTATIONS = (
         ("tests/numeric/test_finite.py::test_one_bad_number_is_found",),
     ),
     Mutation(
+        "each small array is summed on its own",
+        f"{HERE}/finite.py",
+        "alone.append(lax.optimization_barrier(small))",
+        "alone.append(small)",
+        ("tests/numeric/test_finite.py::test_small_arrays_are_summed_together",),
+    ),
+    Mutation(
         "zero times an overflow tells, until a compiler joins constant factors",
         f"{HERE}/finite.py",
         "_sum(lax.mul(x, x) if squares else x)",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ef_optax._numeric.finite import all_finite
+from tests.programs import compiled
 
 SHAPES = ((), (3,), (0, 2), (5000,), (70, 80))
 """Smaller and larger than what is joined, and empty."""
@@ -59,3 +60,14 @@ def test_squares_are_finite_up_to_the_root_of_the_largest_number() -> None:
 
 def test_nothing_is_finite() -> None:
     assert bool(all_finite([])) and bool(all_finite([jnp.arange(3)]))
+
+
+def test_small_arrays_are_summed_together() -> None:
+    """A sum per array would be a kernel per array."""
+
+    def sums(count: int) -> int:
+        likes = [jax.ShapeDtypeStruct((50 + i,), jnp.float32) for i in range(count)]
+        run = jax.jit(lambda xs: all_finite(xs, local=True))
+        return compiled(run.lower(likes)).as_text().count(" reduce(")
+
+    assert sums(12) == sums(3)
