@@ -39,7 +39,7 @@ def all_finite(leaves: Sequence[Array], *, local: bool = False, squares: bool = 
     joined = [x for x in floats if local and x.size < _SMALL]
     alone = [x for x in floats if not (local and x.size < _SMALL)]
     for dtype in dict.fromkeys(x.dtype for x in joined):
-        # Without the barrier the compiler turns the sum of what is joined into a sum per array.
+        # Without the barrier the compiler splits the sum of the joined arrays into one per array.
         small = _end_to_end([x for x in joined if x.dtype == dtype])
         alone.append(lax.optimization_barrier(small))
     finite = jnp.ones((), bool)

@@ -1,7 +1,7 @@
 """What decides how long the first step takes: equations to trace and lower, kernels to compile.
 
-Counts, not seconds. A tree of more equal leaves may cost what Adam itself costs for them, and a
-little: if work on each leaf comes back that was shared before, a count here grows.
+The tests count and do not time. For each further equal leaf, a step may cost what Adam itself costs
+and a little more. If work that leaves share is done for each leaf again, a count here grows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def likes(*shape: int, count: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 @functools.cache
 def traced(method: str, count: int) -> jax.stages.Traced:
-    """The update of so many equal leaves; without a method, Adam on the mean."""
+    """The update of ``count`` equal leaves; for "dense", Adam on the mean."""
     adam = optax.adam(1e-3)
     params, grads = likes(6, 5, count=count), likes(N, 6, 5, count=count)
     if method == "dense":
@@ -66,7 +66,7 @@ def equations(jaxpr, seen: set[int] | None = None) -> int:
 
 @functools.cache
 def kernels(method: str, count: int) -> Counter[str]:
-    """The kernels of the compiled program, and how often each stands in it."""
+    """The kernels of the compiled program, and how often each occurs."""
     return kernels_of(compiled(traced(method, count).lower()).as_text())
 
 
@@ -77,9 +77,9 @@ def growth(counts: list[int]) -> float:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_leaf_more_is_a_few_equations_more(method: str) -> None:
-    """Beside Adam's own: g + e, its row of a stack, the mean and the residual; the choice of
-    update, two moments and residual; and to join what is asked together."""
+def test_one_more_leaf_adds_few_equations(method: str) -> None:
+    """Besides Adam's: g + e, its row in a stack, the mean and the residual; the choice between old
+    and new for the update, two moments and the residual; and joining the leaves for one check."""
     own, dense = (
         growth([equations(traced(name, count).jaxpr) for count in (FEW, MANY)])
         for name in (method, "dense")
@@ -89,15 +89,15 @@ def test_a_leaf_more_is_a_few_equations_more(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_leaves_share_their_kernels(method: str) -> None:
-    """Only what joins the leaves depends on their number."""
+    """Only the kernels that join the leaves depend on their number."""
     few, many = (kernels(method, count) for count in (FEW, MANY))
     assert len(many) <= len(few) + 2, (len(few), len(many))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_leaf_more_is_a_few_kernels_more(method: str) -> None:
-    """Beside Adam's own: the input, the mean and the residual, and the choice between old and new
-    for update, two moments and residual. Whether all is finite is asked of small leaves together.
+def test_one_more_leaf_adds_few_kernels(method: str) -> None:
+    """Besides Adam's: the input, the mean and the residual, and the choice between old and new for
+    the update, two moments and the residual. Small leaves share one check for finite numbers.
     """
     own, dense = (
         growth([sum(kernels(name, count).values()) for count in (FEW, MANY)])
