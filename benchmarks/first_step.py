@@ -54,7 +54,7 @@ METHODS: dict[str, Callable[[], ef.Compressor] | None] = {
     "scaled_sign": ef.scaled_sign,
     "top_k": lambda: ef.top_k(0.01),
     "block_top_k": lambda: ef.block_top_k(0.01),
-    "qsgd": lambda: ef.qsgd(7, key=0),
+    "qsgd": lambda: ef.qsgd(7, key=0, bucket=128),
     "power_sgd": lambda: ef.power_sgd(4),
 }
 

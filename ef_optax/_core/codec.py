@@ -125,11 +125,12 @@ class Codec(abc.ABC):
         del shape, num_workers
         return None
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """``E||C(x) - x||^2 >= least_error ||x||^2`` for *every* x; 0 if no such bound is known.
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """``E||C(x) - x||^2 / ||x||^2`` for noise; 0 if it is not known, or below 1 for certain.
 
-        If it is 1 or more, a memory of what is not sent grows at every step, whatever the gradients
-        are. ``omega`` does not show this, because it describes the worst x.
+        Noise is an x whose values are of about equal size (of a low-rank codec its singular
+        values), which is what a memory of what is not sent becomes. If it is 1 or more, that memory
+        grows at every step. ``omega`` does not show this, because it describes the worst x.
         """
         del shape, num_workers
         return 0.0

@@ -62,9 +62,9 @@ class Transport(abc.ABC):
         """The contraction of what a worker has *sent*; None if no bound is known."""
         return codec.alpha(shape, num_workers)
 
-    def least_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
-        """The least error of what a worker has sent; see :meth:`Codec.least_error`."""
-        return codec.least_error(shape, num_workers)
+    def noise_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
+        """The least error of what a worker has sent; see :meth:`Codec.noise_error`."""
+        return codec.noise_error(shape, num_workers)
 
     # -- state, for a transport whose traits are stateful
 

@@ -5,17 +5,16 @@ makes its exchange: ``exchange_for("ef21", compressor, axis_name, needs=(ADDITIV
 CONTRACTIVE))``. A pair that is not refused works; tests enumerate all pairs.
 
 One need depends on shapes and is checked when the state is made: ``CONTRACTIVE``. The memory of a
-rule that keeps what a codec drops follows ``E||e'||^2 = E||C(p) - p||^2``. If the codec's error is
-at least as long as its input, *whatever that input is*, the memory grows at every step. Scaled
-random-k with omega >= 1 is such a codec (:meth:`ef_optax.extend.Codec.least_error`). Such codecs
-are refused, which is common practice: random-k is scaled only without a memory (BytePS switches the
-scaling off when it switches error feedback on).
+rule that keeps what a codec drops follows ``E||e'||^2 = E||C(p) - p||^2``. If the codec's error on
+noise is at least as long as its input, the memory grows at every step, because the memory becomes
+like noise (:meth:`ef_optax.extend.Codec.noise_error`). Such codecs are refused: scaled random-k
+with omega >= 1, QSGD with the 2-norm of a leaf or bucket of more than 4 s^2 values, ATOMO with less
+than half of the full rank. This is common practice: random-k is scaled only without a memory
+(BytePS switches the scaling off when it switches error feedback on).
 
-A codec is accepted if its omega >= 1 describes only its *worst* input. The bounds of QSGD,
-dithering and similar codecs grow with the square root of the leaf's size, and are attained by
-leaves with one large entry. These codecs are in common use under error feedback, where their error
-on gradients is far below the bound. ``ef_optax.scale_to_contractive`` gives what the theory asks
-for.
+A codec is accepted if its omega >= 1 describes only inputs that a memory does not become. With the
+largest magnitude as the norm, dithering has no error on values of equal size, and its memory
+settles. ``ef_optax.scale_to_contractive`` gives what the theory asks for.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ BROADCAST = Need(
 CONTRACTIVE = Need(
     lambda codec: True,  # it depends on the leaf: see CheckedExchange
     "is not a contraction",
-    "use ef_optax.scale_to_contractive(compressor) or scaled=False, or a rule for unbiased "
-    "compressors such as diana or marina",
+    "use ef_optax.scale_to_contractive(compressor), scaled=False, smaller buckets or more levels, "
+    "or a rule for unbiased compressors such as diana or marina",
 )
 
 
@@ -123,12 +122,12 @@ class CheckedExchange(Exchange):
         return super().init(tree)
 
     def _require_contraction(self, codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> None:
-        """Refuses a codec that makes the leaf's memory grow whatever the gradients are."""
-        least = codec.least_error(like.shape, collectives.bound_size(self.axis_name))
-        if least < 1:
+        """Refuses a codec that makes the leaf's memory of noise grow."""
+        error = codec.noise_error(like.shape, collectives.bound_size(self.axis_name))
+        if error < 1:
             return
         raise ValueError(
             f"{self.asked_by} {codec.name} {CONTRACTIVE.reason} for the leaf {path!r} of "
-            f"shape {like.shape}: its error is at least omega = {least:.3g} times the square of "
-            f"any input, so what the rule remembers would grow at every step; {CONTRACTIVE.remedy}."
+            f"shape {like.shape}: its squared error on noise is {error:.3g} times that of the "
+            f"input, so what the rule remembers would grow at every step; {CONTRACTIVE.remedy}."
         )

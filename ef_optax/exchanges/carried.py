@@ -74,8 +74,8 @@ class Carried(MessagelessCodec):
     def omega(self, shape: Shape, num_workers: int = 1) -> float | None:
         return self.inner.omega(shape, num_workers) if self.unbiased else None
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        return self.via.least_error(self.inner, shape, num_workers)
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        return self.via.noise_error(self.inner, shape, num_workers)
 
 
 def carried(name: str, compressor: Compressor, transport: Transport) -> Compressor:

@@ -84,7 +84,7 @@ class PermK(Codec):
         del shape
         return float(num_workers - 1)
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
         """The variance, which is the same for every input."""
         return self.omega(shape, num_workers)
 

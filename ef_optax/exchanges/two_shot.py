@@ -93,11 +93,11 @@ class TwoShot(Transport):
         """The alpha of the worker's part, which is the least alpha of its rows."""
         return codec.alpha((_chunk(shape, num_workers),), num_workers)
 
-    def least_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
-        """The least error of the worker's part; 0 if a row may be padding."""
+    def noise_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
+        """Of the worker's part; 0 if a row may be padding."""
         chunk = _chunk(shape, num_workers)
         padded = size_of(shape) != num_workers * chunk
-        return 0.0 if padded else codec.least_error((chunk,), num_workers)
+        return 0.0 if padded else codec.noise_error((chunk,), num_workers)
 
 
 def _encode_rows(codec: Codec, rows: Array, workers: Workers) -> Message:

@@ -93,8 +93,8 @@ def error_feedback(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a bad learning rate, decay
-        or injection; at init, for a compressor whose error is as long as any input (scaled random-k
-        with omega >= 1), unless decay or injection keep the residual small; and while tracing a
+        or injection; at init, for a compressor whose error on noise is as long as its input (scaled
+        random-k with omega >= 1), unless decay or injection keep the residual small; and in a
         checked ``shard_map``, if the updates are already reduced over the axis.
 
     Example:

@@ -79,9 +79,14 @@ class Composed(SparseCodec):
             return None
         return outer * inner + outer + inner
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """The sparsifier's least error, to which an unbiased quantiser can only add."""
-        return self.sparsifier.least_error(shape, num_workers) if self.quantizer.unbiased else 0.0
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """Of an unbiased quantiser: (1 + e_1)(1 + e_2) - 1, or alpha e_2 more than 1 - alpha."""
+        if not self.quantizer.unbiased:
+            return 0.0
+        outer = self.sparsifier.noise_error(shape, num_workers)
+        inner = self.quantizer.noise_error((self.count(size_of(shape)),), num_workers)
+        alpha = self.sparsifier.alpha(shape, num_workers)
+        return (1 + outer) * (1 + inner) - 1 if alpha is None else 1 - alpha + alpha * inner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,8 +81,8 @@ class Repeated(Codec):
         alpha = self.inner.alpha(shape, num_workers)
         return None if alpha is None else _repeated(alpha, self.rounds)
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        return self.inner.least_error(shape, num_workers) ** self.rounds
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        return self.inner.noise_error(shape, num_workers) ** self.rounds
 
 
 def _repeated(alpha: float, rounds: int) -> float:

@@ -88,10 +88,10 @@ class Mixture(Codec):
             return None
         return self._average([c.omega(shape, num_workers) for c in self.codecs])
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """Sum p_j least_error_j."""
-        own = [codec.least_error(shape, num_workers) for codec in self.codecs]
-        return sum(p * least for p, least in zip(self.probabilities, own, strict=True))
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """Sum p_j noise_error_j."""
+        own = [codec.noise_error(shape, num_workers) for codec in self.codecs]
+        return sum(p * error for p, error in zip(self.probabilities, own, strict=True))
 
     def _average(self, constants: Sequence[float | None]) -> float | None:
         pairs = zip(self.probabilities, constants, strict=True)

@@ -69,6 +69,12 @@ class Rotated(Codec):
             return None
         return self.inner.omega((self.length(size_of(shape)),), num_workers)
 
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """Noise stays noise when it is rotated; Kashin's frame spreads it over more values."""
+        if self.kind == "kashin":
+            return 0.0
+        return self.inner.noise_error((self.length(size_of(shape)),), num_workers)
+
 
 def rotate(compressor: Compressor, key: Any = None, *, kind: str = "hadamard") -> Compressor:
     """Compresses a randomly rotated leaf and rotates back: ``C(x) = R^-1 C'(R x)``.

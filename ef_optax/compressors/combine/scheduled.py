@@ -84,9 +84,9 @@ class Scheduled(MessagelessCodec, LeafPolicy, StepPolicy):
         known = [codec.omega(shape, num_workers) for codec in self.codecs]
         return None if None in known else max(w for w in known if w is not None)
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
         """The largest of all stages, because a memory must not grow in any of them."""
-        return max(codec.least_error(shape, num_workers) for codec in self.codecs)
+        return max(codec.noise_error(shape, num_workers) for codec in self.codecs)
 
     def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
         """Bits of the last stage, in which a run spends its time; ask ``at(step)`` for others."""

@@ -54,6 +54,10 @@ class Atomo(FactorCodec):
         matrices, _ = plan
         return min(matrices.rows, matrices.columns) / self.rank
 
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """``min(rows, columns)/r - 1`` for equal singular values, each kept with r/min(...)."""
+        return max(0.0, self.omega(shape, num_workers) - 1)
+
 
 def atomo(rank: int, key: Any = None, *, batch_axes: int = 0) -> Compressor:
     """ATOMO: keeps each singular value with a probability proportional to it, without bias.

@@ -39,6 +39,20 @@ def linf_omega(length: int, levels: int) -> float:
     return min((length - 1) / (4 * levels**2), math.sqrt(length - 1) / (2 * levels))
 
 
+def spread_error(ratio: float) -> float:
+    """The largest error of rounding values that all lie below the smallest level, or around it.
+
+    A value a of the smallest level 1 has the error a (1 - a), if it is below it, and 1/4 at most.
+
+    Args:
+      ratio: the smallest level over the root mean square of the values.
+
+    >>> spread_error(3.0), spread_error(1.0)
+    (2.0, 0.25)
+    """
+    return ratio - 1 if ratio >= 2 else ratio**2 / 4
+
+
 class DitheringCodec(Codec):
     """Sends each value's sign and its level relative to a norm; subclasses define the levels."""
 
@@ -136,6 +150,12 @@ class Dithering(DitheringCodec):
         if self.norm == "linf":
             return linf_omega(length, s)
         return min(length / s**2, math.sqrt(length) / s)
+
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """Of the 2-norm; the largest magnitude leaves values of equal size as they are."""
+        del num_workers
+        length = block_length(size_of(shape), self.bucket)
+        return spread_error(math.sqrt(length) / self.levels) if self.norm == "l2" else 0.0
 
 
 def _checked(name: str, levels: Any, norm: Any) -> None:

@@ -15,7 +15,7 @@ from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import as_key, uniform_noise
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.compressor import Compressor
-from ef_optax.compressors.quantize._dithering import DitheringCodec, _checked
+from ef_optax.compressors.quantize._dithering import DitheringCodec, _checked, spread_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,12 @@ class NaturalDithering(DitheringCodec):
         del num_workers
         tail = math.sqrt(size_of(shape)) * 2.0 ** (1 - self.levels)
         return 1 / 8 + tail * min(1.0, tail)
+
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """Of the 2-norm; the largest magnitude leaves values of equal size as they are."""
+        del num_workers
+        tail = math.sqrt(size_of(shape)) * 2.0 ** (1 - self.levels)
+        return spread_error(tail) if self.norm == "l2" else 0.0
 
 
 def natural_dithering(levels: int, key: Any = None, *, norm: str = "l2") -> Compressor:

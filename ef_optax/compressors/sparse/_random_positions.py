@@ -48,7 +48,7 @@ class RandomPositions(Followable):
         size = size_of(shape)
         return (size / self.count(size) - 1 if size else 0.0) if self.scaled else None
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
         """If scaled, the variance, which is the same for every input."""
         return self.omega(shape, num_workers) or 0.0
 

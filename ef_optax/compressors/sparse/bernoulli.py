@@ -59,7 +59,7 @@ class Bernoulli(Codec):
         del shape, num_workers
         return 1 / self.p - 1 if self.scaled else None
 
-    def least_error(self, shape: Shape, num_workers: int = 1) -> float:
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
         """If scaled, the variance, which is the same for every input."""
         return self.omega(shape, num_workers) or 0.0
 

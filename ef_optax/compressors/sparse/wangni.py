@@ -16,6 +16,7 @@ from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.norms import leaf_norm, power_of_two
 from ef_optax._numeric.random import as_key, uniform_noise
+from ef_optax._numeric.shapes import Shape
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import resolve_k
 from ef_optax.compressors.compressor import Compressor
@@ -66,6 +67,11 @@ class Wangni(IndexedCodec):
         """The expected number of values, plus six standard deviations."""
         k = resolve_k(self.ratio, None, size)
         return min(size, k + math.ceil(6 * math.sqrt(k)))
+
+    def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
+        """``1/p - 1`` for values of equal size, which are all kept with p = ratio."""
+        del shape, num_workers
+        return 1 / self.ratio - 1
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
