@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from ef_optax.compressors.quantize.rms_sign import rms_sign
+from ef_optax.compressors.quantize.scaled_sign import scaled_sign
+from ef_optax.compressors.quantize.sign import sign
 from ef_optax.compressors.quantize.threshold_sign import threshold_sign
 from ef_optax.compressors.quantize.two_bit import two_bit
 from ef_optax.compressors.quantize.two_mean_sign import two_mean_sign
@@ -19,6 +21,14 @@ from ef_optax.parallel.simulation import simulate
 from tests.compressors.coding import decoded
 
 
+def both(codec, leaf) -> tuple:
+    """What is sent of a leaf and what remains."""
+    message = codec.encode(leaf)
+    return codec.decode(message, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)), codec.residual(
+        leaf, message
+    )
+
+
 def once(compressor, x) -> list:
     return decoded(compressor, x).tolist()
 
@@ -28,6 +38,28 @@ def test_rms_sign_error() -> None:
     x = np.asarray([3.0, -1.0, 2.0, 1.0])
     error = np.asarray(once(rms_sign(), x)) - x
     assert np.sum(error**2) == pytest.approx(2.8891165765480817, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_fixed_levels_conserve_to_the_rounding_of_the_level(dtype: str) -> None:
+    """``sign`` sends ones: x - 1 keeps no more of a small x than the rounding of 1 does.
+
+    So what was sent and what remains add up to within half an epsilon of the larger of |x| and 1,
+    which is a large part of an x below it. With a scale it is half an epsilon of the leaf.
+    """
+    sizes = 2.0 ** np.arange(-24, 8)[:, None]
+    x = np.random.default_rng(0).standard_normal((32, 40)) * sizes
+    x = np.asarray(x.astype(jnp.dtype(dtype)), np.float64)
+    eps = float(jnp.finfo(dtype).eps)
+    for compressor, level in ((sign(), 1.0), (scaled_sign(), 0.0)):
+        conserved = jax.jit(jax.vmap(lambda leaf, c=compressor.codec: both(c, leaf)))
+        sent, owed = (np.asarray(part, np.float64) for part in conserved(x.astype(dtype)))
+        largest = np.maximum(np.abs(x), np.abs(sent)).max(1, keepdims=True)
+        allowed = eps * np.maximum(largest, level) + 2.0**-24 * (dtype == "float16")
+        assert (np.abs(sent + owed - x) <= allowed).all(), compressor
+        if level:
+            relative = np.abs(sent + owed - x).max(1) / np.abs(x).max(1)
+            assert relative[0] > 0.01  # the definition, not the code
 
 
 def test_two_means() -> None:
