@@ -10,11 +10,15 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-FLOATING_ONLY = (
-    "but only floating-point leaves can be exchanged; keep the others out of params "
-    "(take gradients and optimise the floating-point part of the model only)."
+TRAINABLE_PART = (
+    "keep it out of params: give the floating-point arrays alone and put the model together inside "
+    "the loss. equinox.partition(model, equinox.is_inexact_array) and nnx.split(model, nnx.Param, "
+    "...) separate them."
 )
-"""The end of the error message about other leaves, which have no gradient to compress."""
+"""The remedy for leaves that are not trained."""
+
+FLOATING_ONLY = f"but only floating-point leaves can be exchanged; {TRAINABLE_PART}"
+"""The end of the message that refuses other leaves, which have no gradient to compress."""
 
 
 def bits_of(dtype: Any) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,15 @@ def _permute(x: jax.Array, seed: jax.Array, bits: int) -> jax.Array:
     return (high << low_bits) | low
 
 
+def is_key(x: Any) -> TypeGuard[Array]:
+    """Whether this is an array of typed random keys.
+
+    >>> is_key(jax.random.key(0)), is_key(jax.random.PRNGKey(0))
+    (True, False)
+    """
+    return isinstance(x, jax.Array) and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
 def as_key(key: Any, name: str) -> Array:
     """Accepts an int, a typed key or a raw ``uint32[2]`` key; returns a typed key.
 
@@ -98,7 +107,7 @@ def as_key(key: Any, name: str) -> Array:
     """
     if isinstance(key, int) and not isinstance(key, bool):
         return jax.random.key(key)
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if is_key(key):
         return key
     if getattr(key, "dtype", None) == jnp.uint32 and getattr(key, "shape", None) == (2,):
         return jax.random.wrap_key_data(jnp.asarray(key))

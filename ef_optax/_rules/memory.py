@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from ef_optax._exchange.collectives import AxisName
 from ef_optax._numeric import trees
-from ef_optax._numeric.dtypes import Array, wide_dtype
+from ef_optax._numeric.dtypes import FLOATING_ONLY, Array, wide_dtype
 
 
 class Kept(abc.ABC):
@@ -50,11 +50,14 @@ class Memory:
         Every call makes new buffers, so that a state may be donated.
         """
 
-        def zero(p: Any) -> Array:
+        def zero(path: Any, p: Any) -> Array:
+            if not jnp.issubdtype(jnp.result_type(p), jnp.floating):
+                name = f"params{jax.tree_util.keystr(path)}"
+                raise TypeError(f"{name} has dtype {jnp.result_type(p)}, {FLOATING_ONLY}")
             dtype = wide_dtype(jnp.result_type(p)) if self.dtype is None else self.dtype
             return jnp.zeros_like(p, dtype)
 
-        return jax.tree.map(zero, params)
+        return jax.tree_util.tree_map_with_path(zero, params)
 
     @staticmethod
     def read(kept: Any) -> Any:

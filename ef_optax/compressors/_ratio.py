@@ -32,6 +32,11 @@ def check_ratio_or_k(name: str, ratio: Any, k: Any) -> None:
             "value in a hundred, k=10 keeps ten of every leaf."
         )
     if k is None:
+        if isinstance(ratio, int) and not isinstance(ratio, bool) and ratio > 1:
+            raise ValueError(
+                f"{name}: ratio={ratio} must be a number in (0, 1], kept / total; to keep {ratio} "
+                f"values of every leaf, write k={ratio}."
+            )
         check.ratio(name, "ratio", ratio)
     else:
         check.count(name, "k", k)

@@ -1,8 +1,9 @@
-"""The arguments of a lifted transformation: every worker's gradients, and extra arguments."""
+"""What the functions over workers accept: parameters, gradients, and arguments of every kind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric.dtypes import TRAINABLE_PART
 
 REMEDY = "ef_optax.worker_value_and_grad(loss_fn, mesh, axis_name) makes gradients of this form"
+
+OWN = ("grads",)
+"""Extra arguments that differ between workers: gradients at query points, like the gradients."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -44,14 +49,42 @@ def _masked(tree: Any) -> bool:
     return any(isinstance(x, optax.MaskedNode) for x in nodes)
 
 
+# ---------------------------------------------------------------------------- parameters
+
+
 def check_params(params: Any) -> None:
-    """Refuses parameters that ``optax.masked`` or ``optax.partition`` has already thinned out."""
+    """Refuses leaves that are no arrays, and trees that ``optax.masked`` has thinned out."""
     if _masked(params):
         raise ValueError(
             "params contains optax.MaskedNode: optax.masked or optax.partition is around the "
             "lifted transformation, and the leaves that it leaves out would keep their worker "
             "axis. Put it inside: data_parallel(optax.masked(...), ...)."
         )
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        if not (is_array(x) or is_number(x)):
+            name = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{name} is no array but {_described(x)}; {TRAINABLE_PART}")
+
+
+def check_trainable(params: Any) -> None:
+    """Refuses parameters that have no gradient, naming the leaf.
+
+    Raises:
+      TypeError: for leaves that are no arrays, or not of floating point.
+    """
+    check_params(params)
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(x, "dtype", None)
+        if not jnp.issubdtype(jnp.result_type(x) if dtype is None else dtype, jnp.inexact):
+            name = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{name} has dtype {dtype} and thus no gradient; {TRAINABLE_PART}")
+
+
+def _described(x: Any) -> str:
+    return f"the function {getattr(x, '__name__', x)!r}" if callable(x) else repr(x)
+
+
+# ---------------------------------------------------------------------------- gradients
 
 
 def check_gradients(updates: Any, params: Any, n: int, axis_name: AxisName) -> None:
@@ -92,39 +125,88 @@ def check_rows(name: str, tree: Any, n: int) -> None:
             )
 
 
-def split_extra(extra: Mapping[str, Any], n: int) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    """Sorts extra arguments into (arrays, which of their leaves are per worker, all others).
+# ---------------------------------------------------------------------------- other arguments
 
-    ``grads`` (gradients at query points) is per worker, like the gradients themselves.
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Named arguments, of which the arrays can go to the workers and come together again there.
+
+    What is no array (a function, a string, True and False, the settings inside a model) is the same
+    Python value on all workers.
+
+    Attributes:
+      arrays: the arrays.
+      own: of each array, whether it has a leading worker axis.
+      rebuild: makes the arguments of one worker from that worker's arrays.
+    """
+
+    arrays: list[Any]
+    own: list[bool]
+    rebuild: Callable[[Sequence[Any]], dict[str, Any]]
+
+
+def take_apart(
+    named: Mapping[str, Any], n: int, *, own: Sequence[str] = (), numbers: bool = False
+) -> Arguments:
+    """Takes arguments apart into arrays and everything else.
+
+    Args:
+      named: arguments by name; those wrapped in :class:`PerWorker` differ between workers.
+      n: the number of workers.
+      own: names of arguments that differ between workers in any case.
+      numbers: whether a Python number is an array too. Then it may change without a new tracing,
+        and otherwise it may decide what is traced.
 
     Raises:
       ValueError: if a per-worker leaf does not have n rows.
     """
-    traced: dict[str, Any] = {}
-    marks: dict[str, Any] = {}
-    fixed: dict[str, Any] = {}
-    for name, value in extra.items():
-        own = isinstance(value, PerWorker) or name == "grads"
-        value = value.value if isinstance(value, PerWorker) else value
-        leaves = jax.tree.leaves(value)
-        if not leaves or not all(_array_like(x) for x in leaves):
-            fixed[name] = value
-            continue
-        if own:
-            check_rows(name, value, n)
-        traced[name] = value
-        marks[name] = jax.tree.map(lambda _, own=own: own, value)
-    return traced, marks, fixed
+    tree = {
+        name: PerWorker(x) if name in own and not _marked(x) else x for name, x in named.items()
+    }
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_marked)
+    for path, node in nodes:
+        if _marked(node):
+            check_rows(f"{path[0].key}{jax.tree_util.keystr(path[1:])}", node.value, n)
+    marks = [_marked(node) for _, node in nodes for _ in jax.tree.leaves(node)]
+    leaves, treedef = jax.tree.flatten(tree)
+    moves = [is_array(x) or (numbers and is_number(x)) for x in leaves]
+
+    def rebuild(arrays: Sequence[Any]) -> dict[str, Any]:
+        rest = iter(arrays)
+        filled = [next(rest) if moved else x for x, moved in zip(leaves, moves, strict=True)]
+        return jax.tree.map(
+            lambda x: x.value if _marked(x) else x, treedef.unflatten(filled), is_leaf=_marked
+        )
+
+    def of_arrays(items: list[Any]) -> list[Any]:
+        return [x for x, moved in zip(items, moves, strict=True) if moved]
+
+    return Arguments(of_arrays(leaves), of_arrays(marks), rebuild)
 
 
 def all_arrays(extra: Mapping[str, Any]) -> bool:
-    """Whether all extra arguments are arrays, so that they can go through ``jit``."""
-    return all(_array_like(x) for x in jax.tree.leaves(dict(extra)))
+    """Whether all extra arguments are arrays or numbers, so that they can go through ``jit``."""
+    return all(is_array(x) or is_number(x) for x in jax.tree.leaves(dict(extra)))
 
 
-def _array_like(x: Any) -> bool:
-    try:
-        jnp.result_type(x)
-    except TypeError:
-        return False
-    return True
+def is_array(x: Any) -> bool:
+    """Whether this is an array, of JAX or NumPy, or stands for one.
+
+    >>> is_array(jnp.ones(2)), is_array(jax.ShapeDtypeStruct((), "float32")), is_array(1.0)
+    (True, True, False)
+    """
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def is_number(x: Any) -> bool:
+    """Whether this is a number of Python; True and False are none.
+
+    >>> is_number(1.0), is_number(True), is_number(jnp.ones(()))
+    (True, False, False)
+    """
+    return isinstance(x, int | float | complex) and not isinstance(x, bool)
+
+
+def _marked(x: Any) -> bool:
+    return isinstance(x, PerWorker)

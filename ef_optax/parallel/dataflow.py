@@ -74,7 +74,7 @@ class Dataflow:
         if named and name in _REDUCE and params.get("axis_index_groups") is None:
             somewhere = somewhere - named
         elif name not in _RETYPE:
-            somewhere = somewhere.union(named, *map(_axes_inside, inside))
+            somewhere = somewhere.union(named, *map(axes_inside, inside))
         return (somewhere,) * len(equation.outvars)
 
     def _cond(self, params: Mapping[str, Any], own: tuple[Axes, ...]) -> tuple[Axes, ...]:
@@ -165,10 +165,10 @@ def _axes_named(params: Mapping[str, Any]) -> Axes:
     return frozenset(names)
 
 
-def _axes_inside(jaxpr: Jaxpr) -> Axes:
+def axes_inside(jaxpr: Jaxpr) -> Axes:
     """All axes that are named anywhere inside a function."""
     names = NOWHERE
     for equation in jaxpr.eqns:
         names |= _axes_named(equation.params)
-        names = names.union(*map(_axes_inside, _jaxprs(equation.params)))
+        names = names.union(*map(axes_inside, _jaxprs(equation.params)))
     return names

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from ef_optax._exchange import collectives as coll
 from ef_optax._numeric import check
+from ef_optax._numeric.random import is_key
 from ef_optax.estimators.points import HessianVector, Points
-from ef_optax.parallel import specs
-from ef_optax.parallel.arguments import PerWorker, check_rows
+from ef_optax.parallel import modules, specs
+from ef_optax.parallel.arguments import Arguments, check_rows, check_trainable, take_apart
 from ef_optax.parallel.mesh import MeshMap
+from ef_optax.parallel.remedies import explained
 from ef_optax.parallel.simulation import VmapMap
 from ef_optax.parallel.worker_map import SAME, WorkerMap, sizes_of
 
@@ -32,8 +37,8 @@ def worker_value_and_grad(
     """Every worker's loss and gradient on its share of the batch, not averaged.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args) -> loss`` (or ``(loss, aux)``) of one worker; the
-        loss is a mean over its examples.
+      loss_fn: ``loss_fn(params, batch, *args, **kwargs) -> loss`` (or ``(loss, aux)``) of one
+        worker; the loss is a mean over its examples.
       mesh_or_num_workers: the mesh, or the number of workers to simulate without devices.
       axis_name: the worker axis (or tuple of axes); inside ``loss_fn`` collectives may use it.
       has_aux: whether ``loss_fn`` returns ``(loss, aux)``.
@@ -43,17 +48,24 @@ def worker_value_and_grad(
         that several micro-batches share one exchange.
 
     Returns:
-      ``fun(params, batch, *args)``, which returns ``(losses, grads)`` or
-      ``((losses, aux), grads)``, each with a leading worker axis n. Every leaf of ``batch`` must
-      have a leading axis divisible by n.
-      Typed random keys in ``args`` (``jax.random.key``; a raw ``uint32`` key is an array like any
-      other) are folded with the worker's index, :class:`PerWorker` trees are split along their
-      leading axis, and everything else is replicated. If ``params`` comes from
-      :func:`query_points`, ``grads`` is a dictionary with the gradient at each point, all on the
-      same batch and keys.
+      ``fun(params, batch, *args, **kwargs)`` returning ``(losses, grads)`` or
+      ``((losses, aux), grads)``, each with a leading worker axis n. Every leaf of ``batch`` has a
+      leading axis divisible by n. Of the other arguments, random keys (``jax.random.key``) are
+      folded with the worker's index, :class:`PerWorker` trees are split along their leading axis,
+      other arrays are replicated, and what is no array (``train=True``, a number, a string, a
+      function) is a Python value inside ``loss_fn``. Pass what is used: on a mesh with Explicit
+      axes ``loss_fn`` may not close over arrays of the mesh, and a key that it closes over is the
+      same on all workers. If ``params`` comes from :func:`query_points`, ``grads`` is a dictionary
+      with the gradient at each point, all on the same batch and keys.
+
+      ``params`` may be a module of ``flax.nnx``, as for ``nnx.value_and_grad``: gradients are
+      taken of its ``nnx.Param``, its random keys are folded with the worker's index, and what else
+      it changes is written into it, averaged over the workers where it is floating-point.
 
     Raises:
       ValueError: if the batch is not divisible by n (times ``accumulate``), or ``accumulate`` < 1.
+      TypeError: if a leaf of ``params`` has no gradient, or a key has no type
+        (``jax.random.PRNGKey``).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -66,33 +78,49 @@ def worker_value_and_grad(
     check.flag("worker_value_and_grad", "has_aux", has_aux)
     check.flag("worker_value_and_grad", "aux_mean", aux_mean)
     check.count("worker_value_and_grad", "accumulate", accumulate)
-    local = _local_gradients(loss_fn, axis_name, has_aux, accumulate)
     workers = _map_over(mesh_or_num_workers, axis_name)
     n = workers.num_workers
 
-    def fun(params: Any, batch: Any, *args: Any) -> Any:
+    def fun(params: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_modules(params, args, kwargs)
+        if modules.is_module(params):
+            return of_module(params, batch, *args, **kwargs)
         _check_batch(batch, n, accumulate)
         points = params if isinstance(params, Points) else Points({"params": params})
+        check_trainable(points["params"])
         own_points = _own_axes(points, n)
-        for i, a in enumerate(args):
-            if isinstance(a, PerWorker):
-                check_rows(f"args[{i}]", a.value, n)
-        of_args = tuple(workers.own if isinstance(a, PerWorker) else SAME for a in args)
-        values = tuple(a.value if isinstance(a, PerWorker) else a for a in args)
+        given = take_apart({"args": args, "kwargs": kwargs}, n)
+        _check_keys(loss_fn, given)
         of_points = {name: workers.own if own else SAME for name, own in own_points.items()}
+        of_arrays = [workers.own if own else SAME for own in given.own]
         of_grads = jax.tree.map(lambda p: P(axis_name, *specs.of(p)), points["params"])
-        (losses, aux), grads = workers.run(
-            local,
-            (dict(points), batch, values),
-            (of_points, workers.share, of_args),
-            workers.own,
-            (P(axis_name), dict.fromkeys(points, of_grads)),
-        )
+        with explained():
+            (losses, aux), grads = workers.run(
+                _local_gradients(loss_fn, given, axis_name, has_aux, accumulate),
+                (dict(points), batch, given.arrays),
+                (of_points, workers.share, of_arrays),
+                workers.own,
+                (P(axis_name), dict.fromkeys(points, of_grads)),
+            )
         if not isinstance(params, Points):
             grads = grads["params"]
         if not has_aux:
             return losses, grads
-        return (losses, _mean_aux(aux) if aux_mean else aux), grads
+        return (losses, workers.on_all(_mean_aux, aux) if aux_mean else aux), grads
+
+    def of_module(module: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        structure, params, rest = modules.split(module)
+        loss = modules.of_parts(loss_fn, structure, has_aux)
+        pure = worker_value_and_grad(
+            loss, mesh_or_num_workers, axis_name, True, accumulate=accumulate
+        )
+        (losses, (aux, after)), grads = pure(params, batch, rest, *args, **kwargs)
+        if accumulate > 1:
+            after = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), after)
+        modules.write_back(module, rest, workers.on_all(_mean_aux, after))
+        if not has_aux:
+            return losses, grads
+        return (losses, workers.on_all(_mean_aux, aux) if aux_mean else aux), grads
 
     return fun
 
@@ -104,6 +132,23 @@ def _map_over(
         return MeshMap(mesh_or_num_workers, axis_name)
     sizes = sizes_of(axis_name, mesh_or_num_workers, "mesh_or_num_workers")
     return VmapMap(sizes, axis_name)
+
+
+def _check_modules(params: Any, args: Any, kwargs: Any) -> None:
+    """Refuses modules where what they change in themselves would be lost.
+
+    Raises:
+      TypeError: with the remedy.
+    """
+    points = dict(params) if isinstance(params, Points) else {}
+    nodes = jax.tree.leaves((points, args, kwargs), is_leaf=modules.is_module)
+    if any(modules.is_module(x) for x in nodes):
+        raise TypeError(
+            "a flax.nnx module can only be the first argument; what it changes in itself would be "
+            "lost elsewhere. Pass its parts, structure, state = nnx.split(module), and put it "
+            "together inside the loss, nnx.merge(structure, state); query points are those of "
+            "nnx.state(model, nnx.Param)."
+        )
 
 
 def _check_batch(batch: Any, n: int, accumulate: int) -> None:
@@ -142,21 +187,24 @@ def _mean_aux(aux: Any) -> Any:
 
 
 def _local_gradients(
-    loss_fn: Callable[..., Any], axis_name: coll.AxisName, has_aux: bool, accumulate: int
+    loss_fn: Callable[..., Any],
+    given: Arguments,
+    axis_name: coll.AxisName,
+    has_aux: bool,
+    accumulate: int,
 ) -> Callable[..., Any]:
-    """The function ``local(points, batch, args)`` of one worker.
+    """``local(points, batch, arrays)`` of one worker: ((loss, aux), gradients at every point)."""
 
-    It returns ((loss, aux), gradients at every point).
-    """
+    def at_points(points: dict[str, Any], batch: Any, arrays: list[Any]) -> Any:
+        rest = given.rebuild(arrays)
 
-    def with_aux(params: Any, batch: Any, *args: Any) -> Any:
-        return loss_fn(params, batch, *args) if has_aux else (loss_fn(params, batch, *args), ())
+        def with_aux(params: Any) -> Any:
+            result = loss_fn(params, batch, *rest["args"], **rest["kwargs"])
+            return result if has_aux else (result, ())
 
-    def at_points(points: dict[str, Any], batch: Any, args: tuple[Any, ...]) -> Any:
-        value_and_grad = jax.value_and_grad(with_aux, has_aux=True)
-        value, gradient = value_and_grad(points["params"], batch, *args)
+        value, gradient = jax.value_and_grad(with_aux, has_aux=True)(points["params"])
         grads = {"params": gradient}
-        gradient_at = lambda p: jax.grad(with_aux, has_aux=True)(p, batch, *args)[0]  # noqa: E731
+        gradient_at = lambda p: jax.grad(with_aux, has_aux=True)(p)[0]  # noqa: E731
         for name, point in points.items():
             if isinstance(point, HessianVector):
                 grads[name] = jax.jvp(gradient_at, (point.point,), (point.tangent,))[1]
@@ -164,18 +212,17 @@ def _local_gradients(
                 grads[name] = gradient_at(point)
         return value, grads
 
-    def local(points: dict[str, Any], batch: Any, args: tuple[Any, ...]) -> Any:
-        index = coll.axis_index(axis_name)
-        args = tuple(_fold_keys(a, index) for a in args)
+    def local(points: dict[str, Any], batch: Any, arrays: list[Any]) -> Any:
+        arrays = _fold_keys(arrays, coll.axis_index(axis_name))
         if accumulate == 1:
-            return at_points(points, batch, args)
+            return at_points(points, batch, arrays)
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
 
         def body(carry: Any, part: Any) -> Any:
-            (loss, aux), grads = at_points(points, part[1], _fold_parts(args, part[0]))
+            (loss, aux), grads = at_points(points, part[1], _fold_keys(arrays, part[0]))
             return jax.tree.map(jnp.add, carry, (loss, grads)), aux
 
-        shapes = jax.eval_shape(at_points, points, jax.tree.map(lambda x: x[0], parts), args)
+        shapes = jax.eval_shape(at_points, points, jax.tree.map(lambda x: x[0], parts), arrays)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][0], shapes[1]))
         total, aux = jax.lax.scan(body, zeros, (jnp.arange(accumulate), parts))
         loss, grads = jax.tree.map(lambda x: x / jnp.asarray(accumulate, x.dtype), total)
@@ -184,13 +231,56 @@ def _local_gradients(
     return local
 
 
-def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+# ---------------------------------------------------------------------------- random keys
 
 
-def _fold_keys(tree: Any, index: Any) -> Any:
-    return jax.tree.map(lambda x: jax.random.fold_in(x, index) if _is_key(x) else x, tree)
+def _fold_keys(arrays: list[Any], index: Any) -> list[Any]:
+    return [jax.random.fold_in(x, index) if is_key(x) else x for x in arrays]
 
 
-def _fold_parts(args: tuple[Any, ...], part: Any) -> tuple[Any, ...]:
-    return tuple(_fold_keys(a, part) for a in args)
+def _is_raw_key(x: Any) -> bool:
+    """Whether this looks like ``jax.random.PRNGKey(0)``: it cannot be told from other numbers."""
+    if getattr(x, "dtype", None) != jnp.uint32 or jnp.ndim(x) != 1:
+        return False
+    return x.shape == jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+
+
+def _check_keys(loss_fn: Callable[..., Any], given: Arguments) -> None:
+    """Refuses keys that would be the same on all workers where they are seen.
+
+    Raises:
+      TypeError: for a key without a type among the arguments. A loss that closes over a key gets a
+        warning, because to draw the same numbers on all workers may be what is wanted.
+    """
+    for x, own in zip(given.arrays, given.own, strict=True):
+        if _is_raw_key(x) and not own:
+            raise TypeError(
+                f"an argument of loss_fn is a uint32 array of shape {x.shape}, which looks like "
+                "jax.random.PRNGKey(seed) and would be the same on all workers. Make it "
+                "jax.random.key(seed), or jax.random.wrap_key_data(key): keys of that type are "
+                "folded with the worker's index. Numbers that are no key can be int32."
+            )
+    if any(is_key(x) or _is_raw_key(x) for x in _closed_over(loss_fn)):
+        warnings.warn(
+            "loss_fn closes over a random key, so that all workers draw the same numbers. Pass it, "
+            "worker_value_and_grad(loss_fn, mesh, axis_name)(params, batch, key): a key among the "
+            "arguments is folded with the worker's index.",
+            stacklevel=3,
+        )
+
+
+def _closed_over(fun: Any, seen: set[int] | None = None) -> list[Any]:
+    """The leaves in the closures of a function and of the functions that it calls from there."""
+    seen = set() if seen is None else seen
+    if id(fun) in seen:
+        return []
+    seen.add(id(fun))
+    found: list[Any] = []
+    if isinstance(fun, functools.partial):
+        found += [fun.func, *jax.tree.leaves((fun.args, fun.keywords))]
+    for cell in getattr(fun, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not filled yet, or a state that was used up
+            found += jax.tree.leaves(cell.cell_contents)
+    return found + [
+        leaf for inner in found if callable(inner) for leaf in _closed_over(inner, seen)
+    ]

@@ -10,7 +10,10 @@ found.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +23,8 @@ import optax
 from ef_optax._exchange.collectives import AxisName, axis_names
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax.estimators.points import query_points
-from ef_optax.parallel.dataflow import NOWHERE, Axes, Dataflow
+from ef_optax.parallel.arguments import PerWorker, take_apart
+from ef_optax.parallel.dataflow import NOWHERE, Axes, Dataflow, axes_inside
 from ef_optax.parallel.worker_map import Sizes, sizes_of
 
 
@@ -88,43 +92,97 @@ def varying_axes(
     trace = functools.partial(jax.make_jaxpr, axis_env=sizes_by_name, return_shape=True)
     begin, state = trace(tx.init)(params)
     _require_exchange(state)
-    extra = {} if extra_args is None else abstract(extra_args)
+    given, n = dict(extra_args or {}), math.prod(sizes)
+    if "grads" in given:  # an example of one worker's, but every worker has its own
+        row = lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype)  # noqa: E731
+        given["grads"] = PerWorker(jax.tree.map(row, abstract(given["grads"])))
+    extra = take_apart(given, n, numbers=True)
+    rows = abstract(extra.arrays)
+    examples = [
+        jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if own else x
+        for x, own in zip(rows, extra.own, strict=True)
+    ]
     update = optax.with_extra_args_support(tx).update
 
-    def step(g: Any, s: Any, p: Any, x: Any) -> Any:
+    def step(g: Any, s: Any, p: Any, arrays: Any) -> Any:
+        x = extra.rebuild(arrays)
         points = query_points(s, p)
         if len(points) > 1 and "grads" not in x:  # gradients at query points vary like g
             x = {**x, "grads": dict.fromkeys(points, g)}
         return update(g, s, p, **x)
 
-    traced, results = trace(step)(params, state, params, extra)
-    moved, own = _to_the_fixpoint(begin, traced, frozenset(axis_names(axis_name)), params, state)
+    with _about_the_update():
+        traced, results = trace(step)(params, state, params, examples)
+    every = frozenset(axis_names(axis_name))
+    moved, own = _to_the_fixpoint(begin, traced, every, len(jax.tree.leaves(params)), extra.own)
     for path, differs in zip(_paths(results[0]), moved, strict=True):
         if differs:
-            raise ValueError(
-                f"updates{path} differs between the workers of axis "
-                f"{axis_name!r} after the chain: no exchange has handled it, or a collective is "
-                "under a condition that differs between workers. Do not put optax.masked, "
-                "optax.apply_if_finite or optax.conditionally_transform around an exchange; to "
-                "send a leaf dense use ef_optax.per_leaf(policy)."
-            )
+            raise ValueError(_no_exchange(f"updates{path}", differs, traced.jaxpr))
     return state, jax.tree.unflatten(jax.tree.structure(state), own)
 
 
+def _no_exchange(name: str, differs: Axes, jaxpr: Any) -> str:
+    """Why an update differs between workers, and what to do."""
+    axes = ", ".join(repr(axis) for axis in sorted(differs))
+    what = f"{name} differs between the workers of axis {axes} after the chain: "
+    if not differs & axes_inside(jaxpr):
+        return (
+            f"{what}nothing in the chain exchanges over that axis. Name it in the rule, "
+            f"ef_optax.error_feedback(compressor, axis_name={axes}). A compressor that is in "
+            "the chain by itself sends nothing; put it into a rule."
+        )
+    return (
+        f"{what}no exchange has handled it, or a collective is under a condition that differs "
+        "between workers. What decides by a worker's own gradient cannot be around an exchange "
+        "(optax.masked, apply_if_finite, conditionally_transform, MultiSteps that skips steps, "
+        "contrib.mechanize, contrib.sam). Put it after the rule: optax.chain(rule, "
+        "optax.contrib.mechanize(optax.sgd(0.1))). Steps that are not finite are skipped without "
+        "it. To send a leaf dense use ef_optax.per_leaf(policy); to freeze leaves, "
+        "optax.partition({'train': optax.chain(rule, ...), 'freeze': optax.set_to_zero()}, labels)."
+    )
+
+
+@contextlib.contextmanager
+def _about_the_update() -> Iterator[None]:
+    """Says how the update of a chain can be traced before there are arguments for it."""
+    try:
+        yield
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            error.add_note(_ALONE)
+            raise
+        raise TypeError(
+            f"the update of the chain needs an extra argument ({error}). Give an example of it "
+            "where the chain is lifted, extra_args={'value': 0.0}, and its value in every step, "
+            "update(grads, state, params, value=value)."
+        ) from error
+    except ValueError as error:
+        error.add_note(_ALONE)
+        raise
+
+
+_ALONE = (
+    "ef_optax: this happened where one update of the whole chain was traced with gradients like "
+    "the parameters. Transformations that take parameters or arguments of their own (lookahead, "
+    "line searches) work around or after a rule that is lifted alone: "
+    "optax.lookahead(optax.chain(ef_optax.data_parallel(rule, mesh, axis_name), ...), ...)."
+)
+
+
 def _to_the_fixpoint(
-    begin: Any, step: Any, every: Axes, params: Any, state: Any
+    begin: Any, step: Any, every: Axes, leaves: int, extra: Sequence[bool]
 ) -> tuple[tuple[Axes, ...], tuple[Axes, ...]]:
     """The axes along which updates and state differ in any step.
 
-    ``begin`` and ``step`` are traces of the chain's init and of one update.
+    ``begin`` and ``step`` are traces of the chain's init and of one update with as many gradients
+    as there are ``leaves`` of parameters; ``extra`` says which extra arguments differ.
     """
-    leaves = len(jax.tree.leaves(params))  # also the number of updates
-    same = (NOWHERE,) * len(step.jaxpr.invars)
+    same = (NOWHERE,) * leaves
+    given = tuple(every if differs else NOWHERE for differs in extra)
     flow = Dataflow()
-    own = flow.results(begin, same[:leaves])
+    own = flow.results(begin, same)
     while True:
-        before = (*(every,) * leaves, *own)
-        results = flow.results(step, (*before, *same[len(before) :]))
+        results = flow.results(step, (*(every,) * leaves, *own, *same, *given))
         moved, after = results[:leaves], results[leaves:]
         merged = tuple(a | b for a, b in zip(own, after, strict=True))
         if merged == own:

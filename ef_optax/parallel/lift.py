@@ -14,7 +14,7 @@ All workers skip a step in which any worker has a NaN, an infinity, or a gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,15 @@ from jax.sharding import PartitionSpec as P
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName
 from ef_optax.parallel import inference
-from ef_optax.parallel.arguments import all_arrays, check_gradients, check_params, split_extra
+from ef_optax.parallel.arguments import (
+    OWN,
+    all_arrays,
+    check_gradients,
+    check_params,
+    take_apart,
+)
 from ef_optax.parallel.quarantine import keep_if_bad, watched
+from ef_optax.parallel.remedies import explained
 from ef_optax.parallel.worker_map import SAME, Layout, Sizes, WorkerMap
 
 
@@ -80,25 +87,26 @@ def lifted(
         like = _like(updates) if params is None else params
         plan = plans.make(like)
         plan.check(state, workers.num_workers)
-        traced, marks, fixed = split_extra(extra_args, workers.num_workers)
-        of_extra = jax.tree.map(lambda mark: workers.own if mark else SAME, marks)
+        extra = take_apart(extra_args, workers.num_workers, own=OWN, numbers=True)
+        of_extra = [workers.own if own else SAME for own in extra.own]
 
-        def local(g: Any, s: Any, p: Any, x: Mapping[str, Any]) -> tuple[Any, Any]:
-            own = [value for name, value in x.items() if all(jax.tree.leaves(marks[name]))]
+        def local(g: Any, s: Any, p: Any, x: Any) -> tuple[Any, Any]:
+            own = [value for value, differs in zip(x, extra.own, strict=True) if differs]
             axis = workers.axis_name
             lift = watched(plan.lift, g, *own, axis=axis)
             with context.lifting(lift):
-                emitted, after = inner.update(g, s, p, **x, **fixed)
+                emitted, after = inner.update(g, s, p, **extra.rebuild(x))
             whole = not plan.lift.axis_sizes
             return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=whole)
 
-        return workers.run(
-            local,
-            (updates, state, params, traced),
-            (workers.own, plan.layouts, SAME, of_extra),
-            (SAME, plan.layouts),
-            (plan.of_params(like), plan.specs),
-        )
+        with explained():
+            return workers.run(
+                local,
+                (updates, state, params, extra.arrays),
+                (workers.own, plan.layouts, SAME, of_extra),
+                (SAME, plan.layouts),
+                (plan.of_params(like), plan.specs),
+            )
 
     compiled = jax.jit(update_core)  # for all eager calls; inside a user's jit it is inlined
 

@@ -100,8 +100,16 @@ class MeshMap(WorkerMap):
         def automatic(*operands: Any) -> Any:  # the mesh of the context, whose axes are Auto here
             return jax.shard_map(local, **manual)(*operands)
 
-        shardings = self._shardings(out_specs)
-        mapped = jax.sharding.auto_axes(automatic, out_sharding=shardings)
+        return self._automatically(automatic, operands, self._shardings(out_specs))
+
+    def on_all(self, fun: Callable[[Any], Any], tree: Any) -> Any:
+        if not _is_explicit(self.mesh):
+            return fun(tree)
+        return self._automatically(fun, (tree,), self.sharding(P()))
+
+    def _automatically(self, fun: Callable[..., Any], operands: Any, shardings: Any) -> Any:
+        """``fun`` on the Explicit mesh, as if its axes were Auto."""
+        mapped = jax.sharding.auto_axes(fun, out_sharding=shardings)
         # jit also accepts operands that are not on the mesh yet. Unlike set_mesh, this context can
         # be entered inside a jitted function.
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):

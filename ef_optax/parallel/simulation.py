@@ -111,6 +111,9 @@ class VmapMap(WorkerMap):
         full = jnp.broadcast_to(jnp.expand_dims(x, missing), (*self.sizes, *shape))
         return full.reshape(self.num_workers, *shape)
 
+    def on_all(self, fun: Callable[[Any], Any], tree: Any) -> Any:
+        return fun(tree)
+
     def note(self, params: Any) -> None:
         del params
 

@@ -110,6 +110,10 @@ class WorkerMap(abc.ABC):
         """
 
     @abc.abstractmethod
+    def on_all(self, fun: Callable[[Any], Any], tree: Any) -> Any:
+        """``fun`` of arrays of all workers, whose results are equal on all of them."""
+
+    @abc.abstractmethod
     def note(self, params: Any) -> None:
         """Stores what can be read from these parameters, but not from their tracers."""
 

@@ -120,8 +120,8 @@ MUTATIONS = (
     Mutation(
         "all workers drop the same units",
         f"{HERE}/gradients.py",
-        "args = tuple(_fold_keys(a, index) for a in args)",
-        "args = tuple(a for a in args)",
+        "arrays = _fold_keys(arrays, coll.axis_index(axis_name))",
+        "arrays = list(arrays)",
         (f"{POINTS}test_aux_and_keys",),
     ),
     Mutation(
@@ -134,8 +134,8 @@ MUTATIONS = (
     Mutation(
         "micro-batches drop the same units",
         f"{HERE}/gradients.py",
-        "return tuple(_fold_keys(a, part) for a in args)",
-        "return args",
+        "at_points(points, part[1], _fold_keys(arrays, part[0]))",
+        "at_points(points, part[1], arrays)",
         (f"{POINTS}test_aux_and_keys",),
     ),
     Mutation(

@@ -1,0 +1,48 @@
+"""Modules of ``flax.nnx`` as parameters: taken apart for the call, put together on every worker.
+
+Such a module changes itself while it computes (the averages of BatchNorm, the counters of Dropout).
+What it changes in a copy that JAX made for a trace would be lost, so that it comes back as a result
+and is written into the module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ef_optax._numeric.random import is_key
+
+
+def is_module(x: Any) -> bool:
+    """Whether this is a module of ``flax.nnx``, which is imported if there is one."""
+    nnx: Any = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(x, nnx.Module)
+
+
+def split(module: Any) -> tuple[Any, Any, Any]:
+    """The structure of a module, its parameters, and the rest of its state."""
+    nnx: Any = sys.modules["flax.nnx"]
+    return nnx.split(module, nnx.Param, ...)
+
+
+def of_parts(loss_fn: Callable[..., Any], structure: Any, has_aux: bool) -> Callable[..., Any]:
+    """The loss as a function of the parts, ``(params, batch, rest) -> (loss, (aux, rest))``."""
+    nnx: Any = sys.modules["flax.nnx"]
+
+    def of_params(params: Any, batch: Any, rest: Any, *args: Any, **kwargs: Any) -> Any:
+        rest = jax.tree.map(lambda x: x, rest)  # variables of this trace, which may change them
+        module = nnx.merge(structure, params, rest)
+        result = loss_fn(module, batch, *args, **kwargs)
+        loss, aux = result if has_aux else (result, ())
+        return loss, (aux, split(module)[2])
+
+    return of_params
+
+
+def write_back(module: Any, before: Any, after: Any) -> None:
+    """Writes the rest of the state into the module; its random keys stay what they were."""
+    nnx: Any = sys.modules["flax.nnx"]
+    nnx.update(module, jax.tree.map(lambda x, y: x if is_key(x) else y, before, after))

@@ -1,0 +1,35 @@
+"""Errors of JAX and of frameworks that stand for a mistake of the user, told with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+_KNOWN = {
+    "Closing over inputs to shard_map": (
+        "a loss or a transformation uses an array that lies on the mesh and is not among its "
+        "arguments, which a mesh with Explicit axes does not allow. Pass it: "
+        "worker_value_and_grad(loss_fn, mesh, axis_name)(params, batch, *args) calls "
+        "loss_fn(params, batch, *args) on every worker. What is not lifted need not be passed: "
+        "optax.chain(ef_optax.data_parallel(rule, mesh, axis_name), linesearch) evaluates its "
+        "value_fn outside of the workers."
+    ),
+    "Old and new values have different structures": (
+        "equinox compares the types of the states before and after, and on a mesh a constant has "
+        "another type than an array of the mesh. The state of equinox.nn.BatchNorm(mode='ema') "
+        "becomes a constant; mode='batch', which equinox recommends, works on a mesh."
+    ),
+}
+"""A part of the message -> the cause and what to do."""
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Tells the known errors that are raised inside with their remedy; lets others through."""
+    try:
+        yield
+    except (NotImplementedError, ValueError) as error:
+        remedy = next((text for part, text in _KNOWN.items() if part in str(error)), None)
+        if remedy is None:
+            raise
+        raise ValueError(f"{remedy} ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,105 @@
+"""A module of flax.nnx takes the place of the parameters: what it changes in itself is kept."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+import ef_optax as ef
+
+N = 2
+X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+WHERE = ["simulate", "auto", "explicit"]
+
+
+def workers(where: str):
+    if where == "simulate":
+        return N
+    kind = AxisType.Explicit if where == "explicit" else AxisType.Auto
+    return jax.make_mesh((N,), ("data",), axis_types=(kind,), devices=jax.devices()[:N])
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+        self.norm = nnx.BatchNorm(2, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.drop(self.norm(self.linear(x)))
+
+
+def loss(model, batch):
+    return jnp.mean(model(batch) ** 2)
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_batch_norm_and_dropout_of_a_module(where: str) -> None:
+    model = Model(nnx.Rngs(0))
+    kernel, bias = np.asarray(model.linear.kernel[...]), np.asarray(model.linear.bias[...])
+    place = workers(where)
+    lift = ef.simulate if where == "simulate" else ef.data_parallel
+    chain = optax.chain(ef.error_feedback(ef.identity(), axis_name="data"), optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, lift(chain, place, "data"), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        losses, grads = ef.worker_value_and_grad(loss, place, "data")(model, X)
+        optimizer.update(model, grads)
+        return losses, grads
+
+    losses, grads = step(model, optimizer)
+    # Running averages move by the mean of the workers' own statistics.
+    hidden = (X @ kernel + bias).reshape(N, 4, 2)
+    np.testing.assert_allclose(model.norm.mean[...], 0.1 * hidden.mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        model.norm.var[...], 0.9 + 0.1 * hidden.var(1).mean(0), rtol=1e-5, atol=1e-6
+    )
+    # Each worker drops its own units; the counter moves once, the key stays.
+    assert int(model.drop.rngs.count[...]) == 1
+    assert model.drop.rngs.key[...] == Model(nnx.Rngs(0)).drop.rngs.key[...]
+    own = np.asarray(grads["norm"]["scale"][...])
+    assert losses.shape == (N,) and own.shape == (N, 2)
+    np.testing.assert_allclose(model.norm.scale[...], 1 - 0.1 * own.mean(0), rtol=1e-5)
+    moved = kernel - 0.1 * np.asarray(grads["linear"]["kernel"][...]).mean(0)
+    np.testing.assert_allclose(model.linear.kernel[...], moved, rtol=1e-5, atol=1e-6)
+
+
+def test_workers_drop_different_units_and_parts_of_a_share_too() -> None:
+    class Noise(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones(()))
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+            self.mean = nnx.BatchStat(jnp.zeros(()))
+
+        def __call__(self, x):
+            self.calls[...] += 1
+            self.mean[...] = jnp.mean(x)
+            return self.scale[...] * self.drop(x)
+
+    def with_aux(model, batch):
+        dropped = model(batch)
+        return jnp.mean(dropped), dropped == 0
+
+    model = Noise(nnx.Rngs(1))
+    fun = ef.worker_value_and_grad(with_aux, N, "data", has_aux=True, accumulate=2)
+    x = jnp.ones((N * 2 * 32, 1)) * jnp.repeat(jnp.array([1.0, 2.0, 3.0, 6.0]), 32)[:, None]
+    (_, zeros), _ = fun(model, x)
+    masks = {np.asarray(part).tobytes() for part in zeros.reshape(4, 32)}
+    assert len(masks) == 4
+    assert int(model.calls[...]) == 1 and float(model.mean[...]) == 3.0
+
+
+def test_other_points_of_a_module_and_modules_among_the_arguments_are_refused() -> None:
+    model = Model(nnx.Rngs(0))
+    fun = ef.worker_value_and_grad(lambda w, x, m: jnp.sum(w), N, "data")
+    with pytest.raises(TypeError, match=r"first argument.*nnx\.split\(module\)"):
+        fun(jnp.ones(2), X, {"teacher": model})
+    with pytest.raises(TypeError, match=r"nnx\.state\(model, nnx\.Param\)"):
+        ef.worker_value_and_grad(loss, N, "data")(ef.estimators.Points({"params": model}), X)
