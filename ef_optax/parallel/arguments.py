@@ -15,9 +15,6 @@ from ef_optax._numeric.dtypes import TRAINABLE_PART
 
 REMEDY = "ef_optax.worker_value_and_grad(loss_fn, mesh, axis_name) makes gradients of this form"
 
-OWN = ("grads",)
-"""Extra arguments that differ between workers: gradients at query points, like the gradients."""
-
 
 @jax.tree_util.register_pytree_node_class
 class PerWorker:
@@ -147,14 +144,18 @@ class Arguments:
 
 
 def take_apart(
-    named: Mapping[str, Any], n: int, *, own: Sequence[str] = (), numbers: bool = False
+    named: Mapping[str, Any],
+    n: int,
+    *,
+    own: Callable[[str, Any], bool] = lambda name, value: False,
+    numbers: bool = False,
 ) -> Arguments:
     """Takes arguments apart into arrays and everything else.
 
     Args:
       named: arguments by name; those wrapped in :class:`PerWorker` differ between workers.
       n: the number of workers.
-      own: names of arguments that differ between workers in any case.
+      own: of a name and its value, whether it differs between workers in any case.
       numbers: whether a Python number is an array too. Then it may change without a new tracing,
         and otherwise it may decide what is traced.
 
@@ -162,7 +163,7 @@ def take_apart(
       ValueError: if a per-worker leaf does not have n rows.
     """
     tree = {
-        name: PerWorker(x) if name in own and not _marked(x) else x for name, x in named.items()
+        name: PerWorker(x) if own(name, x) and not _marked(x) else x for name, x in named.items()
     }
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_marked)
     for path, node in nodes:
@@ -183,6 +184,11 @@ def take_apart(
         return [x for x, moved in zip(items, moves, strict=True) if moved]
 
     return Arguments(of_arrays(leaves), of_arrays(marks), rebuild)
+
+
+def is_own(name: str, value: Any) -> bool:
+    """Whether an extra argument differs between workers, as gradients at query points do."""
+    return _marked(value) or name == "grads"
 
 
 def all_arrays(extra: Mapping[str, Any]) -> bool:

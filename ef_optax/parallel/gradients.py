@@ -196,9 +196,8 @@ def _local_gradients(
     """``local(points, batch, arrays)`` of one worker: ((loss, aux), gradients at every point)."""
 
     def at_points(points: dict[str, Any], batch: Any, arrays: list[Any]) -> Any:
-        rest = given.rebuild(arrays)
-
         def with_aux(params: Any) -> Any:
+            rest = given.rebuild(arrays)  # here, where variables of nnx may be changed
             result = loss_fn(params, batch, *rest["args"], **rest["kwargs"])
             return result if has_aux else (result, ())
 

@@ -26,10 +26,10 @@ from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import (
-    OWN,
     all_arrays,
     check_gradients,
     check_params,
+    is_own,
     take_apart,
 )
 from ef_optax.parallel.quarantine import keep_if_bad, watched
@@ -87,15 +87,15 @@ def lifted(
         like = _like(updates) if params is None else params
         plan = plans.make(like)
         plan.check(state, workers.num_workers)
-        extra = take_apart(extra_args, workers.num_workers, own=OWN, numbers=True)
+        extra = take_apart(extra_args, workers.num_workers, own=is_own, numbers=True)
         of_extra = [workers.own if own else SAME for own in extra.own]
 
         def local(g: Any, s: Any, p: Any, x: Any) -> tuple[Any, Any]:
-            own = [value for value, differs in zip(x, extra.own, strict=True) if differs]
-            axis = workers.axis_name
+            given, axis = extra.rebuild(x), workers.axis_name
+            own = [given[name] for name, value in extra_args.items() if is_own(name, value)]
             lift = watched(plan.lift, g, *own, axis=axis)
             with context.lifting(lift):
-                emitted, after = inner.update(g, s, p, **extra.rebuild(x))
+                emitted, after = inner.update(g, s, p, **given)
             whole = not plan.lift.axis_sizes
             return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=whole)
 

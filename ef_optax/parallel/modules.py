@@ -33,7 +33,6 @@ def of_parts(loss_fn: Callable[..., Any], structure: Any, has_aux: bool) -> Call
     nnx: Any = sys.modules["flax.nnx"]
 
     def of_params(params: Any, batch: Any, rest: Any, *args: Any, **kwargs: Any) -> Any:
-        rest = jax.tree.map(lambda x: x, rest)  # variables of this trace, which may change them
         module = nnx.merge(structure, params, rest)
         result = loss_fn(module, batch, *args, **kwargs)
         loss, aux = result if has_aux else (result, ())

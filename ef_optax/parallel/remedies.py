@@ -1,4 +1,4 @@
-"""Errors of JAX and of frameworks that stand for a mistake of the user, told with its remedy."""
+"""Errors of JAX and of frameworks whose text does not say what a user of the lift can do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KNOWN = {
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Tells the known errors that are raised inside with their remedy; lets others through."""
+    """Raises the known errors again with their cause and remedy; others pass as they are."""
     try:
         yield
     except (NotImplementedError, ValueError) as error:

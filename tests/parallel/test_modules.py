@@ -1,7 +1,8 @@
-"""A module of flax.nnx takes the place of the parameters: what it changes in itself is kept."""
+"""Modules of flax.nnx as parameters, whose own changes are kept; Equinox's BatchNorm."""
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +104,28 @@ def test_other_points_of_a_module_and_modules_among_the_arguments_are_refused() 
         fun(jnp.ones(2), X, {"teacher": model})
     with pytest.raises(TypeError, match=r"nnx\.state\(model, nnx\.Param\)"):
         ef.worker_value_and_grad(loss, N, "data")(ef.estimators.Points({"params": model}), X)
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_batch_norm_of_equinox(where: str, mode) -> None:
+    make = eqx.nn.make_with_state(eqx.nn.BatchNorm)
+    norm, state = make(3, axis_name="batch", mode=mode, momentum=0.9)
+    params, static = eqx.partition(norm, eqx.is_inexact_array)
+
+    def of_state(params, batch, state):
+        over_batch = jax.vmap(
+            eqx.combine(params, static), axis_name="batch", in_axes=(0, None), out_axes=(0, None)
+        )
+        out, state = over_batch(batch, state)
+        return jnp.mean(out**2), state
+
+    fun = ef.worker_value_and_grad(of_state, workers(where), "data", has_aux=True, aux_mean=True)
+    if mode == "ema" and where != "simulate":
+        with pytest.raises(ValueError, match=r"mode='batch'.*works on a mesh"):
+            jax.jit(fun)(params, X, state)
+        return
+    (_, after), _ = jax.jit(fun)(params, X, state)
+    index = norm.batch_state_index if mode == "batch" else norm.ema_state_index
+    share = 0.1 if mode == "batch" else 1.0  # of the first step
+    np.testing.assert_allclose(after.get(index)[0], share * X.mean(0), rtol=1e-5, atol=1e-7)

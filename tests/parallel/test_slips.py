@@ -80,7 +80,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_is_told_with_its_remedy(slip: str, standard_promotion) -> None:
+def test_an_error_names_the_slip_and_the_remedy(slip: str, standard_promotion) -> None:
     make, words = SLIPS[slip]
     with pytest.raises((ValueError, TypeError), match=words):
         make()
