@@ -120,9 +120,9 @@ All numbers are for one leaf of 64 x 64 float32 values ({DENSE:,} bits) and {WOR
 - **factor**: dense bits over the bits that the worker contributes in all its rounds.
 - **alpha**: E||C(x) - x||^2 <= (1 - alpha)||x||^2; **omega**: E C(x) = x and
   E||C(x) - x||^2 <= omega||x||^2; empty if there is none at this size.
-- **noise**: E||C(x) - x||^2 / ||x||^2 where the values of x (of `atomo` its singular values) are of
-  equal size; empty if it is below 1 for certain. Rules with a memory refuse a leaf where it is 1 or
-  more: under noise of unit size, the residual would grow at every step.
+- **noise**: E||C(x) - x||^2 / ||x||^2 for an x whose values (for `atomo`, singular values) are of
+  equal size; empty if it is unknown or certainly below 1. Rules with a memory refuse a leaf for
+  which it is 1 or more: under noise of unit size, the residual would grow at every step.
 - **basis** (`codec.basis`): *exact*, some input attains them; *bound*, proved; *asymptotic*, there
   is a limit for long vectors (in the docstring) but no constant; *none*, none exists or is known.
 - **properties**: u unbiased, l linear, h homogeneous, d deterministic, a additive (the aggregate is

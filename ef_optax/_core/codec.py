@@ -126,11 +126,11 @@ class Codec(abc.ABC):
         return None
 
     def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """``E||C(x) - x||^2 / ||x||^2`` for noise; 0 if it is not known, or below 1 for certain.
+        """``E||C(x) - x||^2 / ||x||^2`` for noise; 0 if it is unknown or certainly below 1.
 
-        Noise is an x whose values are of about equal size (of a low-rank codec its singular
-        values), which is what a memory of what is not sent becomes. If it is 1 or more, that memory
-        grows at every step. ``omega`` does not show this, because it describes the worst x.
+        Noise is an x whose values (for a low-rank codec, singular values) are of about equal size;
+        a residual becomes such an x. If the error is 1 or more, the residual grows at every step.
+        ``omega`` does not show this, because it describes the worst x.
         """
         del shape, num_workers
         return 0.0

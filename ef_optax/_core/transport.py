@@ -63,7 +63,7 @@ class Transport(abc.ABC):
         return codec.alpha(shape, num_workers)
 
     def noise_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
-        """The least error of what a worker has sent; see :meth:`Codec.noise_error`."""
+        """The error on noise of what a worker has sent; see :meth:`Codec.noise_error`."""
         return codec.noise_error(shape, num_workers)
 
     # -- state, for a transport whose traits are stateful

@@ -6,15 +6,15 @@ CONTRACTIVE))``. A pair that is not refused works; tests enumerate all pairs.
 
 One need depends on shapes and is checked when the state is made: ``CONTRACTIVE``. The memory of a
 rule that keeps what a codec drops follows ``E||e'||^2 = E||C(p) - p||^2``. If the codec's error on
-noise is at least as long as its input, the memory grows at every step, because the memory becomes
+noise is at least as large as its input, the memory grows at every step, because the memory becomes
 like noise (:meth:`ef_optax.extend.Codec.noise_error`). Such codecs are refused: scaled random-k
 with omega >= 1, QSGD with the 2-norm of a leaf or bucket of more than 4 s^2 values, ATOMO with less
 than half of the full rank. This is common practice: random-k is scaled only without a memory
 (BytePS switches the scaling off when it switches error feedback on).
 
-A codec is accepted if its omega >= 1 describes only inputs that a memory does not become. With the
-largest magnitude as the norm, dithering has no error on values of equal size, and its memory
-settles. ``ef_optax.scale_to_contractive`` gives what the theory asks for.
+A codec with omega >= 1 is accepted if the large error occurs only for inputs that a memory does not
+become. With the largest magnitude as the norm, dithering has no error on values of equal size, so
+its memory stays bounded. ``ef_optax.scale_to_contractive`` gives what the theory asks for.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class CheckedExchange(Exchange):
         return super().init(tree)
 
     def _require_contraction(self, codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> None:
-        """Refuses a codec that makes the leaf's memory of noise grow."""
+        """Refuses a codec under which noise makes the leaf's memory grow."""
         error = codec.noise_error(like.shape, collectives.bound_size(self.axis_name))
         if error < 1:
             return

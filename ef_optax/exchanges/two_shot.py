@@ -94,7 +94,7 @@ class TwoShot(Transport):
         return codec.alpha((_chunk(shape, num_workers),), num_workers)
 
     def noise_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
-        """Of the worker's part; 0 if a row may be padding."""
+        """For the worker's part; 0 if a row may be padding."""
         chunk = _chunk(shape, num_workers)
         padded = size_of(shape) != num_workers * chunk
         return 0.0 if padded else codec.noise_error((chunk,), num_workers)

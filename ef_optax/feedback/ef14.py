@@ -93,9 +93,9 @@ def error_feedback(
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor. ValueError: for a bad learning rate, decay
-        or injection; at init, for a compressor whose error on noise is as long as its input (scaled
-        random-k with omega >= 1), unless decay or injection keep the residual small; and in a
-        checked ``shard_map``, if the updates are already reduced over the axis.
+        or injection; at init, for a compressor whose error on noise is as large as its input
+        (scaled random-k with omega >= 1), unless decay or injection keep the residual small; and in
+        a checked ``shard_map``, if the updates are already reduced over the axis.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp, optax

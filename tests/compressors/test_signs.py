@@ -22,7 +22,7 @@ from tests.compressors.coding import decoded
 
 
 def both(codec, leaf) -> tuple:
-    """What is sent of a leaf and what remains."""
+    """What is sent of a leaf, and the residual."""
     message = codec.encode(leaf)
     return codec.decode(message, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)), codec.residual(
         leaf, message
@@ -42,10 +42,10 @@ def test_rms_sign_error() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_fixed_levels_conserve_to_the_rounding_of_the_level(dtype: str) -> None:
-    """``sign`` sends ones: x - 1 keeps no more of a small x than the rounding of 1 does.
+    """``sign`` sends +-1, so the residual x - 1 of a small x is rounded like 1.
 
-    So what was sent and what remains add up to within half an epsilon of the larger of |x| and 1,
-    which is a large part of an x below it. With a scale it is half an epsilon of the leaf.
+    What was sent plus the residual differs from x by up to half an epsilon of the larger of |x| and
+    1, which may exceed a small x. With a scale, the difference is half an epsilon of the leaf.
     """
     sizes = 2.0 ** np.arange(-24, 8)[:, None]
     x = np.random.default_rng(0).standard_normal((32, 40)) * sizes

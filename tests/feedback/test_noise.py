@@ -1,4 +1,4 @@
-"""Nothing but noise: a memory of what is not sent stays bounded, or its compressor is refused."""
+"""Under pure noise a residual stays bounded, or the compressor is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GROW = {
     "random_k-rare",
     "wangni",
 }
-"""What is refused for this shape."""
+"""The compressors that are refused for this shape."""
 
 FEW = ("atomo of rank 2", "qsgd of many levels", "scaled_sign")
 
@@ -49,7 +49,7 @@ def test_what_makes_noise_grow_is_refused(name: str) -> None:
     [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in CODECS if n not in GROW],
 )
 def test_a_memory_of_noise_is_bounded(name: str) -> None:
-    """By what alpha promises, and where none is known by the memory of a worker that is silent."""
+    """By the bound that alpha gives; if alpha is unknown, by the residual of sending nothing."""
     compressor = CODECS[name]()
     tx, params = ef.error_feedback(compressor), {"w": jnp.zeros(SHAPE)}
 

@@ -61,7 +61,7 @@ def lacks(rule, argument, codec):
 
 
 def grows(rule, argument, codec):
-    """Whether the rule keeps what the codec drops, and that of noise is as long as the noise."""
+    """Whether the rule keeps what the codec drops, and drops as much as the noise itself."""
     workers = 1 if argument == "server" or rule == "ef21_p" else N
     parts = [(x.shape, part) for x in PARAMS.values() for part in codec_parts(codec)]
     worst = max(part.noise_error(shape, workers) for shape, part in parts)

@@ -80,7 +80,7 @@ class Composed(SparseCodec):
         return outer * inner + outer + inner
 
     def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """Of an unbiased quantiser: (1 + e_1)(1 + e_2) - 1, or alpha e_2 more than 1 - alpha."""
+        """For an unbiased quantiser: (1 + e_1)(1 + e_2) - 1, or 1 - alpha + alpha e_2."""
         if not self.quantizer.unbiased:
             return 0.0
         outer = self.sparsifier.noise_error(shape, num_workers)

@@ -70,7 +70,7 @@ class Rotated(Codec):
         return self.inner.omega((self.length(size_of(shape)),), num_workers)
 
     def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """Noise stays noise when it is rotated; Kashin's frame spreads it over more values."""
+        """A rotation turns noise into noise; with Kashin's frame the error is not known."""
         if self.kind == "kashin":
             return 0.0
         return self.inner.noise_error((self.length(size_of(shape)),), num_workers)

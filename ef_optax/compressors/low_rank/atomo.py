@@ -55,7 +55,7 @@ class Atomo(FactorCodec):
         return min(matrices.rows, matrices.columns) / self.rank
 
     def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """``min(rows, columns)/r - 1`` for equal singular values, each kept with r/min(...)."""
+        """``1/p - 1`` for equal singular values, each kept with ``p = r / min(rows, columns)``."""
         return max(0.0, self.omega(shape, num_workers) - 1)
 
 

@@ -40,9 +40,9 @@ def linf_omega(length: int, levels: int) -> float:
 
 
 def spread_error(ratio: float) -> float:
-    """The largest error of rounding values that all lie below the smallest level, or around it.
+    """The largest squared error of rounding values, all of them below or near the smallest level.
 
-    A value a of the smallest level 1 has the error a (1 - a), if it is below it, and 1/4 at most.
+    With 1 as the smallest level, a value a <= 1 has the squared error a (1 - a) <= 1/4.
 
     Args:
       ratio: the smallest level over the root mean square of the values.
@@ -152,7 +152,7 @@ class Dithering(DitheringCodec):
         return min(length / s**2, math.sqrt(length) / s)
 
     def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """Of the 2-norm; the largest magnitude leaves values of equal size as they are."""
+        """With the 2-norm; with the largest magnitude, values of equal size have no error."""
         del num_workers
         length = block_length(size_of(shape), self.bucket)
         return spread_error(math.sqrt(length) / self.levels) if self.norm == "l2" else 0.0

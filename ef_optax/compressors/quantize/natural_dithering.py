@@ -57,7 +57,7 @@ class NaturalDithering(DitheringCodec):
         return 1 / 8 + tail * min(1.0, tail)
 
     def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """Of the 2-norm; the largest magnitude leaves values of equal size as they are."""
+        """With the 2-norm; with the largest magnitude, values of equal size have no error."""
         del num_workers
         tail = math.sqrt(size_of(shape)) * 2.0 ** (1 - self.levels)
         return spread_error(tail) if self.norm == "l2" else 0.0

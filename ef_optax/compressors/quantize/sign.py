@@ -34,9 +34,9 @@ def sign() -> Compressor:
     """Signs without a scale: ``C(x) = sign(x)`` with sign(0) = +1, and 0 for a leaf of zeros.
 
     It is neither homogeneous nor contractive, because the message does not carry the magnitude. The
-    step is ``lr`` in every coordinate. Under error feedback use :func:`ef_optax.scaled_sign`: what
-    remains here of a small x is x - 1 or x + 1, which is rounded to 6e-8 in float32 however small x
-    is.
+    step is ``lr`` in every coordinate. Under error feedback use :func:`ef_optax.scaled_sign`:
+    here the residual of a small x is x - 1 or x + 1, whose rounding error is up to 6e-8 in float32,
+    however small x is.
 
     Returns:
       The compressor. Bits: d + 32, of which one word shows whether the leaf is zero.

@@ -69,7 +69,7 @@ class Wangni(IndexedCodec):
         return min(size, k + math.ceil(6 * math.sqrt(k)))
 
     def noise_error(self, shape: Shape, num_workers: int = 1) -> float:
-        """``1/p - 1`` for values of equal size, which are all kept with p = ratio."""
+        """``1/p - 1`` for values of equal size, which are all kept with ``p = ratio``."""
         del shape, num_workers
         return 1 / self.ratio - 1
 
