@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 TRAINABLE_PART = (
-    "keep it out of params: give the floating-point arrays alone and put the model together inside "
+    "keep it out of params: pass only the floating-point arrays, and put the model together inside "
     "the loss. equinox.partition(model, equinox.is_inexact_array) and nnx.split(model, nnx.Param, "
     "...) separate them."
 )

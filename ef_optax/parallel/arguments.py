@@ -1,4 +1,4 @@
-"""What the functions over workers accept: parameters, gradients, and arguments of every kind."""
+"""Checks the parameters and gradients of all workers, and splits other arguments into arrays."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _masked(tree: Any) -> bool:
 
 
 def check_params(params: Any) -> None:
-    """Refuses leaves that are no arrays, and trees that ``optax.masked`` has thinned out."""
+    """Refuses leaves that are not arrays, and trees from which ``optax.masked`` removed leaves."""
     if _masked(params):
         raise ValueError(
             "params contains optax.MaskedNode: optax.masked or optax.partition is around the "
@@ -60,21 +60,21 @@ def check_params(params: Any) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         if not (is_array(x) or is_number(x)):
             name = f"params{jax.tree_util.keystr(path)}"
-            raise TypeError(f"{name} is no array but {_described(x)}; {TRAINABLE_PART}")
+            raise TypeError(f"{name} is {_described(x)}, not an array; {TRAINABLE_PART}")
 
 
 def check_trainable(params: Any) -> None:
     """Refuses parameters that have no gradient, naming the leaf.
 
     Raises:
-      TypeError: for leaves that are no arrays, or not of floating point.
+      TypeError: for leaves that are not arrays, or not floating-point.
     """
     check_params(params)
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         dtype = getattr(x, "dtype", None)
         if not jnp.issubdtype(jnp.result_type(x) if dtype is None else dtype, jnp.inexact):
             name = f"params{jax.tree_util.keystr(path)}"
-            raise TypeError(f"{name} has dtype {dtype} and thus no gradient; {TRAINABLE_PART}")
+            raise TypeError(f"{name} has dtype {dtype}, so it has no gradient; {TRAINABLE_PART}")
 
 
 def _described(x: Any) -> str:
@@ -127,14 +127,14 @@ def check_rows(name: str, tree: Any, n: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Named arguments, of which the arrays can go to the workers and come together again there.
+    """Named arguments, split into arrays, which go to the workers, and everything else.
 
-    What is no array (a function, a string, True and False, the settings inside a model) is the same
-    Python value on all workers.
+    Whatever is not an array (a function, a string, True and False, the settings inside a model) is
+    the same Python value on all workers.
 
     Attributes:
       arrays: the arrays.
-      own: of each array, whether it has a leading worker axis.
+      own: whether each array has a leading worker axis.
       rebuild: makes the arguments of one worker from that worker's arrays.
     """
 
@@ -150,14 +150,14 @@ def take_apart(
     own: Callable[[str, Any], bool] = lambda name, value: False,
     numbers: bool = False,
 ) -> Arguments:
-    """Takes arguments apart into arrays and everything else.
+    """Splits arguments into arrays and everything else.
 
     Args:
       named: arguments by name; those wrapped in :class:`PerWorker` differ between workers.
       n: the number of workers.
       own: of a name and its value, whether it differs between workers in any case.
-      numbers: whether a Python number is an array too. Then it may change without a new tracing,
-        and otherwise it may decide what is traced.
+      numbers: whether a Python number counts as an array. If so, it may change without a new
+        trace; if not, it may decide what is traced.
 
     Raises:
       ValueError: if a per-worker leaf does not have n rows.
@@ -197,7 +197,7 @@ def all_arrays(extra: Mapping[str, Any]) -> bool:
 
 
 def is_array(x: Any) -> bool:
-    """Whether this is an array, of JAX or NumPy, or stands for one.
+    """Whether this is an array of JAX or NumPy, or the abstract value of one.
 
     >>> is_array(jnp.ones(2)), is_array(jax.ShapeDtypeStruct((), "float32")), is_array(1.0)
     (True, True, False)
@@ -206,7 +206,7 @@ def is_array(x: Any) -> bool:
 
 
 def is_number(x: Any) -> bool:
-    """Whether this is a number of Python; True and False are none.
+    """Whether this is a Python number; True and False are not.
 
     >>> is_number(1.0), is_number(True), is_number(jnp.ones(()))
     (True, False, False)

@@ -52,19 +52,19 @@ def worker_value_and_grad(
       ``((losses, aux), grads)``, each with a leading worker axis n. Every leaf of ``batch`` has a
       leading axis divisible by n. Of the other arguments, random keys (``jax.random.key``) are
       folded with the worker's index, :class:`PerWorker` trees are split along their leading axis,
-      other arrays are replicated, and what is no array (``train=True``, a number, a string, a
-      function) is a Python value inside ``loss_fn``. Pass what is used: on a mesh with Explicit
-      axes ``loss_fn`` may not close over arrays of the mesh, and a key that it closes over is the
-      same on all workers. If ``params`` comes from :func:`query_points`, ``grads`` is a dictionary
-      with the gradient at each point, all on the same batch and keys.
+      other arrays are replicated, and anything that is not an array (``train=True``, a number, a
+      string, a function) is a Python value inside ``loss_fn``. Pass all arrays as arguments: on a
+      mesh with Explicit axes ``loss_fn`` may not close over arrays of the mesh, and a key that it
+      closes over is the same on all workers. If ``params`` comes from :func:`query_points`,
+      ``grads`` is a dictionary with the gradient at each point, all on the same batch and keys.
 
-      ``params`` may be a module of ``flax.nnx``, as for ``nnx.value_and_grad``: gradients are
-      taken of its ``nnx.Param``, its random keys are folded with the worker's index, and what else
-      it changes is written into it, averaged over the workers where it is floating-point.
+      ``params`` may be a module of ``flax.nnx``, as for ``nnx.value_and_grad``: the gradients are
+      those of its ``nnx.Param``, and its random keys are folded with the worker's index. Its other
+      state is written back into it; floating-point values are averaged over the workers.
 
     Raises:
       ValueError: if the batch is not divisible by n (times ``accumulate``), or ``accumulate`` < 1.
-      TypeError: if a leaf of ``params`` has no gradient, or a key has no type
+      TypeError: if a leaf of ``params`` has no gradient, or a key is not typed
         (``jax.random.PRNGKey``).
 
     Example:
@@ -135,7 +135,7 @@ def _map_over(
 
 
 def _check_modules(params: Any, args: Any, kwargs: Any) -> None:
-    """Refuses modules where what they change in themselves would be lost.
+    """Refuses modules in arguments where their changes to themselves would be lost.
 
     Raises:
       TypeError: with the remedy.
@@ -144,8 +144,8 @@ def _check_modules(params: Any, args: Any, kwargs: Any) -> None:
     nodes = jax.tree.leaves((points, args, kwargs), is_leaf=modules.is_module)
     if any(modules.is_module(x) for x in nodes):
         raise TypeError(
-            "a flax.nnx module can only be the first argument; what it changes in itself would be "
-            "lost elsewhere. Pass its parts, structure, state = nnx.split(module), and put it "
+            "a flax.nnx module can only be the first argument; elsewhere its changes to itself "
+            "would be lost. Pass its parts, structure, state = nnx.split(module), and put it "
             "together inside the loss, nnx.merge(structure, state); query points are those of "
             "nnx.state(model, nnx.Param)."
         )
@@ -197,7 +197,7 @@ def _local_gradients(
 
     def at_points(points: dict[str, Any], batch: Any, arrays: list[Any]) -> Any:
         def with_aux(params: Any) -> Any:
-            rest = given.rebuild(arrays)  # here, where variables of nnx may be changed
+            rest = given.rebuild(arrays)  # inside the trace, so that nnx variables may be changed
             result = loss_fn(params, batch, *rest["args"], **rest["kwargs"])
             return result if has_aux else (result, ())
 
@@ -238,18 +238,20 @@ def _fold_keys(arrays: list[Any], index: Any) -> list[Any]:
 
 
 def _is_raw_key(x: Any) -> bool:
-    """Whether this looks like ``jax.random.PRNGKey(0)``: it cannot be told from other numbers."""
+    """Whether this looks like ``jax.random.PRNGKey(0)``; it may be other numbers."""
     if getattr(x, "dtype", None) != jnp.uint32 or jnp.ndim(x) != 1:
         return False
     return x.shape == jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
 def _check_keys(loss_fn: Callable[..., Any], given: Arguments) -> None:
-    """Refuses keys that would be the same on all workers where they are seen.
+    """Refuses keys that would be the same on all workers.
+
+    A loss that closes over a key only gets a warning, because drawing the same numbers on all
+    workers may be intended.
 
     Raises:
-      TypeError: for a key without a type among the arguments. A loss that closes over a key gets a
-        warning, because to draw the same numbers on all workers may be what is wanted.
+      TypeError: for an untyped key among the arguments.
     """
     for x, own in zip(given.arrays, given.own, strict=True):
         if _is_raw_key(x) and not own:
@@ -257,11 +259,11 @@ def _check_keys(loss_fn: Callable[..., Any], given: Arguments) -> None:
                 f"an argument of loss_fn is a uint32 array of shape {x.shape}, which looks like "
                 "jax.random.PRNGKey(seed) and would be the same on all workers. Make it "
                 "jax.random.key(seed), or jax.random.wrap_key_data(key): keys of that type are "
-                "folded with the worker's index. Numbers that are no key can be int32."
+                "folded with the worker's index. Numbers that are not a key can be int32."
             )
     if any(is_key(x) or _is_raw_key(x) for x in _closed_over(loss_fn)):
         warnings.warn(
-            "loss_fn closes over a random key, so that all workers draw the same numbers. Pass it, "
+            "loss_fn closes over a random key, so all workers draw the same numbers. Pass it, "
             "worker_value_and_grad(loss_fn, mesh, axis_name)(params, batch, key): a key among the "
             "arguments is folded with the worker's index.",
             stacklevel=3,
@@ -269,7 +271,7 @@ def _check_keys(loss_fn: Callable[..., Any], given: Arguments) -> None:
 
 
 def _closed_over(fun: Any, seen: set[int] | None = None) -> list[Any]:
-    """The leaves in the closures of a function and of the functions that it calls from there."""
+    """The leaves in the closure of a function, and in those of the functions found there."""
     seen = set() if seen is None else seen
     if id(fun) in seen:
         return []
@@ -278,7 +280,7 @@ def _closed_over(fun: Any, seen: set[int] | None = None) -> list[Any]:
     if isinstance(fun, functools.partial):
         found += [fun.func, *jax.tree.leaves((fun.args, fun.keywords))]
     for cell in getattr(fun, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # not filled yet, or a state that was used up
+        with contextlib.suppress(ValueError):  # an empty cell, or a state that was consumed
             found += jax.tree.leaves(cell.cell_contents)
     return found + [
         leaf for inner in found if callable(inner) for leaf in _closed_over(inner, seen)

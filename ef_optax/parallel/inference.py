@@ -93,7 +93,7 @@ def varying_axes(
     begin, state = trace(tx.init)(params)
     _require_exchange(state)
     given, n = dict(extra_args or {}), math.prod(sizes)
-    if "grads" in given:  # an example of one worker's, but every worker has its own
+    if "grads" in given:  # the example is of one worker; each has its own
         row = lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype)  # noqa: E731
         given["grads"] = PerWorker(jax.tree.map(row, abstract(given["grads"])))
     extra = take_apart(given, n, numbers=True)
@@ -133,7 +133,7 @@ def _no_exchange(name: str, differs: Axes, jaxpr: Any) -> str:
         )
     return (
         f"{what}no exchange has handled it, or a collective is under a condition that differs "
-        "between workers. What decides by a worker's own gradient cannot be around an exchange "
+        "between workers. What decides by a worker's own gradient cannot be around a rule "
         "(optax.masked, apply_if_finite, conditionally_transform, MultiSteps that skips steps, "
         "contrib.mechanize, contrib.sam). Put it after the rule: optax.chain(rule, "
         "optax.contrib.mechanize(optax.sgd(0.1))). Steps that are not finite are skipped without "
@@ -144,7 +144,7 @@ def _no_exchange(name: str, differs: Axes, jaxpr: Any) -> str:
 
 @contextlib.contextmanager
 def _about_the_update() -> Iterator[None]:
-    """Says how the update of a chain can be traced before there are arguments for it."""
+    """Adds to errors how the update of a chain can be traced before it has arguments."""
     try:
         yield
     except TypeError as error:
@@ -153,7 +153,7 @@ def _about_the_update() -> Iterator[None]:
             raise
         raise TypeError(
             f"the update of the chain needs an extra argument ({error}). Give an example of it "
-            "where the chain is lifted, extra_args={'value': 0.0}, and its value in every step, "
+            "to the lift, extra_args={'value': 0.0}, and pass its value in every step, "
             "update(grads, state, params, value=value)."
         ) from error
     except ValueError as error:
@@ -162,8 +162,8 @@ def _about_the_update() -> Iterator[None]:
 
 
 _ALONE = (
-    "ef_optax: this happened where one update of the whole chain was traced with gradients like "
-    "the parameters. Transformations that take parameters or arguments of their own (lookahead, "
+    "ef_optax: this happened when one update of the whole chain was traced, with gradients shaped "
+    "like the parameters. Transformations with parameters or arguments of their own (lookahead, "
     "line searches) work around or after a rule that is lifted alone: "
     "optax.lookahead(optax.chain(ef_optax.data_parallel(rule, mesh, axis_name), ...), ...)."
 )

@@ -96,8 +96,8 @@ def lifted(
             lift = watched(plan.lift, g, *own, axis=axis)
             with context.lifting(lift):
                 emitted, after = inner.update(g, s, p, **given)
-            whole = not plan.lift.axis_sizes
-            return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=whole)
+            unsplit = not lift.axis_sizes
+            return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=unsplit)
 
         with explained():
             return workers.run(

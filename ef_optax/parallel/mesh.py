@@ -108,7 +108,7 @@ class MeshMap(WorkerMap):
         return self._automatically(fun, (tree,), self.sharding(P()))
 
     def _automatically(self, fun: Callable[..., Any], operands: Any, shardings: Any) -> Any:
-        """``fun`` on the Explicit mesh, as if its axes were Auto."""
+        """Runs ``fun`` on the Explicit mesh as if its axes were Auto."""
         mapped = jax.sharding.auto_axes(fun, out_sharding=shardings)
         # jit also accepts operands that are not on the mesh yet. Unlike set_mesh, this context can
         # be entered inside a jitted function.

@@ -1,8 +1,8 @@
-"""Modules of ``flax.nnx`` as parameters: taken apart for the call, put together on every worker.
+"""Modules of ``flax.nnx`` as parameters: split before the call, and merged on every worker.
 
 Such a module changes itself while it computes (the averages of BatchNorm, the counters of Dropout).
-What it changes in a copy that JAX made for a trace would be lost, so that it comes back as a result
-and is written into the module.
+Changes to the copy that JAX makes for a trace would be lost, so the new state is returned as a
+result and written into the module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ef_optax._numeric.random import is_key
 
 
 def is_module(x: Any) -> bool:
-    """Whether this is a module of ``flax.nnx``, which is imported if there is one."""
+    """Whether this is a module of ``flax.nnx``; if it is, ``flax.nnx`` is already imported."""
     nnx: Any = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(x, nnx.Module)
 
@@ -42,6 +42,6 @@ def of_parts(loss_fn: Callable[..., Any], structure: Any, has_aux: bool) -> Call
 
 
 def write_back(module: Any, before: Any, after: Any) -> None:
-    """Writes the rest of the state into the module; its random keys stay what they were."""
+    """Writes the rest of the state into the module, except its random keys."""
     nnx: Any = sys.modules["flax.nnx"]
     nnx.update(module, jax.tree.map(lambda x, y: x if is_key(x) else y, before, after))

@@ -1,4 +1,4 @@
-"""Errors of JAX and of frameworks whose text does not say what a user of the lift can do."""
+"""Remedies for errors of JAX and of frameworks that do not say what a user of the lift can do."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Iterator
 
 _KNOWN = {
     "Closing over inputs to shard_map": (
-        "a loss or a transformation uses an array that lies on the mesh and is not among its "
-        "arguments, which a mesh with Explicit axes does not allow. Pass it: "
+        "a loss or a transformation uses an array of the mesh that is not among its arguments, "
+        "which a mesh with Explicit axes does not allow. Pass it: "
         "worker_value_and_grad(loss_fn, mesh, axis_name)(params, batch, *args) calls "
-        "loss_fn(params, batch, *args) on every worker. What is not lifted need not be passed: "
+        "loss_fn(params, batch, *args) on every worker. Outside the lift it need not be passed: "
         "optax.chain(ef_optax.data_parallel(rule, mesh, axis_name), linesearch) evaluates its "
-        "value_fn outside of the workers."
+        "value_fn outside the workers."
     ),
     "Old and new values have different structures": (
-        "equinox compares the types of the states before and after, and on a mesh a constant has "
-        "another type than an array of the mesh. The state of equinox.nn.BatchNorm(mode='ema') "
-        "becomes a constant; mode='batch', which equinox recommends, works on a mesh."
+        "equinox compares the types of the states before and after, and on a mesh the type of a "
+        "constant differs from that of an array of the mesh. The state of "
+        "equinox.nn.BatchNorm(mode='ema') becomes a constant; mode='batch', which equinox "
+        "recommends, works on a mesh."
     ),
 }
-"""A part of the message -> the cause and what to do."""
+"""Part of a message -> its cause and remedy."""
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Raises the known errors again with their cause and remedy; others pass as they are."""
+    """Raises known errors again with their cause and remedy, and other errors unchanged."""
     try:
         yield
     except (NotImplementedError, ValueError) as error:

@@ -111,7 +111,7 @@ class WorkerMap(abc.ABC):
 
     @abc.abstractmethod
     def on_all(self, fun: Callable[[Any], Any], tree: Any) -> Any:
-        """``fun`` of arrays of all workers, whose results are equal on all of them."""
+        """Applies ``fun`` to arrays of all workers; its results are the same on all of them."""
 
     @abc.abstractmethod
     def note(self, params: Any) -> None:
