@@ -38,6 +38,7 @@ from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
 from ef_optax._numeric.finite import all_finite
 from ef_optax._numeric.shapes import like_of
+from ef_optax._numeric.trees import widest
 
 
 class ExchangeState(NamedTuple):
@@ -137,7 +138,7 @@ class Exchange:
         lift = context.current()
         nan_if_bad = lift is None or not lift.guarded
         specs = slices.leaf_specs(paths)
-        weight = None if weight is None else jnp.asarray(weight, jnp.float32)
+        weight = None if weight is None else jnp.asarray(weight, widest(leaves))
         # All slices of a leaf share one flag; for a leaf that is not split the codec may know it.
         finite = None if specs is None else all_finite(leaves)
         reaches_all = lift is not None and set(lift.axes) <= set(coll.axis_names(self.axis_name))

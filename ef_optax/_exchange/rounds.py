@@ -114,7 +114,7 @@ class Rounds:
                 *received, head = transfer([*trees, header(size, trees)], axis)
                 self._read_header(head)
             elif kind is AllToAll and members and self.weight is not None:
-                own = jnp.full((size,), self.weight, jnp.float32)  # one word with each row
+                own = jnp.full((size,), self.weight, self.weight.dtype)  # one word with each row
                 *received, weights = transfer([*trees, own], axis)
                 self._weigh(weights)
             elif members:
@@ -155,9 +155,9 @@ class Rounds:
 
     def _words(self, size: int, trees: Any) -> Array:
         del size, trees
-        weight = jnp.asarray(1.0 if self.weight is None else self.weight, jnp.float32)
-        word = jax.lax.bitcast_convert_type(weight, jnp.uint32)
-        return jnp.stack([self._good().astype(jnp.uint32), word])
+        weight = jnp.ones((), jnp.float32) if self.weight is None else self.weight
+        words = jax.lax.bitcast_convert_type(weight, jnp.uint32).reshape(-1)
+        return jnp.concatenate([self._good().astype(jnp.uint32)[None], words])
 
     def _flag(self, size: int, trees: Any) -> Array:
         del size
@@ -172,13 +172,14 @@ class Rounds:
             return
         self.ok = jnp.all(head[:, 0] == 1)
         if self.weight is not None:
-            self._weigh(jax.lax.bitcast_convert_type(head[:, 1], jnp.float32))
+            words = head[:, 1:] if self.weight.dtype.itemsize > 4 else head[:, 1]
+            self._weigh(jax.lax.bitcast_convert_type(words, self.weight.dtype))
 
     def _weigh(self, weights: Array) -> None:
         """Stores the weights of all workers."""
         self.weights = weights
         if self.normalize == "present":
-            self.total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+            self.total = jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
 
     def _outgoing(self, request: Request) -> Any:
         if isinstance(request, Mean):

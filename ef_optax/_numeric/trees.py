@@ -8,12 +8,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax._numeric.dtypes import Array, wide_dtype
+from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 
 
 def wide(tree: Any) -> Any:
     """The tree in float32 or wider, the dtype of a rule's arithmetic."""
     return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
+
+
+def widest(tree: Any) -> Any:
+    """The dtype of its widest leaf, float32 at the least: that of numbers which apply to all.
+
+    >>> widest({"a": jnp.zeros(2, jnp.bfloat16)}), widest([])
+    (dtype('float32'), dtype('float32'))
+    """
+    dtypes = [wide_dtype(jnp.result_type(x)) for x in jax.tree.leaves(tree)]
+    return max(dtypes, key=bits_of, default=jnp.dtype(jnp.float32))
 
 
 def add(a: Any, b: Any) -> Any:

@@ -153,4 +153,4 @@ def start(
 
 
 def _product(a: Array | None, b: Array | None) -> Array | None:
-    return b if a is None else a if b is None else a * b
+    return b if a is None else a if b is None else a * b.astype(a.dtype)

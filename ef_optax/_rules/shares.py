@@ -13,14 +13,14 @@ from ef_optax._numeric.dtypes import Array
 
 
 def own_share(rule: str, weights: Sequence[float], axis_name: coll.AxisName) -> Array:
-    """``n w_i`` of this worker, in float32: the number that travels with its message."""
+    """``n w_i`` of this worker, in JAX's default precision; it travels with its message."""
     n = coll.axis_size(axis_name)
     if len(weights) != n:
         raise ValueError(
             f"{rule}: weights has {len(weights)} numbers, but axis {axis_name!r} has {n} workers; "
             "give one weight for each."
         )
-    return jnp.asarray([n * w for w in weights], jnp.float32)[coll.axis_index(axis_name)]
+    return jnp.asarray([n * w for w in weights], float)[coll.axis_index(axis_name)]
 
 
 def draw(key: Array, count: Array, axis_name: coll.AxisName, *, shared: bool = False) -> Array:

@@ -64,14 +64,14 @@ def igt(
     check.weight("igt", "fresh_weight", fresh_weight, schedule=True)
     memory = memory_for(memory)
 
-    def reach(steps: Array) -> Array:
+    def reach(steps: Array, dtype: Any) -> Array:
         """The factor of the next step's query; it is 0 before the first step."""
-        eta = jnp.asarray(arguments.value_at(fresh_weight, steps), jnp.float32)
+        eta = jnp.asarray(arguments.value_at(fresh_weight, steps), dtype)
         return (1 - eta) / eta
 
     def init_fn(params: Any) -> IGTState:
-        steps = jnp.zeros((), jnp.int32)
-        return IGTState(memory.zeros(params), trees.copy(params), jnp.zeros((), jnp.float32), steps)
+        steps, still = jnp.zeros((), jnp.int32), jnp.zeros((), trees.widest(params))
+        return IGTState(memory.zeros(params), trees.copy(params), still, steps)
 
     def update_fn(
         updates: Any, state: IGTState, params: Any = None, **extra_args: Any
@@ -81,6 +81,8 @@ def igt(
         v = moving_average(fresh_weight, state.steps, memory.read(state.estimate), ahead)
         steps = state.steps + 1
         kept = memory.write(v, state.estimate, state.steps)
-        return trees.emit(v, updates), IGTState(kept, params, reach(steps), steps)
+        return trees.emit(v, updates), IGTState(
+            kept, params, reach(steps, trees.widest(params)), steps
+        )
 
     return as_transformation(init_fn, update_fn)

@@ -36,7 +36,7 @@ class DistEFSGDMState(NamedTuple):
     momentum: Any  # per worker, like the parameters: m_i
     residual: Any  # per worker, like the parameters: e_i
     server_residual: Any  # like the parameters: E
-    last_rate: Array  # float32 scalar: the last learning rate that was not zero
+    last_rate: Array  # scalar: the last learning rate that was not zero
     uplink: ExchangeState
     downlink: ExchangeState
 
@@ -105,7 +105,7 @@ def dist_ef_sgdm(
 
     def init_fn(params: Any) -> DistEFSGDMState:
         m, e, E = memory.zeros(params), memory.zeros(params), memory.zeros(params)
-        rate, wide = jnp.zeros((), jnp.float32), memory.read(e)
+        rate, wide = jnp.zeros((), trees.widest(params)), memory.read(e)
         return DistEFSGDMState(m, e, E, rate, uplink.init(wide), downlink.init(wide))
 
     def update_fn(
@@ -113,7 +113,8 @@ def dist_ef_sgdm(
     ) -> tuple[Any, DistEFSGDMState]:
         del params, extra_args
         g = trees.wide(updates)
-        rate = jnp.asarray(arguments.value_at(learning_rate, state.uplink.count), jnp.float32)
+        rate = arguments.value_at(learning_rate, state.uplink.count)
+        rate = jnp.asarray(rate, state.last_rate.dtype)
         active = rate != 0
         ratio = state.last_rate / jnp.where(active, rate, 1)
         m_i, e, E = memory.read((state.momentum, state.residual, state.server_residual))
@@ -133,7 +134,7 @@ def dist_ef_sgdm(
             uplink=up.state,
             downlink=down.state,
         )
-        emitted = trees.scale(active.astype(jnp.float32), down.aggregate)
+        emitted = trees.scale(active, down.aggregate)
         return trees.emit(emitted, updates), after
 
     return as_transformation(init_fn, update_fn)

@@ -26,11 +26,13 @@ from ef_optax.extend import (
     Compressor,
     ExchangeState,
     MemoryLike,
+    arguments,
     as_transformation,
     bits_of,
     check,
     exchange_for,
     memory_for,
+    trees,
     wide_dtype,
 )
 
@@ -39,7 +41,7 @@ class ErrorFeedbackState(NamedTuple):
     """State of :func:`error_feedback`."""
 
     residual: Any  # per worker, like the parameters: e_i, what is not yet sent
-    last_rate: Any  # float32 scalar: the last non-zero learning rate; () without learning_rate
+    last_rate: Any  # scalar: the last non-zero learning rate; () without learning_rate
     exchange: ExchangeState
 
 
@@ -123,13 +125,9 @@ def error_feedback(
     exchange = exchange_for("error_feedback", compressor, axis_name, needs=needs)
     memory = memory_for(memory, axis_name)
 
-    def rate_at(count: Array) -> Array:
-        rate = learning_rate(count) if callable(learning_rate) else learning_rate
-        return jnp.asarray(rate, jnp.float32)
-
     def init_fn(params: Any) -> ErrorFeedbackState:
         residual = memory.zeros(params)
-        rate = () if learning_rate is None else jnp.zeros((), jnp.float32)
+        rate = () if learning_rate is None else jnp.zeros((), trees.widest(params))
         return ErrorFeedbackState(residual, rate, exchange.init(memory.read(residual)))
 
     def update_fn(
@@ -138,7 +136,8 @@ def error_feedback(
         del params, extra_args
         e, last, active = memory.read(state.residual), state.last_rate, None
         if learning_rate is not None:
-            rate = rate_at(state.exchange.count)
+            rate = arguments.value_at(learning_rate, state.exchange.count)
+            rate = jnp.asarray(rate, last.dtype)
             active = rate != 0
             ratio = last / jnp.where(active, rate, 1)
             e = jax.tree.map(lambda x: x * ratio.astype(x.dtype), e)

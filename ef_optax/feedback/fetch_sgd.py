@@ -26,7 +26,6 @@ from ef_optax.extend import (
     MemoryLike,
     as_key,
     as_transformation,
-    bits_of,
     check,
     check_ratio_or_k,
     memory_for,
@@ -37,7 +36,6 @@ from ef_optax.extend import (
     steps,
     top_k_indices,
     trees,
-    wide_dtype,
 )
 
 Clear = Literal["zero", "subtract"]
@@ -146,7 +144,7 @@ def fetch_sgd(
         return [part.reshape(x.shape) for part, x in zip(flat, like, strict=True)]
 
     def init_fn(params: Any) -> FetchSGDState:
-        table = jnp.zeros((rows, columns), _table_dtype(jax.tree.leaves(params)))
+        table = jnp.zeros((rows, columns), trees.widest(jax.tree.leaves(params)))
         S_u, S_e = memory.zeros(table), memory.zeros(table)
         return FetchSGDState(S_u, S_e, exchange.init(steps.lone(memory.read(S_e))))
 
@@ -175,9 +173,3 @@ def fetch_sgd(
         return trees.emit(treedef.unflatten(D), updates), after
 
     return as_transformation(init_fn, update_fn)
-
-
-def _table_dtype(leaves: list[Any]) -> Any:
-    """The widest dtype of the leaves, and at least float32."""
-    wide = [wide_dtype(jnp.result_type(x)) for x in leaves]
-    return max(wide, key=bits_of, default=jnp.dtype(jnp.float32))

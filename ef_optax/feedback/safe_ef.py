@@ -112,9 +112,9 @@ def safe_ef(
                 "params, constraint=PerWorker(values), constraint_grads=PerWorker(gradients))."
             )
         # Adding a zero from the gradient gives a replicated value the type of a per-worker one.
-        own = jnp.asarray(constraint, jnp.float32)
+        own = jnp.asarray(constraint, trees.widest(updates))
         for x in jax.tree.leaves(updates)[:1]:
-            own = own + jnp.sum(x * 0).astype(jnp.float32)
+            own = own + jnp.sum(x * 0).astype(own.dtype)
         value = dense(steps.lone(own), state.constraint)
         safe = value.aggregate[steps.LONE] <= tolerance
         h = trees.where(safe, trees.wide(updates), constraint_grads)

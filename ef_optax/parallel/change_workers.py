@@ -87,9 +87,9 @@ def _carry(old: Any, new: Any, role: str) -> Any:
     if role == COPY:
         value = jnp.broadcast_to(old[:1], new.shape)
     else:
-        weights = jnp.asarray(overlap_weights(old.shape[0], new.shape[0]), jnp.float32)
         wide = wide_dtype(old.dtype)
-        value = einsum("mn,n...->m...", weights.astype(wide), old.astype(wide)).astype(old.dtype)
+        weights = jnp.asarray(overlap_weights(old.shape[0], new.shape[0]), wide)
+        value = einsum("mn,n...->m...", weights, old.astype(wide)).astype(old.dtype)
     return _placed(value, new)
 
 

@@ -211,8 +211,8 @@ MUTATIONS = (
     Mutation(
         "weights do not count the workers",
         f"{MADE_OF}/shares.py",
-        "jnp.asarray([n * w for w in weights], jnp.float32)",
-        "jnp.asarray([w for w in weights], jnp.float32)",
+        "jnp.asarray([n * w for w in weights], float)",
+        "jnp.asarray([w for w in weights], float)",
         (f"{EF21}::test_ef21_w_with_a_compressor_that_is_not_homogeneous",),
     ),
     Mutation(
