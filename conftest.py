@@ -46,6 +46,14 @@ def promotion_of_examples(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def nothing_traced_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codecs are traced again, so that a test may change what they are made of."""
+    from ef_optax._core import transport
+
+    monkeypatch.setattr(transport, "traced_once", lambda method, *args: method(*args))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what would begin after ``EF_OPTAX_DEADLINE`` (seconds since the epoch).
 

@@ -33,13 +33,9 @@ CODEC = ef.top_k(0.01).codec
 
 
 @pytest.fixture
-def everything_is_large(monkeypatch):
-    """The limits are no arguments, so what was traced with others must not be found again."""
-    jax.clear_caches()
+def everything_is_large(monkeypatch, nothing_traced_before):
     monkeypatch.setattr(leaf_select, "SORT_SIZE", 100)
     monkeypatch.setattr(stack, "STACK_LIMIT", 100)
-    yield
-    jax.clear_caches()
 
 
 def likes(shapes, dtype=jnp.float32):

@@ -121,7 +121,10 @@ def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
     ids=["cuda-sign", "tpu-k"],
 )
 def test_error_feedback_with_the_kernels_in_interpret_mode(
-    platform: str, compressor: ef.Compressor, monkeypatch: pytest.MonkeyPatch
+    platform: str,
+    compressor: ef.Compressor,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_traced_before: None,
 ) -> None:
     """Three public steps with and without kernels, on ragged leaves of both dtypes."""
     rng = np.random.default_rng(3)

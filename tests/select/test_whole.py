@@ -54,7 +54,7 @@ TREES = {
 
 
 @pytest.fixture(autouse=True)
-def small_is_large(monkeypatch):
+def small_is_large(monkeypatch, nothing_traced_before):
     monkeypatch.setattr(whole_module, "IN_PLACE_SIZE", 1000)
     monkeypatch.setattr(flat_view, "JOIN_LIMIT", 500)
     monkeypatch.setattr(flat_view, "WINDOW", 16)
