@@ -51,7 +51,7 @@ def run() -> None:
     sizes = [int(size) for size in FLAGS.batch_sizes]
     methods = train.parse_methods(FLAGS.methods)
     rates, tuned_at = train.parse_rates(FLAGS.lr, methods), FLAGS.batch_size
-    out_dir = Path(FLAGS.out_dir)
+    out_dir = storage.folder(FLAGS.out_dir)
     words = [w for w in sys.argv[1:] if not w.lstrip("-").startswith("batch_sizes")]
     for size in sizes:
         scaled = [f"{method}={rate * size / tuned_at:.6g}" for method, rate in rates.items()]

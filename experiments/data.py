@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import pickle
 import tarfile
 import zlib
@@ -39,6 +40,8 @@ _CIFAR_FILES = {
     ("cifar100", "python"): ("cifar-100-python", "cifar-100-python", 2),
 }
 _PIXELS = 3 * 32 * 32
+_LARGEST = 1 << 28
+"""Bytes of the largest file that any of these sets has, once unpacked, and some to spare."""
 
 
 class DataError(Exception):
@@ -163,7 +166,15 @@ def _idx(name: str, root: Path) -> Dataset:
             raise DataError(
                 f"{name}: {len(images)} {split} images but {len(labels)} labels in {root}"
             )
+        if not images.size:
+            raise DataError(f"{name}: there are no {split} images in {root}")
         arrays[split] = images[..., None], _checked_labels(labels, 10, _find(folders, label_file))
+    shapes = {split: arrays[split][0].shape[1:3] for split in arrays}
+    if shapes["train"] != shapes["test"]:
+        raise DataError(
+            f"{name}: train images of {shapes['train']} and test images of {shapes['test']} pixels "
+            f"in {root} do not belong together"
+        )
     return Dataset(*arrays["train"], *arrays["test"], 10)
 
 
@@ -180,13 +191,15 @@ def _find(folders: list[Path], stem: str) -> Path:
 def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
     """An IDX file of unsigned bytes: 2 zero bytes, type 8, rank, big-endian sizes, the bytes.
 
+    Of a compressed file no more is unpacked than its header promises.
+
     Args:
       path: file, plain or gzip (recognised by content, not by name).
       dimensions: the rank the file must have (3 for images, 1 for labels).
     """
-    data = _read(Path(path))
-    header = 4 + 4 * dimensions
+    path, header = Path(path), 4 + 4 * dimensions
     magic = bytes([0, 0, 8, dimensions])
+    data = _read(path, header)
     if data[:4] != magic:
         raise DataError(
             f"{path}: not an IDX file of rank {dimensions}: it starts with "
@@ -194,20 +207,27 @@ def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
         )
     if len(data) < header:
         raise DataError(f"{path}: truncated inside the header ({len(data)} of {header} bytes)")
-    shape = np.frombuffer(data, ">u4", dimensions, offset=4).astype(np.int64)
-    expected = header + int(np.prod(shape))
+    shape = [int(n) for n in np.frombuffer(data, ">u4", dimensions, offset=4)]
+    expected, promised = header + math.prod(shape), "x".join(map(str, shape))
+    if expected > _LARGEST:
+        raise DataError(f"{path}: the header promises {promised} bytes, more than any such set has")
+    data = _read(path, expected + 1)
     if len(data) != expected:
         raise DataError(
             f"{path}: {'truncated' if len(data) < expected else 'too long'}: the header promises "
-            f"{'x'.join(map(str, shape))}, that is {expected} bytes, the file holds {len(data)}"
+            f"{promised}, that is {expected} bytes, the file holds "
+            f"{len(data) if len(data) < expected else 'more'}"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
+    """The first bytes of a file, at most ``limit``, unpacked if it is compressed by gzip."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            return gzip.GzipFile(fileobj=file).read(limit) if compressed else file.read(limit)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: truncated or damaged gzip file ({error})") from None
     except OSError as error:
@@ -255,7 +275,13 @@ def _cifar(name: str, root: Path) -> Dataset:
 def _read_member(path: Path) -> bytes:
     if not path.is_file():
         raise DataError(f"{path}: missing")
-    return _read(path)
+    return _bounded(_read(path, _LARGEST + 1), path)
+
+
+def _bounded(data: bytes, path: object) -> bytes:
+    if len(data) > _LARGEST:
+        raise DataError(f"{path}: it unpacks to more than {_LARGEST} bytes, as no such set does")
+    return data
 
 
 def _read_archive(path: Path, files: list[str]) -> dict[str, bytes]:
@@ -267,7 +293,8 @@ def _read_archive(path: Path, files: list[str]) -> dict[str, bytes]:
                 stem = member.name.rsplit("/", 1)[-1]
                 if stem in files and member.isfile():
                     stream = archive.extractfile(member)
-                    found[stem] = stream.read() if stream else b""
+                    content = stream.read(_LARGEST + 1) if stream else b""
+                    found[stem] = _bounded(content, f"{path}: {stem}")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{path}: truncated or damaged archive ({error})") from None
     missing = sorted(set(files) - set(found))

@@ -5,10 +5,13 @@ A line is `label index:value index:value ...`, with indices from 1; unnamed entr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+_MOST_FEATURES = 1 << 20
 
 
 class FormatError(OSError):
@@ -32,21 +35,30 @@ def parse(lines: Iterable[str], name: str = "data") -> tuple[np.ndarray, np.ndar
         if not words:
             continue
         try:
-            labels.append(float(words[0]))
+            labels.append(_finite(words[0]))
             for word in words[1:]:
                 index, entry = word.split(":")
-                cells.append((len(labels) - 1, int(index) - 1, float(entry)))
-                if cells[-1][1] < 0:
-                    raise ValueError("indices start at 1")
+                cells.append((len(labels) - 1, int(index) - 1, _finite(entry)))
+                if not 0 <= cells[-1][1] < _MOST_FEATURES:
+                    raise ValueError(f"the index {index} is not in 1 ... {_MOST_FEATURES}")
         except ValueError as error:
             raise FormatError(f"{name}, line {number} is not LibSVM format: {error}.") from error
     kinds = sorted(set(labels))
     if len(kinds) != 2:
         raise FormatError(f"{name} has the labels {kinds[:5]}; two different ones are needed.")
+    if not cells:
+        raise FormatError(f"{name} has labels and no features.")
     rows, columns, entries = (np.array(part) for part in zip(*cells, strict=True))
     features = np.zeros((len(labels), 1 + columns.max()))
     features[rows, columns] = entries
     return features, np.where(np.array(labels) == kinds[0], -1.0, 1.0)
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(f"{word} is not finite")
+    return value
 
 
 def split(features: np.ndarray, labels: np.ndarray, workers: int) -> list[tuple[np.ndarray, ...]]:

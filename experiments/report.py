@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}")
     try:
-        print(write(Path(_OUT_DIR.value)))
+        print(write(storage.folder(_OUT_DIR.value)))
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename} does not exist; run experiments.train first")
     except storage.OutputError as error:

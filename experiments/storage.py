@@ -40,8 +40,33 @@ _OURS = (
 )
 
 
+_OVERHEAD = 1 << 17
+"""Bytes of a checkpoint beside its arrays."""
+
+
 class OutputError(Exception):
     """The output folder cannot be used as asked."""
+
+
+def folder(text: str) -> Path:
+    """The folder that ``--out_dir`` names; ``~`` is the home directory.
+
+    Raises:
+      OutputError: it cannot be a folder of this machine.
+    """
+    if not text:
+        raise OutputError("--out_dir is empty; name a folder, such as runs/demo")
+    if "\0" in text:
+        raise OutputError(f"--out_dir={text!r} holds a NUL character, which no path may")
+    if "://" in text:
+        raise OutputError(
+            f"--out_dir={text}: results are written to a folder of this machine; mount the store, "
+            "or copy the folder there afterwards"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~name without such a user
+        raise OutputError(f"--out_dir={text}: {error}") from None
 
 
 def check_free(out_dir: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
@@ -133,12 +158,12 @@ def append_row(out_dir: Path, row: dict[str, Any]) -> None:
 def read_rows(out_dir: Path) -> list[dict[str, Any]]:
     """All complete lines of metrics.jsonl, without a last line that a kill cut short."""
     path = out_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
     try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
         return [json.loads(line) for line in lines]
-    except ValueError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise OutputError(f"{path}: damaged line ({error})") from None
 
 
@@ -172,15 +197,33 @@ def last_epoch(folder: Path) -> int:
 
 
 def save(folder: Path, epoch: int, tx: Any, state: Any) -> None:
-    """Saves `state` as the checkpoint of `epoch`, then removes the ones before it."""
-    ef.save(
-        folder / str(epoch),
-        tx,
-        params=state.params,
-        opt_state=state.opt_state,
-        extra=state.batch_stats,
-        step=epoch,
-    )
+    """Saves `state` as the checkpoint of `epoch`, then removes the ones before it.
+
+    Raises:
+      OutputError: it cannot be written, as on a full disk; the one before it is kept.
+    """
+    path = folder / str(epoch)
+    advice = "the one before it is kept: go on with --resume once there is room"
+    needed = sum(x.nbytes for x in jax.tree.leaves(state) if isinstance(x, jax.Array)) + _OVERHEAD
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:  # Orbax would find out in several threads, each with a traceback
+        raise OutputError(
+            f"checkpoint {path} needs {needed:,} bytes and {free:,} are free; {advice}"
+        )
+    try:
+        ef.save(
+            path,
+            tx,
+            params=state.params,
+            opt_state=state.opt_state,
+            extra=state.batch_stats,
+            step=epoch,
+        )
+    except Exception as error:  # every layer below has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) < 200 else f"{reason[:100]} ... {reason[-100:]}"
+        raise OutputError(f"checkpoint {path} cannot be written ({reason}); {advice}") from None
     if jax.process_index() == 0:
         for path in folder.iterdir():
             if path.name != str(epoch):

@@ -72,7 +72,7 @@ class Study:
 
     def open(self) -> Path:
         """The output folder, empty of results and with config.json in it."""
-        folder = Path(self.flags.out_dir)
+        folder = storage.folder(self.flags.out_dir)
         names = set(self.flags) - {"out_dir", "overwrite"}
         config = {
             "flags": {name: self.flags[name].value for name in sorted(names)},

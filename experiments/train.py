@@ -25,10 +25,10 @@ import json
 import math
 import shlex
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +84,7 @@ flags.DEFINE_bool("multihost", False, "Call jax.distributed.initialize(): one pr
 flags.DEFINE_string("coordinator", None, "host:port of process 0 where JAX cannot find it itself.")
 flags.DEFINE_integer("num_processes", None, "Number of processes where JAX cannot find it itself.")
 flags.DEFINE_integer("process_id", None, "This process where JAX cannot find it itself.")
+flags.DEFINE_integer("connect_timeout", 300, "Seconds to wait for other processes.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 
@@ -183,12 +184,13 @@ def run() -> None:
             raise UsageError(f"--{name}={value} must lie in ({low}, {high}]")
     if not 0 <= FLAGS.momentum < 1 or FLAGS.weight_decay < 0:
         raise UsageError("--momentum must lie in [0, 1) and --weight_decay must not be negative")
+    out_dir = storage.folder(FLAGS.out_dir)
 
     ####################################################################################
     # Workers: one mesh axis over the devices
     ####################################################################################
     if FLAGS.multihost:
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        join_processes()
     elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", FLAGS.workers or 8)
     devices = jax.devices()
@@ -367,7 +369,6 @@ def run() -> None:
     ####################################################################################
     # Output folder: nothing is touched until everything above has been checked
     ####################################################################################
-    out_dir = Path(FLAGS.out_dir)
     parameters = count_parameters(model, dataset)
     decisive = ("dataset", "model", "batch_size", "epochs", "ratio", "momentum", "weight_decay")
     config = {
@@ -507,6 +508,49 @@ def run() -> None:
 ########################################################################################
 # Small helpers
 ########################################################################################
+
+
+def join_processes() -> None:
+    """Connects this process with the others: one per host.
+
+    Raises:
+      UsageError: the flags do not fit together, or the coordinator cannot be reached.
+    """
+    count, number = FLAGS.num_processes, FLAGS.process_id
+    if count is not None and count < 1:
+        raise UsageError(f"--num_processes={count} must be at least 1")
+    if number is not None and not 0 <= number < (count or math.inf):
+        raise UsageError(f"--process_id={number} must lie in 0 ... num_processes - 1")
+    if FLAGS.coordinator and number:  # process 0 is the coordinator
+        wait_for(FLAGS.coordinator, FLAGS.connect_timeout)
+    try:
+        jax.distributed.initialize(
+            FLAGS.coordinator, count, number, initialization_timeout=FLAGS.connect_timeout
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"--multihost: {str(error).splitlines()[0]}") from None
+
+
+def wait_for(address: str, seconds: float) -> None:
+    """Waits until something listens there; JAX itself would end the process with a stack trace.
+
+    Raises:
+      UsageError: nothing does in this time, or it is no address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--coordinator={address} must be host:port")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=seconds).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UsageError(
+                    f"--coordinator={address}: process 0 does not answer there ({error}); start it "
+                    "first, or wait longer with --connect_timeout"
+                ) from None
+            time.sleep(0.2)
 
 
 def parse_methods(names: list[str]) -> list[str]:
