@@ -44,8 +44,7 @@ from ef_optax._numeric.trees import widest
 class ExchangeState(NamedTuple):
     """State of one exchange."""
 
-    # int32 scalar: exchanges made, folded into the keys
-    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    step: Array  # int32 scalar: exchanges made, folded into the keys
     skipped: Array  # int32 scalar: steps skipped because some worker's numbers were bad
     ok: Array  # bool scalar: whether the last exchange was finite on every worker
     codec: Any  # per leaf: the codec's own state; () if no codec has a state
@@ -87,7 +86,7 @@ class Exchange:
     def init(self, tree: Any) -> ExchangeState:
         """The state before the first exchange of trees like ``tree``."""
         return ExchangeState(
-            count=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
             skipped=jnp.zeros((), jnp.int32),
             ok=jnp.ones((), bool),
             codec=self._init_codecs(tree) if self.codec.stateful else (),
@@ -143,7 +142,7 @@ class Exchange:
         finite = None if specs is None else all_finite(leaves)
         reaches_all = lift is not None and set(lift.axes) <= set(coll.axis_names(self.axis_name))
         accepted = lift.accepted if lift is not None and reaches_all else None
-        shared = ((finite, accepted), weight, state.count)
+        shared = ((finite, accepted), weight, state.step)
         if specs is None:
             results, (states, ok) = send(leaves, states, shared, [0] * len(leaves))
         else:
@@ -157,7 +156,7 @@ class Exchange:
             support=trees.get("support"),
             ok=ok,
             state=ExchangeState(
-                count=state.count + 1,
+                step=state.step + 1,
                 skipped=state.skipped + jnp.where(ok, 0, 1).astype(jnp.int32),
                 ok=ok,
                 codec=treedef.unflatten(states) if self.codec.stateful else (),

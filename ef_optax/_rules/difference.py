@@ -82,8 +82,8 @@ class Estimates:
 
     def keep(self, g_i: Any, g: Any, sent: ExchangeState, estimate: Any, mean: Any) -> Followed:
         """The stored form of the next g_i and g, which replaces ``estimate`` and ``mean``."""
-        estimate = self.memory.write(g_i, estimate, sent.count)
-        return estimate, self.memory.write(g, mean, sent.count, shared=True), sent
+        estimate = self.memory.write(g_i, estimate, sent.step)
+        return estimate, self.memory.write(g, mean, sent.step, shared=True), sent
 
 
 def track(

@@ -51,4 +51,4 @@ def first_step(
     exchange: Exchange, state: ExchangeState, first: Callable[[], Any], later: Callable[[], Any]
 ) -> Any:
     """``first()`` at the first exchange, ``later()`` at all others; only one of them runs."""
-    return coll.agreed_cond(state.count == 0, first, later, axis=exchange.axis_name)
+    return coll.agreed_cond(state.step == 0, first, later, axis=exchange.axis_name)

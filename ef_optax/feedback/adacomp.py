@@ -129,7 +129,7 @@ def adacomp(
         levels = jax.tree.map(chosen, r, dW)
         out = exchange(levels, state.exchange, want=("sent",))
         r = trees.sub(trees.add(r, dW), out.sent)
-        r = memory.write(r, state.residual, out.state.count)
+        r = memory.write(r, state.residual, out.state.step)
         return trees.emit(out.aggregate, updates), AdaCompState(r, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -128,8 +128,8 @@ def dgc(
             kept = _dense_leaves(exchange.codec, u)
             u = jax.tree.map(lambda x, y, dense: x if dense else y, u, masked, kept)
         after = DGCState(
-            momentum=memory.write(u, state.momentum, out.state.count),
-            residual=memory.write(out.residual, state.residual, out.state.count),
+            momentum=memory.write(u, state.momentum, out.state.step),
+            residual=memory.write(out.residual, state.residual, out.state.step),
             exchange=out.state,
         )
         return trees.emit(out.aggregate, updates), after

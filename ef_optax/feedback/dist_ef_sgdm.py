@@ -113,7 +113,7 @@ def dist_ef_sgdm(
     ) -> tuple[Any, DistEFSGDMState]:
         del params, extra_args
         g = trees.wide(updates)
-        rate = arguments.value_at(learning_rate, state.uplink.count)
+        rate = arguments.value_at(learning_rate, state.uplink.step)
         rate = jnp.asarray(rate, state.last_rate.dtype)
         active = rate != 0
         ratio = state.last_rate / jnp.where(active, rate, 1)
@@ -123,7 +123,7 @@ def dist_ef_sgdm(
         up = uplink(trees.axpy(ratio, e, p_i), state.uplink, want=("residual",))
         q = trees.axpy(ratio, E, up.aggregate)
         down = downlink(q, state.downlink, want=("residual",))
-        step = up.state.count
+        step = up.state.step
         e = memory.write(up.residual, state.residual, step)
         E = memory.write(down.residual, state.server_residual, step, shared=True)
         after = DistEFSGDMState(

@@ -97,7 +97,7 @@ def double_squeeze(
         up = uplink(v_i, state.uplink, want=("residual",))
         v = trees.add(up.aggregate, E)
         down = downlink(v, state.downlink, want=("residual",))
-        step = up.state.count
+        step = up.state.step
         after = DoubleSqueezeState(
             residual=memory.write(up.residual, state.residual, step),
             server_residual=memory.write(down.residual, state.server_residual, step, shared=True),

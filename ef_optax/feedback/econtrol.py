@@ -91,7 +91,7 @@ def econtrol(
         updates: Any, state: EControlState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EControlState]:
         del params, extra_args
-        g_i, e, count = trees.wide(updates), memory.read(state.residual), state.exchange.count
+        g_i, e, count = trees.wide(updates), memory.read(state.residual), state.exchange.step
         target = trees.axpy(strength, e, g_i)  # eta e_i + g_i; the difference to h_i is sent
         if init == "full":
             target = trees.where(count == 0, g_i, target)

@@ -87,7 +87,7 @@ def ecq_sgd(
         out = exchange(p, state.exchange, want=("residual",))
         # g - q = (p - q) - alpha h
         h = trees.axpy(beta - alpha, h, out.residual)
-        h = memory.write(h, state.residual, out.state.count)
+        h = memory.write(h, state.residual, out.state.step)
         return trees.emit(out.aggregate, updates), ECQState(h, out.state)
 
     return as_transformation(init_fn, update_fn)

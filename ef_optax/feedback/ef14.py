@@ -136,7 +136,7 @@ def error_feedback(
         del params, extra_args
         e, last, active = memory.read(state.residual), state.last_rate, None
         if learning_rate is not None:
-            rate = arguments.value_at(learning_rate, state.exchange.count)
+            rate = arguments.value_at(learning_rate, state.exchange.step)
             rate = jnp.asarray(rate, last.dtype)
             active = rate != 0
             ratio = last / jnp.where(active, rate, 1)
@@ -157,7 +157,7 @@ def error_feedback(
             kept = jax.tree.map(lambda r, x: r + (1.0 - injection) * x.astype(r.dtype), kept, e)
         if not _is_one(decay):
             kept = jax.tree.map(lambda r: decay * r, kept)
-        kept = memory.write(kept, state.residual, out.state.count)
+        kept = memory.write(kept, state.residual, out.state.step)
         aggregate = out.aggregate
         if active is not None:
             kept = jax.tree.map(lambda r, x: jnp.where(active, r, x), kept, state.residual)

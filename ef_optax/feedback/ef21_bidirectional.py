@@ -103,7 +103,7 @@ def ef21_bidirectional(
         g = memory.read(state.broadcast)
         out = downlink(trees.sub(mean, g), state.downlink)
         g = trees.add(g, out.aggregate)
-        kept_g = memory.write(g, state.broadcast, up.count, shared=True)
+        kept_g = memory.write(g, state.broadcast, up.step, shared=True)
         after = EF21BidirectionalState(own, kept_mean, kept_g, up, out.state)
         return trees.emit(g, updates), after
 

@@ -153,7 +153,7 @@ def _with_averages(
         updates: Any, state: EF21MomentumState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, EF21MomentumState]:
         del params, extra_args
-        count = state.exchange.count
+        count = state.exchange.step
         fresh, averages = trees.wide(updates), []
         for old in memory.read(state.averages):
             fresh = moving_average(fresh_weight, count, old, fresh)

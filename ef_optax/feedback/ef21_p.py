@@ -78,7 +78,7 @@ def ef21_p(
         del params, extra_args
         ahead = trees.add(memory.read(state.behind), updates)  # x' - w
         out = exchange(ahead, state.exchange, want=("residual",))
-        behind = memory.write(out.residual, state.behind, out.state.count, shared=True)
+        behind = memory.write(out.residual, state.behind, out.state.step, shared=True)
         return trees.emit(out.aggregate, updates), EF21PState(behind, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -128,7 +128,7 @@ def ef21_partial_participation(
         if weights is not None:
             share = shares.own_share(rule, weights, axis_name)
             target = jax.tree.map(lambda x: x / share.astype(x.dtype), target)
-        present = drawn(state.exchange.count)
+        present = drawn(state.exchange.step)
         _, g, (estimate, mean, sent) = estimates.follow(
             target, state.estimate, state.mean, state.exchange, share=share, present=present
         )

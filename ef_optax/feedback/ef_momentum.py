@@ -89,7 +89,7 @@ def ef_momentum(
         out = exchange(trees.scale(1 - beta, r), state.exchange, want=("residual",))
         # r - c, with the exact residual (1 - beta) r - c of the codec
         r = trees.axpy(beta, r, out.residual)
-        r = memory.write(r, state.residual, out.state.count)
+        r = memory.write(r, state.residual, out.state.step)
         return trees.emit(out.aggregate, updates), EFMomentumState(r, out.state)
 
     return as_transformation(init_fn, update_fn)

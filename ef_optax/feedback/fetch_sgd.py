@@ -166,8 +166,8 @@ def fetch_sgd(
         else:
             S_u, S_e = (jnp.where(S_D == 0, table, 0) for table in (S_u, S_e))
         after = FetchSGDState(
-            momentum=memory.write(S_u, state.momentum, out.state.count, shared=True),
-            error=memory.write(S_e, state.error, out.state.count, shared=True),
+            momentum=memory.write(S_u, state.momentum, out.state.step, shared=True),
+            error=memory.write(S_e, state.error, out.state.step, shared=True),
             exchange=out.state,
         )
         return trees.emit(treedef.unflatten(D), updates), after

@@ -135,7 +135,7 @@ def marina(
         params = arguments.require_params("marina", params)
         now = trees.wide(updates)
         before = trees.wide(arguments.gradient_at("marina", "marina", extra_args))
-        count = state.exchange.count
+        count = state.exchange.step
         draw = shares.draw(key, count, axis_name, shared=True)
         exact = (count == 0) | (jax.random.uniform(draw) < probability)
         present, weight = takes_part(draw), None
@@ -151,7 +151,7 @@ def marina(
 
         g, sent = collectives.agreed_cond(exact, full, compressed, axis=axis_name)
         present = jnp.where(exact, 1, present).astype(jnp.float32)
-        mean = memory.write(g, state.mean, sent.count, shared=True)
+        mean = memory.write(g, state.mean, sent.step, shared=True)
         return trees.emit(g, updates), MarinaState(mean, params, exact, present, sent)
 
     return as_transformation(init_fn, update_fn)

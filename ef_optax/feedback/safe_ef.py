@@ -120,7 +120,7 @@ def safe_ef(
         h = trees.where(safe, trees.wide(updates), constraint_grads)
         e = memory.read(state.residual)
         out = exchange(trees.add(h, e), state.exchange, want=("residual",))
-        e = memory.write(out.residual, state.residual, out.state.count)
+        e = memory.write(out.residual, state.residual, out.state.step)
         after = SafeEFState(e, safe, out.state, value.state)
         return trees.emit(out.aggregate, updates), after
 

@@ -89,7 +89,7 @@ def scalecom(
         out = exchange(trees.add(m, g), state.exchange, want=("residual",))
         # m + beta (g - sent) = (1 - beta) m + beta (m + g - sent)
         m = trees.axpy(beta, out.residual, trees.scale(1 - beta, m))
-        m = memory.write(m, state.residual, out.state.count)
+        m = memory.write(m, state.residual, out.state.step)
         return trees.emit(out.aggregate, updates), ScaleComState(m, out.state)
 
     return as_transformation(init_fn, update_fn)

@@ -195,15 +195,15 @@ def three_point_compressor(
         def later() -> tuple[Any, ...]:
             if probability is None:
                 return go_on()
-            coin = jax.random.uniform(shares.draw(key, last.count, axis_name, shared=True))
+            coin = jax.random.uniform(shares.draw(key, last.step, axis_name, shared=True))
             return collectives.agreed_cond(coin < probability, exact, go_on, axis=axis_name)
 
         own, mean, known, sent, after = steps.first_step(main, last, begin, later)
         kept = ThreePointState(
-            estimate=memory.write(own, state.estimate, last.count),
-            last=memory.write(x, state.last, last.count),
-            mean=memory.write(mean, state.mean, last.count, shared=True),
-            base=memory.write(known, state.base, last.count, shared=True),
+            estimate=memory.write(own, state.estimate, last.step),
+            last=memory.write(x, state.last, last.step),
+            mean=memory.write(mean, state.mean, last.step, shared=True),
+            base=memory.write(known, state.base, last.step, shared=True),
             sent=sent,
             exchanges=after,
         )

@@ -142,8 +142,8 @@ def variance_based(
         forgotten = trees.scale(decay, v)
         kept = jax.tree.map(lambda x, sent: jnp.where(sent, 0, x), forgotten, out.support)
         after = VarianceBasedState(
-            residual=memory.write(waiting, state.residual, out.state.count),
-            variance=memory.write(kept, state.variance, out.state.count),
+            residual=memory.write(waiting, state.residual, out.state.step),
+            variance=memory.write(kept, state.variance, out.state.step),
             exchange=out.state,
         )
         return trees.emit(out.aggregate, updates), after

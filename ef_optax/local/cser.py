@@ -113,7 +113,7 @@ def cser(
         updates: Any, state: CSERState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, CSERState]:
         del params
-        count = state.gradients.count
+        count = state.gradients.step
         g, eta = local_steps.own_gradient("cser", learning_rate, count, extra_args)
         if gradients is None:
             sent, state_g = steps.silent(every, g, state.gradients)
@@ -131,8 +131,8 @@ def cser(
         def go_on() -> tuple[Any, Any, ExchangeState]:
             return z_step, e, state.errors
 
-        z_step, e, state_e = local_steps.every(period, state_g.count, synchronise, go_on, axis_name)
-        e = memory.write(e, state.ahead, state_g.count)
+        z_step, e, state_e = local_steps.every(period, state_g.step, synchronise, go_on, axis_name)
+        e = memory.write(e, state.ahead, state_g.step)
         return trees.emit(z_step, updates), CSERState(e, state_g, state_e)
 
     return as_transformation(init_fn, update_fn)

@@ -109,7 +109,7 @@ def qsparse_local_sgd(
     ) -> tuple[Any, QsparseLocalSGDState]:
         del params
         g, eta = local_steps.own_gradient(
-            "qsparse_local_sgd", learning_rate, state.flags.count, extra_args
+            "qsparse_local_sgd", learning_rate, state.flags.step, extra_args
         )
         ahead, m = memory.read((state.ahead, state.residual))
         y = local_steps.descend(ahead, eta, g)  # y_i - x
@@ -123,10 +123,10 @@ def qsparse_local_sgd(
         def go_on() -> tuple[Any, Any, Any, ExchangeState]:
             return zero, y, m, state.exchange
 
-        step, ahead, m, sent = local_steps.every(period, flags.count, synchronise, go_on, axis_name)
+        step, ahead, m, sent = local_steps.every(period, flags.step, synchronise, go_on, axis_name)
         after = QsparseLocalSGDState(
-            ahead=memory.write(ahead, state.ahead, flags.count),
-            residual=memory.write(m, state.residual, flags.count),
+            ahead=memory.write(ahead, state.ahead, flags.step),
+            residual=memory.write(m, state.residual, flags.step),
             exchange=sent,
             flags=flags,
         )

@@ -75,7 +75,7 @@ def keep_if_bad(
       local: whether no leaf is split over other axes.
     """
     pairs = zip(exchange_states(new), exchange_states(old), strict=True)
-    flags = [after.ok | (after.count == before.count) for after, before in pairs]
+    flags = [after.ok | (after.step == before.step) for after, before in pairs]
     # Finite inputs may overflow in the mean, or after it.
     flags.append(all_finite(jax.tree.leaves(updates), local=local))
     ok = jnp.all(jnp.stack(flags))

@@ -43,12 +43,17 @@ def traced(tx, params):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_trees_of_every_kind(name):
-    """For any tree, updates are like the parameters and the state keeps its form."""
+    """For any tree, updates are like the parameters and the state keeps its form.
+
+    Its fields leave the name ``count`` to the optimizer, whose count ``optax.tree.get`` finds.
+    """
     for kind in TREES if name in FEW else ("empty", "odd leaves"):
         params = TREES[kind]
         before, updates, after = traced(EVERY[name](), params)
         form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
         assert form(before) == form(after), kind
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(before)]
+        assert not [path for path in paths if path.endswith(".count")]
         assert form(updates) == jax.tree.map(lambda x: ((N, *x.shape), x.dtype), params), kind
 
 

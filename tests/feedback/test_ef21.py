@@ -224,7 +224,7 @@ def test_a_bad_step_changes_nothing():
     fresh = lifted.init(params)
     updates, state = lifted.update(bad, fresh, params)
     assert all(not np.any(u) for u in jax.tree.leaves(updates))
-    assert int(state[0].exchange.skipped) == 1 and int(state[0].exchange.count) == 0
+    assert int(state[0].exchange.skipped) == 1 and int(state[0].exchange.step) == 0
     memories = (jax.tree.leaves(x[0].estimate) for x in (fresh, state))
     for before, after in zip(*memories, strict=True):
         np.testing.assert_array_equal(before, after)

@@ -66,8 +66,8 @@ MUTATIONS = (
     Mutation(
         "the count of exchanges stands still, and so do random masks",
         EXCHANGE,
-        "count=state.count + 1",
-        "count=state.count",
+        "step=state.step + 1",
+        "step=state.step",
         (MASKS,),
     ),
     Mutation(

@@ -275,8 +275,8 @@ MUTATIONS = (
     Mutation(
         "3PC: the next round compares with the estimate, not with the last gradient",
         f"{FEEDBACK}/three_point_compressor.py",
-        "last=memory.write(x, state.last, last.count),",
-        "last=memory.write(own, state.last, last.count),",
+        "last=memory.write(x, state.last, last.step),",
+        "last=memory.write(own, state.last, last.step),",
         (f"{DIFFERENCES}::test_three_point_compressors",),
     ),
     Mutation(

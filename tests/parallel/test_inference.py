@@ -302,7 +302,7 @@ def test_map_params(where, mesh4):
     trace, ef14, adam = moved
     for tree in (trace.trace, ef14.residual, adam.mu, adam.nu):
         assert (tree["w"] == 2).all() and (tree["b"] == 3).all()
-    assert adam.count == 0 and ef14.exchange.count == 0
+    assert adam.count == 0 and ef14.exchange.step == 0
 
 
 def test_one_lift_serves_two_models(mesh4):

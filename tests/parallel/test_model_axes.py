@@ -249,7 +249,7 @@ def test_the_state_is_split_as_its_parameter(way, layout):
             ):
                 leaf = tree[branch][name]
                 assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-        assert feedback.exchange.count.sharding.is_fully_replicated
+        assert feedback.exchange.step.sharding.is_fully_replicated
 
 
 @pytest.mark.parametrize(("way", "layout"), ON_DEVICES)

@@ -35,6 +35,6 @@ def test_two_thousand_steps_finish(mesh8):
     state = tx.init(params)
     for _ in range(STEPS):
         params, state, losses = jax.block_until_ready(step(params, state))
-    assert int(state[0].exchange.count) == STEPS and int(state[0].exchange.skipped) == 0
+    assert int(state[0].exchange.step) == STEPS and int(state[0].exchange.skipped) == 0
     np.testing.assert_allclose(np.asarray(losses), 0.0, atol=1e-9)
     jax.tree.map(lambda p: np.testing.assert_allclose(p, 1.0, atol=1e-5), jax.device_get(params))

@@ -170,7 +170,7 @@ def difference_rule(compressor: ef.Compressor, axis_name: str):
     def update_fn(updates, state, params, *, grads, **extra_args):
         del extra_args
         out = exchange(updates - grads["previous"], state.exchange)
-        mean = jnp.where(state.exchange.count == 0, updates, state.mean + out.aggregate)
+        mean = jnp.where(state.exchange.step == 0, updates, state.mean + out.aggregate)
         mean = jax.lax.pmean(mean, axis_name)
         check = grads["own"] + 0 * grads["curvature"]
         new = DifferenceState(params, check, mean, out.state)

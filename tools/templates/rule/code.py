@@ -75,7 +75,7 @@ def new_name(
         del params, extra_args
         p = trees.add(memory.read(state.residual), updates)
         out = exchange(p, state.exchange, want=("residual",))
-        e = memory.write(out.residual, state.residual, out.state.count)
+        e = memory.write(out.residual, state.residual, out.state.step)
         return trees.emit(out.aggregate, updates), NewNameState(e, out.state)
 
     return as_transformation(init_fn, update_fn)
