@@ -43,6 +43,7 @@ CALLS = {
     "Signs": """
         sign()
         scaled_sign()
+        row_sign()
         rms_sign()
         two_mean_sign()
         two_mean_sign(columns=True)

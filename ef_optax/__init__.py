@@ -76,6 +76,7 @@ from ef_optax.compressors.quantize.qsgd import qsgd
 from ef_optax.compressors.quantize.quantile_8bit import quantile_8bit
 from ef_optax.compressors.quantize.quantile_sketch import quantile_sketch
 from ef_optax.compressors.quantize.rms_sign import rms_sign
+from ef_optax.compressors.quantize.row_sign import row_sign
 from ef_optax.compressors.quantize.scaled_half import scaled_half
 from ef_optax.compressors.quantize.scaled_sign import scaled_sign
 from ef_optax.compressors.quantize.sigma_bins import sigma_bins
@@ -183,6 +184,7 @@ __all__ = [
     "quantile_8bit",
     "quantile_sketch",
     "rms_sign",
+    "row_sign",
     "scaled_half",
     "sigma_bins",
     "sign",

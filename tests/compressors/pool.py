@@ -34,6 +34,7 @@ from ef_optax.compressors.quantize.qsgd import qsgd
 from ef_optax.compressors.quantize.quantile_8bit import quantile_8bit
 from ef_optax.compressors.quantize.quantile_sketch import quantile_sketch
 from ef_optax.compressors.quantize.rms_sign import rms_sign
+from ef_optax.compressors.quantize.row_sign import row_sign
 from ef_optax.compressors.quantize.scaled_half import scaled_half
 from ef_optax.compressors.quantize.scaled_sign import scaled_sign
 from ef_optax.compressors.quantize.sigma_bins import sigma_bins
@@ -96,6 +97,13 @@ def ternary_worst(shape: tuple[int, ...]) -> np.ndarray:
 def column_spikes(shape: tuple[int, ...]) -> np.ndarray:
     x = np.zeros(shape)
     x[0] = 1.0
+    return x
+
+
+def first_column(shape: tuple[int, ...]) -> np.ndarray:
+    """One value in each row."""
+    x = np.zeros(shape)
+    x[:, 0] = 1.0
     return x
 
 
@@ -176,6 +184,7 @@ CASES = {
         lambda: probabilistic_mix([top_k(0.2), sign()], [0.6, 0.4], 45)
     ),
     "rms_sign": Case(rms_sign),
+    "row_sign": Case(row_sign, worst=first_column),
     "two_mean_sign": Case(two_mean_sign, worst=SPIKE),
     "two_mean_sign-columns": Case(
         lambda: two_mean_sign(columns=True), shape=(5, 7), worst=column_spikes
