@@ -32,7 +32,7 @@ from ef_optax.parallel.arguments import (
     is_own,
     take_apart,
 )
-from ef_optax.parallel.quarantine import keep_if_bad, watched
+from ef_optax.parallel.quarantine import each_gradient, keep_if_bad, watched
 from ef_optax.parallel.remedies import explained
 from ef_optax.parallel.worker_map import SAME, Layout, Sizes, WorkerMap
 
@@ -92,8 +92,9 @@ def lifted(
 
         def local(g: Any, s: Any, p: Any, x: Any) -> tuple[Any, Any]:
             given, axis = extra.rebuild(x), workers.axis_name
-            own = [given[name] for name, value in extra_args.items() if is_own(name, value)]
-            lift = watched(plan.lift, g, *own, axis=axis)
+            names = [name for name, value in extra_args.items() if is_own(name, value)]
+            others = [g for name in names for g in each_gradient(name, given[name])]
+            lift = watched(plan.lift, g, *others, axis=axis)
             with context.lifting(lift):
                 emitted, after = inner.update(g, s, p, **given)
             unsplit = not lift.axis_sizes

@@ -7,6 +7,7 @@ of it could overflow later.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -33,6 +34,11 @@ def exchange_states(state: Any) -> list[ExchangeState]:
     [0]
     """
     return [x for x in jax.tree.leaves(state, is_leaf=_is_exchange) if _is_exchange(x)]
+
+
+def each_gradient(name: str, value: Any) -> list[Any]:
+    """The gradients in a per-worker argument: ``grads`` has one for each query point."""
+    return list(value.values()) if name == "grads" and isinstance(value, Mapping) else [value]
 
 
 def watched(lift: context.Lift, *gradients: Any, axis: coll.AxisName = None) -> context.Lift:
@@ -127,7 +133,8 @@ def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     ) -> tuple[Any, Any]:
         # Not guarded: a bad exchange then emits NaN, which a second tier finds in its input.
         lift = context.current() or context.Lift(guarded=False)
-        with context.lifting(watched(lift, updates, extra_args.get("grads"))):
+        others = each_gradient("grads", extra_args.get("grads", {}))
+        with context.lifting(watched(lift, updates, *others)):
             new_updates, new_state = inner.update(updates, state, params, **extra_args)
         return keep_if_bad(new_updates, new_state, state)
 

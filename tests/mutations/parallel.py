@@ -62,7 +62,7 @@ MUTATIONS = (
     Mutation(
         "arguments of one worker are not watched",
         f"{HERE}/lift.py",
-        "watched(plan.lift, g, *own, axis=axis)",
+        "watched(plan.lift, g, *others, axis=axis)",
         "watched(plan.lift, g, axis=axis)",
         (f"{QUARANTINE}test_arguments_of_one_worker_are_watched_as_its_gradient_is",),
     ),
