@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import optax
@@ -72,6 +73,11 @@ def codec_of(compressor: Any, argument: str = "compressor") -> Codec:
         return compressor.codec
     if isinstance(compressor, Codec):
         raise TypeError(f"{argument}={compressor!r} is a codec; wrap it: Compressor(codec).")
+    if inspect.isfunction(compressor):
+        raise TypeError(
+            f"{argument}={compressor.__name__} is a function and not yet a Compressor; call it "
+            f"with its settings, {compressor.__name__}(...)."
+        )
     raise TypeError(
         f"{argument}={type(compressor).__name__} is not a Compressor, so its output would travel "
         "dense. Combine compressors with ef_optax.compose(quantizer, sparsifier), choose one for "

@@ -95,7 +95,7 @@ def check_gradients(updates: Any, params: Any, n: int, axis_name: AxisName) -> N
     if jax.tree.structure(updates) != jax.tree.structure(reference):
         raise ValueError(
             f"grads have another tree structure than params: {jax.tree.structure(updates)} against "
-            f"{jax.tree.structure(reference)}."
+            f"{jax.tree.structure(reference)}. The order is tx.update(grads, state, params)."
         )
     located = jax.tree_util.tree_leaves_with_path(updates)
     for (path, g), p in zip(located, jax.tree.leaves(reference), strict=True):

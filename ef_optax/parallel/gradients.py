@@ -18,7 +18,14 @@ from ef_optax._numeric import check
 from ef_optax._numeric.random import is_key
 from ef_optax.estimators.points import HessianVector, Points
 from ef_optax.parallel import modules, specs
-from ef_optax.parallel.arguments import Arguments, check_rows, check_trainable, take_apart
+from ef_optax.parallel.arguments import (
+    Arguments,
+    check_rows,
+    check_trainable,
+    is_array,
+    is_number,
+    take_apart,
+)
 from ef_optax.parallel.mesh import MeshMap
 from ef_optax.parallel.remedies import explained
 from ef_optax.parallel.simulation import VmapMap
@@ -64,8 +71,8 @@ def worker_value_and_grad(
 
     Raises:
       ValueError: if the batch is not divisible by n (times ``accumulate``), or ``accumulate`` < 1.
-      TypeError: if a leaf of ``params`` has no gradient, or a key is not typed
-        (``jax.random.PRNGKey``).
+      TypeError: if a leaf of ``params`` has no gradient, the loss is not a scalar, or a key is not
+        typed (``jax.random.PRNGKey``).
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -198,8 +205,7 @@ def _local_gradients(
     def at_points(points: dict[str, Any], batch: Any, arrays: list[Any]) -> Any:
         def with_aux(params: Any) -> Any:
             rest = given.rebuild(arrays)  # inside the trace, so that nnx variables may be changed
-            result = loss_fn(params, batch, *rest["args"], **rest["kwargs"])
-            return result if has_aux else (result, ())
+            return _loss_and_aux(loss_fn(params, batch, *rest["args"], **rest["kwargs"]), has_aux)
 
         value, gradient = jax.value_and_grad(with_aux, has_aux=True)(points["params"])
         grads = {"params": gradient}
@@ -228,6 +234,35 @@ def _local_gradients(
         return (loss, aux), grads
 
     return local
+
+
+def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
+    """What a loss returned, as ``(loss, aux)``.
+
+    Raises:
+      TypeError: unless the loss is a scalar, with an aux where ``has_aux`` says so.
+    """
+    pair = isinstance(result, tuple | list) and len(result) == 2
+    if has_aux and not pair:
+        raise TypeError(
+            f"loss_fn returned {_described(result)}, but has_aux=True expects a pair, (loss, aux)."
+        )
+    loss, aux = result if has_aux else (result, ())
+    if pair and not has_aux:
+        raise TypeError(
+            "loss_fn returned a pair; if it is (loss, aux), write "
+            "worker_value_and_grad(loss_fn, mesh, axis_name, has_aux=True)."
+        )
+    if not (is_array(loss) or is_number(loss)) or jnp.shape(loss) != ():
+        raise TypeError(
+            f"loss_fn returned {_described(loss)} as the loss, which must be a scalar: the mean "
+            "over the examples of one worker, jnp.mean(loss)."
+        )
+    return loss, aux
+
+
+def _described(x: Any) -> str:
+    return f"an array of shape {jnp.shape(x)}" if is_array(x) else f"a {type(x).__name__}"
 
 
 # ---------------------------------------------------------------------------- random keys

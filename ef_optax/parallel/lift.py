@@ -79,7 +79,8 @@ def lifted(
             with context.lifting(plan.lift):
                 return tx.init(params)
 
-        return workers.run(local, (params,), (SAME,), plan.layouts, plan.specs, place=True)
+        with explained():
+            return workers.run(local, (params,), (SAME,), plan.layouts, plan.specs, place=True)
 
     def update_core(
         updates: Any, state: Any, params: Any, extra_args: dict[str, Any]

@@ -20,6 +20,17 @@ _KNOWN = {
         "equinox.nn.BatchNorm(mode='ema') becomes a constant; mode='batch', which equinox "
         "recommends, works on a mesh."
     ),
+    "Received incompatible devices": (
+        "an argument is committed to devices that are not those of the mesh. Put parameters and "
+        "whatever else lies there on the mesh before init, "
+        "jax.device_put(params, jax.NamedSharding(mesh, jax.P())); tx.abstract_state(params) has "
+        "the shardings with which a state is restored."
+    ),
+    "Length of device assignment": (
+        "some arguments lie on a mesh with Explicit axes and others do not. Put all of them there, "
+        "jax.device_put(tree, jax.NamedSharding(mesh, jax.P())), or none: ef_optax.simulate and "
+        "worker_value_and_grad(loss_fn, n, axis_name) need no mesh."
+    ),
 }
 """Part of a message -> its cause and remedy."""
 

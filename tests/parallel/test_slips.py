@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from optax import contrib
 
 import ef_optax as ef
@@ -25,6 +26,10 @@ def chain(axis_name: str | None = "data"):
 
 def lifted(tx, params=W):
     return ef.simulate(tx, N, "data").init(params)
+
+
+def losses(loss, workers=N, params=W, **options):
+    return ef.worker_value_and_grad(loss, workers, "data", **options)(params, jnp.ones((N, 3)))
 
 
 def skipping(tx):
@@ -67,6 +72,27 @@ SLIPS = {
         lambda: lifted(chain(), {"w": W, "mode": "batch"}),
         r"params\['mode'\] is 'batch', not an array",
     ),
+    "a compressor that is not called": (
+        lambda: ef.error_feedback(ef.top_k, axis_name="data"),
+        r"compressor=top_k is a function.*call it with its settings, top_k\(\.\.\.\)",
+    ),
+    "a loss for each example": (
+        lambda: losses(lambda w, x: (x - w) ** 2),
+        r"an array of shape \(1, 3\) as the loss.*must be a scalar.*jnp\.mean\(loss\)",
+    ),
+    "a loss that is not returned": (lambda: losses(lambda w, x: None), "a NoneType as the loss"),
+    "has_aux forgotten": (
+        lambda: losses(lambda w, x: (jnp.mean(w), {})),
+        r"returned a pair.*worker_value_and_grad\(loss_fn, mesh, axis_name, has_aux=True\)",
+    ),
+    "aux forgotten": (
+        lambda: losses(lambda w, x: jnp.mean(w), has_aux=True),
+        r"an array of shape \(\), but has_aux=True expects a pair, \(loss, aux\)",
+    ),
+    "state and parameters exchanged": (
+        lambda: ef.simulate(chain(), N, "data").update(jnp.ones((N, 3)), W, {"w": W}),
+        r"another tree structure than params.*tx\.update\(grads, state, params\)",
+    ),
     "masked around": (
         lambda: lifted(optax.masked(chain(), {"a": True, "b": False}), {"a": W, "b": W}),
         r"updates\['b'\] differs.*per_leaf\(policy\).*optax\.partition",
@@ -84,6 +110,23 @@ def test_an_error_names_the_slip_and_the_remedy(slip: str, standard_promotion) -
     make, words = SLIPS[slip]
     with pytest.raises((ValueError, TypeError), match=words):
         make()
+
+
+def mesh(kind: AxisType):
+    return jax.make_mesh((N,), ("data",), axis_types=(kind,), devices=jax.devices()[:N])
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_parameters_committed_to_one_device_are_named(kind: AxisType) -> None:
+    params = jax.device_put(W, jax.devices()[0])
+    with pytest.raises(ValueError, match=r"devices.*those of the mesh.*jax\.device_put\(params"):
+        losses(lambda w, x: jnp.mean(x - w) ** 2, mesh(kind), params)
+
+
+def test_a_simulation_with_some_arrays_on_a_mesh_is_named() -> None:
+    on_mesh = jax.device_put(W, jax.NamedSharding(mesh(AxisType.Explicit), jax.P()))
+    with pytest.raises(ValueError, match=r"some arguments lie on a mesh.*or none: ef_optax\.simul"):
+        losses(lambda w, x: jnp.mean(x - w) ** 2, N, on_mesh)
 
 
 def run(tx, params, fast, copies: int | None = None):
