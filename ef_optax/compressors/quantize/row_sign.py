@@ -52,7 +52,9 @@ class RowSign(SignCodec):
 
 def _rows(shape: Shape) -> tuple[int, int]:
     """Rows, and values in each; a leaf of less than two dimensions is one row."""
-    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (1, size_of(shape))
+    if isinstance(shape, int) or len(shape) < 2:
+        return 1, size_of(shape)
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def row_sign() -> Compressor:
