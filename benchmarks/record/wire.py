@@ -66,7 +66,10 @@ def record() -> dict[str, Any]:
 
 def one(make: Callable[[], ef.Compressor]) -> dict[str, Any]:
     """What one compressor says and sends."""
-    codec = make().codec
+    try:
+        codec = make().codec
+    except Exception as error:
+        return {"refused": type(error).__name__}
     return {
         "bits": {str(shape): answer(lambda s=shape: codec.bits(s)) for shape in SHAPES},
         "bits of bfloat16": {

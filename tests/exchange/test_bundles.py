@@ -151,6 +151,7 @@ def test_a_bad_guess_for_one_leaf_or_all_costs_passes_not_the_result(monkeypatch
 ROUNDED = {
     "scaled_sign",
     "qsgd",
+    "compose-qsgd-random_k",
     "dorefa",
     "ternary-clipped-quartic",
     "uniform",
