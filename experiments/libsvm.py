@@ -40,7 +40,9 @@ def parse(lines: Iterable[str], name: str = "data") -> tuple[np.ndarray, np.ndar
                 index, entry = word.split(":")
                 cells.append((len(labels) - 1, int(index) - 1, _finite(entry)))
                 if not 0 <= cells[-1][1] < _MOST_FEATURES:
-                    raise ValueError(f"the index {index} is not in 1 ... {_MOST_FEATURES}")
+                    raise ValueError(
+                        f"indices start at 1 and end at {_MOST_FEATURES}, so {index} is none"
+                    )
         except ValueError as error:
             raise FormatError(f"{name}, line {number} is not LibSVM format: {error}.") from error
     kinds = sorted(set(labels))

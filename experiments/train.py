@@ -21,6 +21,7 @@ os.environ.setdefault("PJRT_NPROC", "16")
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import shlex
@@ -427,7 +428,7 @@ def run() -> None:
                             break
                     results.append((row["test_accuracy"], -row["test_loss"]))
                 scores[rate] = tuple(np.mean(results, axis=0))
-            chosen[method] = max(scores, key=scores.__getitem__)
+            chosen[method] = robust_rate(scores)
             lines.append((method, scores))
             edge = ", the edge of the grid" if chosen[method] in (min(grid), max(grid)) else ""
             if writer:
@@ -610,6 +611,25 @@ def hardware(devices: list[Any], workers: int) -> str:
     return f"{workers} virtual CPU device{'s' if workers > 1 else ''} on {os.cpu_count()} cores"
 
 
+def robust_rate(scores: dict[float, tuple[float, float]]) -> float:
+    """The best rate that does not lie at the edge of stability.
+
+    At the edge a run depends on how a machine rounds: its accuracy moves by a point from one to
+    another. A rate lies there if the next larger one of the grid has less than half of its
+    accuracy; of the largest rate this is not known. If all do, the best is taken nevertheless.
+
+    Args:
+      scores: rate -> mean validation accuracy, and minus the mean loss.
+
+    Example:
+      >>> robust_rate({0.1: (0.95, -0.3), 0.3: (0.96, -0.2), 1.0: (0.97, -0.1), 3.0: (0.1, -9.0)})
+      0.3
+    """
+    rates = sorted(scores)
+    safe = [a for a, b in itertools.pairwise(rates) if scores[b][0] >= scores[a][0] / 2]
+    return max(safe or rates, key=scores.__getitem__)
+
+
 def tuning_table(
     grid: list[float],
     lines: list[tuple[str, dict[float, tuple[float, float]]]],
@@ -627,7 +647,8 @@ def tuning_table(
     return (
         "# Validation accuracy (%) by learning rate\n\n"
         + "".join("| " + " | ".join(row) + " |\n" for row in rows)
-        + "\nBest accuracy, among equals the lowest validation loss. Made by `"
+        + "\nBest accuracy, among equals the lowest validation loss, of the rates whose next larger "
+        + "one keeps half of it. Made by `"
         + f"{command}`\n\n```\n--lr={flag}\n```\n"
     )
 

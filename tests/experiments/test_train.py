@@ -134,6 +134,14 @@ def cells(text: str, method: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def test_the_rate_that_is_chosen_is_not_at_the_edge_of_stability() -> None:
+    scores = {0.1: (0.957, -0.2), 0.3: (0.963, -0.2), 1.0: (0.969, -0.2), 3.0: (0.117, -9.0)}
+    assert train.robust_rate(scores) == 0.3
+    assert train.robust_rate({**scores, 3.0: (0.95, -0.3)}) == 1.0
+    assert train.robust_rate({0.1: (0.9, -0.2), 1.0: (0.9, -0.1), 3.0: (0.8, -1.0)}) == 1.0
+    assert train.robust_rate({0.1: (0.9, -0.2)}) == 0.1
+
+
 def test_table_states_mean_deviation_difference_and_bytes() -> None:
     text = report.table(config(), rows(), WIRE)
     # (98 + 96)/2 = 97, sample deviation sqrt 2; a dense ring moves 4 (n-1)/n m = 14000 bytes.
