@@ -647,8 +647,8 @@ def tuning_table(
     return (
         "# Validation accuracy (%) by learning rate\n\n"
         + "".join("| " + " | ".join(row) + " |\n" for row in rows)
-        + "\nBest accuracy, among equals the lowest validation loss, of the rates whose next larger "
-        + "one keeps half of it. Made by `"
+        + "\nBest accuracy, among equals the lowest validation loss, of the rates whose next "
+        + "larger one keeps half of it. Made by `"
         + f"{command}`\n\n```\n--lr={flag}\n```\n"
     )
 
