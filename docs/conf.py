@@ -84,6 +84,7 @@ CONTENTS = {
         "docs/index",
         "docs/how-to-choose",
         "docs/where-things-go",
+        "docs/frameworks",
         "docs/wire",
         "docs/kernels",
         "docs/write-your-own",

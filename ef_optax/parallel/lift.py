@@ -50,7 +50,7 @@ class Lifted(optax.GradientTransformationExtraArgs):
     """
 
     axis_name: AxisName
-    sizes: Sizes
+    sizes: tuple[int, ...]
     num_workers: int
     worker_axes: Callable[[Any], Any]
     state_specs: Callable[[Any], Any]
