@@ -34,7 +34,7 @@ from ef_optax.parallel.arguments import (
 )
 from ef_optax.parallel.quarantine import each_gradient, keep_if_bad, watched
 from ef_optax.parallel.remedies import explained
-from ef_optax.parallel.worker_map import SAME, Layout, Sizes, WorkerMap
+from ef_optax.parallel.worker_map import SAME, Layout, WorkerMap
 
 
 class Lifted(optax.GradientTransformationExtraArgs):
