@@ -247,6 +247,7 @@ def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
         raise TypeError(
             f"loss_fn returned {_described(result)}, but has_aux=True expects a pair, (loss, aux)."
         )
+    loss: Any
     loss, aux = result if has_aux else (result, ())
     if pair and not has_aux:
         raise TypeError(
