@@ -32,6 +32,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments import report, storage, study, train
+from experiments.arguments import UsageError, parse_methods, parse_rates
 
 DEFAULT = Path(os.path.relpath(Path(__file__).parent / "presets" / "digits_batch128.flags"))
 
@@ -45,12 +46,12 @@ def run() -> None:
     # The main job, once per batch size
     ####################################################################################
     if FLAGS.tune:
-        raise train.UsageError("--tune: rates are tuned by experiments.train with the same flags")
+        raise UsageError("--tune: rates are tuned by experiments.train with the same flags")
     if not all(size.isdecimal() and int(size) for size in FLAGS.batch_sizes):
-        raise train.UsageError(f"--batch_sizes={FLAGS.batch_sizes}: not a list of whole numbers")
+        raise UsageError(f"--batch_sizes={FLAGS.batch_sizes}: not a list of whole numbers")
     sizes = [int(size) for size in FLAGS.batch_sizes]
-    methods = train.parse_methods(FLAGS.methods)
-    rates, tuned_at = train.parse_rates(FLAGS.lr, methods), FLAGS.batch_size
+    methods = parse_methods(FLAGS.methods, train.METHODS)
+    rates, tuned_at = parse_rates(FLAGS.lr, methods, train.METHODS), FLAGS.batch_size
     out_dir = storage.folder(FLAGS.out_dir)
     words = [w for w in sys.argv[1:] if not w.lstrip("-").startswith("batch_sizes")]
     for size in sizes:

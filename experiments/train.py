@@ -21,12 +21,9 @@ os.environ.setdefault("PJRT_NPROC", "16")
 
 import functools
 import importlib.metadata
-import itertools
 import json
 import math
 import shlex
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +40,9 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 import ef_optax as ef
-from experiments import data, models, report, storage
+from experiments import data, models, processes, report, storage
+from experiments.arguments import UsageError, parse_floats, parse_methods, parse_rates
+from experiments.tuning import robust_rate, tuning_table
 
 METHODS = ("sgdm", "signsgd", "signsgdm", "ef_signsgd", "top_k", "ef_top_k")
 AXIS = "data"
@@ -87,10 +86,6 @@ flags.DEFINE_integer("num_processes", None, "Number of processes where JAX canno
 flags.DEFINE_integer("process_id", None, "This process where JAX cannot find it itself.")
 flags.DEFINE_integer("connect_timeout", 300, "Seconds to wait for other processes.", lower_bound=1)
 FLAGS = flags.FLAGS
-
-
-class UsageError(Exception):
-    """An error that the user can fix; shown as one line."""
 
 
 def optimizer(method: str) -> optax.GradientTransformationExtraArgs:
@@ -145,38 +140,15 @@ class Programs(NamedTuple):
     wire: dict[str, int]
 
 
-class Stop:
-    """Turns the first Ctrl-C (or SIGTERM) into a request; the second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, _: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        name = signal.Signals(number).name
-        # Not through Python's buffers: the signal may have arrived while they were in use.
-        os.write(2, f"\n{name}: finishing this epoch and saving; again to stop now\n".encode())
-
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop; all processes must call this together."""
-        if jax.process_count() == 1:
-            return self.asked
-        return bool(np.any(multihost_utils.process_allgather(np.array(self.asked))))
-
-
 def run() -> None:
     """Trains everything and writes the report."""
     ####################################################################################
     # Check the flags
     ####################################################################################
-    methods = parse_methods(FLAGS.methods)
+    methods = parse_methods(FLAGS.methods, METHODS)
     drops = parse_floats("lr_drops", FLAGS.lr_drops)
     grid = parse_floats("tune_grid", FLAGS.tune_grid)
-    rates = {} if FLAGS.tune else parse_rates(FLAGS.lr, methods)
+    rates = {} if FLAGS.tune else parse_rates(FLAGS.lr, methods, METHODS)
     if FLAGS.seeds < 1:
         raise UsageError(f"--seeds={FLAGS.seeds}: at least one run per method is needed")
     for name, low, high in (("ratio", 0, 1), ("tune_fraction", 0, 0.9)):
@@ -191,7 +163,9 @@ def run() -> None:
     # Workers: one mesh axis over the devices
     ####################################################################################
     if FLAGS.multihost:
-        join_processes()
+        processes.join(
+            FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout
+        )
     elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", FLAGS.workers or 8)
     devices = jax.devices()
@@ -396,7 +370,7 @@ def run() -> None:
             f"{FLAGS.model}: {parameters:,} parameters; {workers} workers x batch "
             f"{FLAGS.batch_size}, {blocks * block} steps an epoch; {config['about']['hardware']}"
         )
-    stop = Stop()
+    stop = processes.Stop()
     attempts = len(grid) if FLAGS.tune else 1
     bar = tqdm(
         total=attempts * len(methods) * FLAGS.seeds * FLAGS.epochs * blocks,
@@ -511,92 +485,6 @@ def run() -> None:
 ########################################################################################
 
 
-def join_processes() -> None:
-    """Connects this process with the others: one per host.
-
-    Raises:
-      UsageError: the flags do not fit together, or the coordinator cannot be reached.
-    """
-    count, number = FLAGS.num_processes, FLAGS.process_id
-    if count is not None and count < 1:
-        raise UsageError(f"--num_processes={count} must be at least 1")
-    if number is not None and not 0 <= number < (count or math.inf):
-        raise UsageError(f"--process_id={number} must lie in 0 ... num_processes - 1")
-    if FLAGS.coordinator and number:  # process 0 is the coordinator
-        wait_for(FLAGS.coordinator, FLAGS.connect_timeout)
-    try:
-        jax.distributed.initialize(
-            FLAGS.coordinator, count, number, initialization_timeout=FLAGS.connect_timeout
-        )
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"--multihost: {str(error).splitlines()[0]}") from None
-
-
-def wait_for(address: str, seconds: float) -> None:
-    """Waits until something listens there; JAX itself would end the process with a stack trace.
-
-    Raises:
-      UsageError: nothing does in this time, or it is no address.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--coordinator={address} must be host:port")
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return socket.create_connection((host, int(port)), timeout=seconds).close()
-        except OSError as error:
-            if time.monotonic() > end:
-                raise UsageError(
-                    f"--coordinator={address}: process 0 does not answer there ({error}); start it "
-                    "first, or wait longer with --connect_timeout"
-                ) from None
-            time.sleep(0.2)
-
-
-def parse_methods(names: list[str]) -> list[str]:
-    """The methods to compare, checked."""
-    for name in names:
-        if name not in METHODS:
-            raise UsageError(f"--methods: {name!r} is unknown; choose from {', '.join(METHODS)}")
-    if not names or len(set(names)) < len(names):
-        raise UsageError("--methods must name at least one method, none of them twice")
-    return list(names)
-
-
-def parse_floats(flag: str, texts: list[str]) -> list[float]:
-    """A list of positive numbers."""
-    try:
-        values = [float(text) for text in texts]
-    except ValueError:
-        raise UsageError(f"--{flag}={','.join(texts)}: not a list of numbers") from None
-    if not all(0 < value < math.inf for value in values):
-        raise UsageError(f"--{flag}={','.join(texts)}: every number must be positive")
-    return values
-
-
-def parse_rates(items: list[str], methods: list[str]) -> dict[str, float]:
-    """The learning rate of every method, from method=rate items."""
-    rates = {}
-    for item in items:
-        method, _, text = item.partition("=")
-        if method not in METHODS:
-            raise UsageError(f"--lr: {item!r} is not method=rate with a method of {METHODS}")
-        try:
-            rates[method] = float(text)
-        except ValueError:
-            rates[method] = math.nan
-        if not 0 < rates[method] < math.inf:
-            raise UsageError(f"--lr: {item!r} is not method=rate with a positive number")
-    for method in methods:
-        if method not in rates:
-            raise UsageError(
-                f"--lr: no learning rate for {method}; add {method}=RATE, take a preset "
-                "(--flagfile=experiments/presets/demo.flags) or find rates with --tune"
-            )
-    return {method: rates[method] for method in methods}
-
-
 def count_parameters(model: Any, dataset: data.Dataset) -> int:
     """Number of parameters, computed without creating any."""
     sample = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), jnp.float32)
@@ -609,48 +497,6 @@ def hardware(devices: list[Any], workers: int) -> str:
     if devices[0].platform != "cpu":
         return f"{workers} x {devices[0].device_kind}"
     return f"{workers} virtual CPU device{'s' if workers > 1 else ''} on {os.cpu_count()} cores"
-
-
-def robust_rate(scores: dict[float, tuple[float, float]]) -> float:
-    """The best rate that does not lie at the edge of stability.
-
-    At the edge a run depends on how a machine rounds: its accuracy moves by a point from one to
-    another. A rate lies there if the next larger one of the grid has less than half of its
-    accuracy; of the largest rate this is not known. If all do, the best is taken nevertheless.
-
-    Args:
-      scores: rate -> mean validation accuracy, and minus the mean loss.
-
-    Example:
-      >>> robust_rate({0.1: (0.95, -0.3), 0.3: (0.96, -0.2), 1.0: (0.97, -0.1), 3.0: (0.1, -9.0)})
-      0.3
-    """
-    rates = sorted(scores)
-    safe = [a for a, b in itertools.pairwise(rates) if scores[b][0] >= scores[a][0] / 2]
-    return max(safe or rates, key=scores.__getitem__)
-
-
-def tuning_table(
-    grid: list[float],
-    lines: list[tuple[str, dict[float, tuple[float, float]]]],
-    chosen: dict[str, float],
-    command: str,
-) -> str:
-    """Mean validation accuracy of every rate and method, and the flag that uses the best."""
-    rows = [["method", *(f"{rate:g}" for rate in grid)], ["---"] + ["--:"] * len(grid)]
-    for method, scores in lines:
-        cells = [f"{100 * accuracy:.1f}" if accuracy else "lost" for accuracy, _ in scores.values()]
-        best = grid.index(chosen[method])
-        cells[best] = f"**{cells[best]}**"
-        rows.append([f"`{method}`", *cells])
-    flag = ",".join(f"{method}={rate:g}" for method, rate in chosen.items())
-    return (
-        "# Validation accuracy (%) by learning rate\n\n"
-        + "".join("| " + " | ".join(row) + " |\n" for row in rows)
-        + "\nBest accuracy, among equals the lowest validation loss, of the rates whose next "
-        + "larger one keeps half of it. Made by `"
-        + f"{command}`\n\n```\n--lr={flag}\n```\n"
-    )
 
 
 def main(argv: list[str], job: Callable[[], None] = run) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from experiments import data, libsvm, storage, train
+from experiments import data, libsvm, processes, storage, train
+from experiments.arguments import UsageError
 from tests.paths import ROOT
 
 
@@ -81,19 +82,21 @@ def test_a_coordinator_that_does_not_answer_is_named() -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    with pytest.raises(train.UsageError, match=f"--coordinator={address}: process 0 does not"):
-        train.wait_for(address, 0.3)
+    with pytest.raises(UsageError, match=f"--coordinator={address}: process 0 does not"):
+        processes.wait_for(address, 0.3)
 
 
-@pytest.mark.parametrize("address", ["localhost", "localhost:", ":80", "localhost:http", "a:70000"])
+@pytest.mark.parametrize(
+    "address", ["localhost", "localhost:", ":80", "localhost:http", "[::1]:", "a:70000"]
+)
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(train.UsageError, match="must be host:port"):
-        train.wait_for(address, 0.1)
+    with pytest.raises(UsageError, match="must be host:port"):
+        processes.wait_for(address, 0.1)
 
 
 def test_a_coordinator_that_answers_is_waited_for() -> None:
     with socket.create_server(("localhost", 0)) as server:
-        train.wait_for(f"localhost:{server.getsockname()[1]}", 5)
+        processes.wait_for(f"localhost:{server.getsockname()[1]}", 5)
 
 
 def test_flags_that_do_not_fit_end_in_one_line() -> None:

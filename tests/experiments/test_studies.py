@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import batch_size_table, counterexamples, rates, span, storage, train
+from experiments import batch_size_table, counterexamples, processes, rates, span, storage, train
 
 Rows = list[dict[str, Any]]
 
@@ -114,7 +114,7 @@ def test_constants_of_the_rates_study() -> None:
 
 
 def test_batch_size_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)  # the session keeps its own
+    monkeypatch.setattr(processes.signal, "signal", lambda *_: None)  # the session keeps its own
     words = ["study", "--methods=ef_signsgd", "--lr=ef_signsgd=0.4", "--seeds=1", "--epochs=1"]
     words += ["--batch_sizes=700,350", f"--out_dir={tmp_path / 'out'}"]
     monkeypatch.setattr(sys, "argv", batch_size_table.with_preset(words))

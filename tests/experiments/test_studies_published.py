@@ -19,6 +19,7 @@ from experiments import (
     ef21_momentum,
     ef21_w,
     heterogeneity,
+    processes,
     rare_features,
     rates,
     span,
@@ -175,7 +176,7 @@ def test_ten_methods(tmp_path: Path) -> None:
 
 
 def test_batch_size_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)  # the session keeps its own
+    monkeypatch.setattr(processes.signal, "signal", lambda *_: None)  # the session keeps its own
     words = ["study", f"--out_dir={tmp_path / 'out'}"]
     monkeypatch.setattr(sys, "argv", batch_size_table.with_preset(words))
     with flagsaver.flagsaver():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import report, storage, train
+from experiments import arguments, report, storage, train, tuning
 from tests.paths import ROOT
 
 # Those of the small studies are in test_studies.py.
@@ -77,8 +77,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def test_presets_are_complete_and_say_what_they_are(preset: Path) -> None:
     with flagsaver.flagsaver():
         train.FLAGS(["train", f"--flagfile={preset}"])
-        methods = train.parse_methods(train.FLAGS.methods)
-        assert list(train.parse_rates(train.FLAGS.lr, methods)) == methods
+        methods = arguments.parse_methods(train.FLAGS.methods, train.METHODS)
+        assert list(arguments.parse_rates(train.FLAGS.lr, methods, train.METHODS)) == methods
     header = preset.read_text().split("\n--")[0]
     for word in ("Result:", "Command:", "Hardware:", "Learning rates:"):
         assert word in header, f"{preset.name} does not state its {word}"
@@ -136,10 +136,10 @@ def cells(text: str, method: str) -> list[str]:
 
 def test_the_rate_that_is_chosen_is_not_at_the_edge_of_stability() -> None:
     scores = {0.1: (0.957, -0.2), 0.3: (0.963, -0.2), 1.0: (0.969, -0.2), 3.0: (0.117, -9.0)}
-    assert train.robust_rate(scores) == 0.3
-    assert train.robust_rate({**scores, 3.0: (0.95, -0.3)}) == 1.0
-    assert train.robust_rate({0.1: (0.9, -0.2), 1.0: (0.9, -0.1), 3.0: (0.8, -1.0)}) == 1.0
-    assert train.robust_rate({0.1: (0.9, -0.2)}) == 0.1
+    assert tuning.robust_rate(scores) == 0.3
+    assert tuning.robust_rate({**scores, 3.0: (0.95, -0.3)}) == 1.0
+    assert tuning.robust_rate({0.1: (0.9, -0.2), 1.0: (0.9, -0.1), 3.0: (0.8, -1.0)}) == 1.0
+    assert tuning.robust_rate({0.1: (0.9, -0.2)}) == 0.1
 
 
 def test_table_states_mean_deviation_difference_and_bytes() -> None:
