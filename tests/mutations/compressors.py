@@ -261,4 +261,11 @@ MUTATIONS = (
         "max(ratio ** ((epoch + 1) / max(warmup_epochs, 1)), ratio)",
         ("tests/feedback/test_ef14_kin.py::test_dgc_warmup_falls_from_epoch_to_epoch",),
     ),
+    Mutation(
+        "row_sign: all rows share the scale of the leaf",
+        "ef_optax/compressors/quantize/row_sign.py",
+        "jnp.sum(jnp.abs(rows), axis=1, dtype=scale_dtype(x.dtype)) / max(1, rows.shape[1])",
+        "jnp.full(rows.shape[:1], jnp.mean(jnp.abs(rows)), scale_dtype(x.dtype))",
+        ("tests/compressors/test_row_sign.py::test_rows_that_do_not_occur_do_not_move",),
+    ),
 )

@@ -182,4 +182,26 @@ MUTATIONS = (
         "indices = [0 for _ in axes]",
         ("tests/parallel/test_model_axes.py::test_each_slice_sends_its_own_random_mask",),
     ),
+    # ---------------------------------------------------------------- traces
+    Mutation(
+        "objects with other settings are taken for the same",
+        "ef_optax/_core/once.py",
+        "return (type(value), value) if known else id(value)",
+        "return type(value)",
+        ("tests/exchange/test_once.py",),
+    ),
+    Mutation(
+        "a value that one trace computes is kept for the next",
+        "ef_optax/_core/once.py",
+        "if _holds_tracer(owner):",
+        "if False:",
+        ("tests/exchange/test_once.py",),
+    ),
+    Mutation(
+        "the method of an object is not told from its other methods",
+        "ef_optax/_core/once.py",
+        "(name, identity_of(owner))",
+        "identity_of(owner)",
+        ("tests/exchange/test_once.py",),
+    ),
 )

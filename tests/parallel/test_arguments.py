@@ -9,22 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from optax import contrib
 
 import ef_optax as ef
+from tests.parallel.ways import WHERE, N, workers
 
-N = 2
 X = np.arange(8.0, dtype=np.float32).reshape(4, 2)  # two rows a worker
-WHERE = ["simulate", "auto", "explicit"]
-
-
-def workers(where: str):
-    if where == "simulate":
-        return N
-    kind = AxisType.Explicit if where == "explicit" else AxisType.Auto
-    return jax.make_mesh((N,), ("data",), axis_types=(kind,), devices=jax.devices()[:N])
 
 
 def placed(x, where: str):

@@ -9,20 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType
 
 import ef_optax as ef
+from tests.parallel.ways import WHERE, N, workers
 
-N = 2
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-WHERE = ["simulate", "auto", "explicit"]
-
-
-def workers(where: str):
-    if where == "simulate":
-        return N
-    kind = AxisType.Explicit if where == "explicit" else AxisType.Auto
-    return jax.make_mesh((N,), ("data",), axis_types=(kind,), devices=jax.devices()[:N])
 
 
 class Model(nnx.Module):
