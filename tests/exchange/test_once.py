@@ -89,6 +89,8 @@ def test_a_value_of_one_trace_is_not_kept_for_another() -> None:
         np.testing.assert_array_equal(scaled(X, factor), factor * X)
     assert len(traces) == 1, "the outer program is traced once"
     np.testing.assert_array_equal(jax.vmap(scaled, (None, 0))(X, X), X[:, None] * X)
+    with jax.checking_leaks():
+        jax.jit(lambda x, factor: traced_once(Affine(factor).of, x))(X, 4.0)
 
 
 def test_compressors_of_different_settings_in_one_program() -> None:

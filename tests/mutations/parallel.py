@@ -199,8 +199,8 @@ MUTATIONS = (
     Mutation(
         "gradients at all query points are accepted by one norm",
         f"{HERE}/quarantine.py",
-        'return list(value.values()) if name == "grads" and isinstance(value, Mapping) else [value]',
-        "return [value]",
+        'if name == "grads" and isinstance(value, Mapping)',
+        "if False",
         ("tests/feedback/test_bad_gradients.py::test_no_bad_number_is_remembered",),
     ),
 )
