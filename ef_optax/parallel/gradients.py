@@ -17,7 +17,7 @@ from ef_optax._exchange import collectives as coll
 from ef_optax._numeric import check
 from ef_optax._numeric.random import is_key
 from ef_optax.estimators.points import HessianVector, Points
-from ef_optax.parallel import modules, specs
+from ef_optax.parallel import mesh_types, modules, specs
 from ef_optax.parallel.arguments import (
     Arguments,
     check_rows,
@@ -103,7 +103,9 @@ def worker_value_and_grad(
         of_grads = jax.tree.map(lambda p: P(axis_name, *specs.of(p)), points["params"])
         with explained():
             (losses, aux), grads = workers.run(
-                _local_gradients(loss_fn, given, axis_name, has_aux, accumulate),
+                mesh_types.removed_if_needed(
+                    _local_gradients(loss_fn, given, axis_name, has_aux, accumulate)
+                ),
                 (dict(points), batch, given.arrays),
                 (of_points, workers.share, of_arrays),
                 workers.own,

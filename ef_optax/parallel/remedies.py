@@ -14,12 +14,6 @@ _KNOWN = {
         "optax.chain(ef_optax.data_parallel(rule, mesh, axis_name), linesearch) evaluates its "
         "value_fn outside the workers."
     ),
-    "Old and new values have different structures": (
-        "equinox compares the types of the states before and after, and on a mesh the type of a "
-        "constant differs from that of an array of the mesh. The state of "
-        "equinox.nn.BatchNorm(mode='ema') becomes a constant; mode='batch', which equinox "
-        "recommends, works on a mesh."
-    ),
     "Received incompatible devices": (
         "an argument is committed to devices that are not those of the mesh. Put parameters and "
         "whatever else lies there on the mesh before init, "

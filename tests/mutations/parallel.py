@@ -145,6 +145,13 @@ MUTATIONS = (
         "jax.jvp(gradient_at, (point.point,), (point.point,))[1]",
         (f"{POINTS}test_points_are_evaluated_on_the_same_batch",),
     ),
+    Mutation(
+        "a loss that compares types is only traced on the mesh",
+        f"{HERE}/mesh_types.py",
+        "return _without_types(fun, operands)",
+        "return fun(*operands)",
+        (f"{TESTS}/test_modules.py::test_a_constant_and_an_argument_have_equal_types",),
+    ),
     # ---------------------------------------------------------------- checkpoints
     Mutation(
         "a checkpoint of another model is read",

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 import ef_optax as ef
 from tests.parallel.ways import WHERE, N, workers
@@ -97,9 +98,8 @@ def test_other_points_of_a_module_and_modules_among_the_arguments_are_refused() 
         ef.worker_value_and_grad(loss, N, "data")(ef.estimators.Points({"params": model}), X)
 
 
-@pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("mode", ["batch", "ema"])
-def test_batch_norm_of_equinox(where: str, mode) -> None:
+def equinox_norm(mode, where, constrained: bool = False):
+    """The losses and the state after a step, of BatchNorm as a loss that returns its state."""
     make = eqx.nn.make_with_state(eqx.nn.BatchNorm)
     norm, state = make(3, axis_name="batch", mode=mode, momentum=0.9)
     params, static = eqx.partition(norm, eqx.is_inexact_array)
@@ -108,15 +108,56 @@ def test_batch_norm_of_equinox(where: str, mode) -> None:
         over_batch = jax.vmap(
             eqx.combine(params, static), axis_name="batch", in_axes=(0, None), out_axes=(0, None)
         )
+        if constrained:
+            batch = jax.lax.with_sharding_constraint(batch, jax.P("model"))
         out, state = over_batch(batch, state)
         return jnp.mean(out**2), state
 
-    fun = ef.worker_value_and_grad(of_state, workers(where), "data", has_aux=True, aux_mean=True)
-    if mode == "ema" and where != "simulate":
-        with pytest.raises(ValueError, match=r"mode='batch'.*works on a mesh"):
-            jax.jit(fun)(params, X, state)
-        return
-    (_, after), _ = jax.jit(fun)(params, X, state)
-    index = norm.batch_state_index if mode == "batch" else norm.ema_state_index
+    fun = ef.worker_value_and_grad(of_state, where, "data", has_aux=True, aux_mean=True)
+    (_, after), grads = jax.jit(fun)(params, X, state)
+    return after.get(norm.batch_state_index if mode == "batch" else norm.ema_state_index), grads
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_batch_norm_of_equinox(where: str, mode) -> None:
+    (mean, _), grads = equinox_norm(mode, workers(where))
     share = 0.1 if mode == "batch" else 1.0  # of the first step
-    np.testing.assert_allclose(after.get(index)[0], share * X.mean(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(mean, share * X.mean(0), rtol=1e-5, atol=1e-7)
+    own = X.reshape(N, 4, 3)
+    normalised = (own - own.mean(1, keepdims=True)) ** 2 / (own.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(grads.weight, 2 / 3 * normalised.mean(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_loss_that_compares_types_may_be_split_over_a_model_axis(kind: AxisType) -> None:
+    devices = jax.devices()[: 2 * N]
+    mesh = jax.make_mesh((N, 2), ("data", "model"), axis_types=(kind, kind), devices=devices)
+    (mean, _), _ = equinox_norm("ema", mesh)
+    np.testing.assert_allclose(mean, X.mean(0), rtol=1e-5, atol=1e-7)
+    (mean, _), _ = equinox_norm("ema", mesh, constrained=True)
+    np.testing.assert_allclose(mean, X.mean(0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_a_constant_and_an_argument_have_equal_types(where: str) -> None:
+    """Solvers that check what they iterate compare the types of their first and next values."""
+
+    def loss(w, x):
+        looks = lambda value: jax.eval_shape(lambda: value)  # noqa: E731
+        assert looks(w) == looks(jnp.float32(0.0)), "a solver's own words"
+        branch = jax.lax.cond(x[0, 0] > 0, lambda: w, lambda: jnp.float32(2.0))
+        return branch * w * jnp.mean(x) + jax.lax.pmean(w, "data")
+
+    _, grads = ef.worker_value_and_grad(loss, workers(where), "data")(jnp.float32(3.0), X)
+    own = X.reshape(N, -1)
+    expected = own.mean(1) * np.where(own[:, 0] > 0, 6.0, 2.0) + 1.0
+    np.testing.assert_allclose(grads, expected, rtol=1e-6)
+
+
+def test_of_two_errors_the_one_on_the_mesh_is_raised() -> None:
+    def loss(w, x):
+        raise ValueError("without" if jax.sharding.get_abstract_mesh().empty else "with the mesh")
+
+    with pytest.raises(ValueError, match="with the mesh"):
+        ef.worker_value_and_grad(loss, workers("auto"), "data")(jnp.float32(3.0), X)
