@@ -59,6 +59,7 @@ CALLS = {
         random_k(0.01, key=0, shared_mask=True)
         random_block(0.01, key=0)
         exchanges.perm_k(key=0)
+        arc_top_k(0.01)
         bernoulli(0.1, key=0)
         bernoulli(0.1, key=0, scaled=False)
         threshold(0.1, capacity=0.02)

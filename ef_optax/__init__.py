@@ -87,6 +87,7 @@ from ef_optax.compressors.quantize.threshold_sign import threshold_sign
 from ef_optax.compressors.quantize.two_bit import two_bit
 from ef_optax.compressors.quantize.two_mean_sign import two_mean_sign
 from ef_optax.compressors.quantize.uniform import uniform
+from ef_optax.compressors.sparse.arc_top_k import arc_top_k
 from ef_optax.compressors.sparse.bernoulli import bernoulli
 from ef_optax.compressors.sparse.block_top_k import block_top_k
 from ef_optax.compressors.sparse.comp_k import comp_k
@@ -154,6 +155,7 @@ __all__ = [
     "save",
     "restore",
     # Compressors that keep some of the values
+    "arc_top_k",
     "bernoulli",
     "block_top_k",
     "comp_k",

@@ -234,6 +234,7 @@ def test_no_compiler_may_skip_the_rounding(name: str) -> None:
 
 WITH_PRODUCTS = {
     "acp_sgd": lambda: ef.acp_sgd(9),
+    "arc_top_k": lambda: ef.arc_top_k(0.1),
     "gradiveq": lambda: ef.gradiveq(0.5, samples=2, period=5, slice_size=32),
     "power_sgd": lambda: ef.power_sgd(9),
     "svd": lambda: ef.svd(9),

@@ -11,6 +11,7 @@ import pytest
 
 import ef_optax as ef
 from ef_optax._numeric.matrix import orthonormal
+from ef_optax.compressors._batches import batches_of
 from ef_optax.compressors.low_rank.acp_sgd import acp_sgd
 from ef_optax.compressors.low_rank.atomo import atomo
 from ef_optax.compressors.low_rank.power_sgd import power_sgd
@@ -153,7 +154,9 @@ def test_equal_matrices_are_one_batch(make) -> None:
         np.testing.assert_allclose(together[k], alone, atol=2e-5)
         for a, b in zip(jax.tree.leaves(after.codec[k]), jax.tree.leaves(state.codec), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-4)
-    batches, dense = compressor.codec.batches(list(tree.values()))
+    batches, dense = batches_of(
+        list(tree.values()), [compressor.codec.plan(x.shape) for x in tree.values()]
+    )
     assert [b.members for b in batches] == [(0, 1), (2,), (3, 4)] and dense == [5]
     assert [len(b.parts) for b in batches] == [1, 1, 2]
 

@@ -262,6 +262,7 @@ def messageless():
     """One codec of each class without a message of its own; a new class must be listed here."""
     return {
         "AcpSgd": ef.acp_sgd(1),
+        "ArcTopK": ef.arc_top_k(k=1),
         "Carried": ef.exchanges.two_shot(ef.sign()),
         "CountSketch": ef.count_sketch(3, 4, k=1),
         "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),

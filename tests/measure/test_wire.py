@@ -8,31 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
 from ef_optax._core.codec import Codec
-from ef_optax._exchange.exchange import Exchange
 from ef_optax._exchange.rounds import HEADER_WORDS
 from tests.compressors.pool import CASES, thinned
 from tests.exchanges.pool import EXCHANGES
+from tests.programs import exchange_of
 
 SHAPES = {"kernel": (6, 11), "bias": (7,)}
-
-
-def exchange_of(codec: Codec, shapes, mesh):
-    """The compiled exchange of leaves of these shapes between four workers."""
-    exchange = Exchange(codec, "data")
-    leaves = {name: jnp.zeros((4, *shape)) for name, shape in shapes.items()}
-
-    def one(tree):
-        tree = jax.tree.map(lambda x: x[0], tree)
-        return exchange(tree, exchange.init(tree)).aggregate
-
-    mapped = jax.shard_map(
-        one, mesh=mesh, in_specs=P("data"), out_specs=P(), axis_names={"data"}, check_vma=False
-    )
-    return jax.jit(mapped).lower(leaves).compile()
 
 
 CARRIED = ("global_top_k_of_sum", "global_top_k_of_sum-tree", "leader", "majority_vote", "reduce")

@@ -154,6 +154,27 @@ MUTATIONS = (
         "jnp.sign(x) * jnp.ceil(jnp.abs(x) / safe_divisor(scale))",
         (f"{TESTS}/test_dithering.py::test_three_lc_sends_above_half_of_its_step",),
     ),
+    Mutation(
+        "ARC-Top-K: every worker sends the rows that its own sketch chooses",
+        f"{SPARSE}/arc_top_k.py",
+        "for batch, sketch in zip(batches, sketches, strict=True):",
+        "for batch, sketch in zip(batches, own_sketches, strict=True):",
+        (f"{TESTS}/test_arc_top_k.py::test_arc_top_k_between_workers",),
+    ),
+    Mutation(
+        "ARC-Top-K: the residual keeps the rows that were sent",
+        f"{SPARSE}/arc_top_k.py",
+        "chosen[number], -own[number])",
+        "chosen[number], 0 * own[number])",
+        (f"{TESTS}/test_arc_top_k.py::test_arc_top_k_between_workers",),
+    ),
+    Mutation(
+        "ARC-Top-K: the same directions in every step",
+        f"{SPARSE}/arc_top_k.py",
+        "dataclasses.replace(workers, path=0)",
+        "dataclasses.replace(workers, path=0, step=0)",
+        (f"{TESTS}/test_arc_top_k.py::test_arc_top_k_between_workers",),
+    ),
     # ---------------------------------------------------------------- low rank
     Mutation(
         "PowerSGD: the directions of the last step are not kept",

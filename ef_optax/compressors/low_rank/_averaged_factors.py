@@ -1,8 +1,7 @@
 """What the low-rank methods with averaged factors share: matrices of one shape form one batch.
 
 The codec gets all leaves of an exchange together (``granularity="group"``). Matrices of one shape
-form a batch, with one orthonormalisation and one array on the wire instead of one per layer. Small
-leaves also share one product; large leaves are multiplied one by one, because stacking copies them.
+form a batch, with one orthonormalisation and one array on the wire instead of one per layer.
 """
 
 from __future__ import annotations
@@ -21,75 +20,14 @@ from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Mean
 from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
-from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
-from ef_optax._numeric.linear import einsum
-from ef_optax._numeric.matrix import Matrices, low_rank_product, matrix_view
+from ef_optax._numeric.matrix import Matrices, matrix_view
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, size_of
+from ef_optax.compressors._batches import Batch, batches_of
 from ef_optax.compressors.combine.scheduled import delayed
 from ef_optax.compressors.compressor import Compressor
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Leaves whose matrices have one shape; each of their factors is one array (count, ...)."""
-
-    members: tuple[int, ...]  # positions in the list of leaves
-    leads: tuple[tuple[int, ...], ...]  # the shapes of the members' batch axes
-    parts: tuple[Array, ...]  # (count, rows, columns): all members stacked, or one part per member
-
-    @property
-    def _counts(self) -> list[int]:
-        return [size_of(lead) for lead in self.leads]
-
-    def gather(self, states: Sequence[Array] | dict[int, Array]) -> Array:
-        """The factors of the members, by their positions, as one array."""
-        own = [states[i].reshape(-1, *states[i].shape[-2:]) for i in self.members]
-        return own[0] if len(own) == 1 else jnp.concatenate(own)
-
-    def scatter(self, factor: Array) -> list[Array]:
-        """The inverse of :meth:`gather`: a factor for each member, with its own batch axes."""
-        pieces = _split(factor, self._counts)
-        return [f.reshape(*lead, *f.shape[1:]) for f, lead in zip(pieces, self.leads, strict=True)]
-
-    def times(self, right: Array) -> Array:
-        """``M Q``, from Q as (count, r, columns)."""
-        return self._products("mrc,mkc->mrk", right)
-
-    def transposed_times(self, left: Array) -> Array:
-        """``M^T P`` as (count, r, columns); another order would read M by columns."""
-        return self._products("mrc,mrk->mkc", left)
-
-    def _products(self, subscripts: str, factor: Array) -> Array:
-        pieces = _split(factor, [len(part) for part in self.parts])
-        products = [einsum(subscripts, part, f) for part, f in zip(self.parts, pieces, strict=True)]
-        return products[0] if len(products) == 1 else jnp.concatenate(products)
-
-    def minus(self, left: Array, right: Array) -> Batch:
-        """The batch of ``M - P Q``."""
-        parts = zip(self.parts, self._parts_of(left, right), strict=True)
-        return dataclasses.replace(self, parts=tuple(a - b for a, b in parts))
-
-    def values(self, left: Array, right: Array) -> list[Array]:
-        """``P Q`` for each member, as (its count, rows, columns)."""
-        products = self._parts_of(left, right)
-        if len(products) == len(self.members):
-            return products
-        return _split(products[0], self._counts)
-
-    def _parts_of(self, left: Array, right: Array) -> list[Array]:
-        counts = [len(part) for part in self.parts]
-        pairs = zip(_split(left, counts), _split(right, counts), strict=True)
-        return [low_rank_product(a, b) for a, b in pairs]
-
-
-def _split(x: Array, counts: Sequence[int]) -> list[Array]:
-    if len(counts) == 1:
-        return [x]
-    ends = [sum(counts[:i]) for i in range(len(counts) + 1)]
-    return [x[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,31 +96,10 @@ class AveragedFactors(MessagelessCodec):
         key = jax.random.fold_in(as_key(self.key, "low rank"), zlib.crc32(path.encode()))
         return jax.random.normal(key, shape, dtype)
 
-    def batches(self, leaves: Sequence[Array]) -> tuple[list[Batch], list[int]]:
-        """The batches of the leaves that are compressed, and the positions of the dense ones."""
-        groups: dict[Any, list[int]] = {}
-        dense, leads = [], {}
-        for i, x in enumerate(leaves):
-            plan = self.plan(x.shape)
-            if plan is None:
-                dense.append(i)
-                continue
-            matrices, rank = plan
-            leads[i] = matrices.lead
-            key = matrices.rows, matrices.columns, rank, wide_dtype(x.dtype)
-            groups.setdefault(key, []).append(i)
-        batches = []
-        for (rows, columns, _, dtype), members in groups.items():
-            parts = [leaves[i].astype(dtype).reshape(-1, rows, columns) for i in members]
-            if len(parts) > 1 and rows * columns <= STACK_LIMIT:
-                parts = [jnp.concatenate(parts)]
-            batches.append(Batch(tuple(members), tuple(leads[i] for i in members), tuple(parts)))
-        return batches, dense
-
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         """The method's steps; the first round averages the dense leaves as well."""
         del workers
-        batches, dense = self.batches(x)
+        batches, dense = batches_of(x, [self.plan(leaf.shape) for leaf in x])
         means, waiting = [], [x[i] for i in dense]
         steps = self.factors(batches, state)
         factors = next(steps)
