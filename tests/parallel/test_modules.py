@@ -142,14 +142,16 @@ def test_a_loss_that_compares_types_may_be_split_over_a_model_axis(kind: AxisTyp
 @pytest.mark.parametrize("where", WHERE)
 def test_a_constant_and_an_argument_have_equal_types(where: str) -> None:
     """Solvers that check what they iterate compare the types of their first and next values."""
+    start = jnp.float32(2.0)
 
     def loss(w, x):
         looks = lambda value: jax.eval_shape(lambda: value)  # noqa: E731
-        assert looks(w) == looks(jnp.float32(0.0)), "a solver's own words"
-        branch = jax.lax.cond(x[0, 0] > 0, lambda: w, lambda: jnp.float32(2.0))
+        assert looks(w) == looks(start), "a solver's own words"
+        branch = jax.lax.cond(x[0, 0] > 0, lambda: w, lambda: start)
         return branch * w * jnp.mean(x) + jax.lax.pmean(w, "data")
 
-    _, grads = ef.worker_value_and_grad(loss, workers(where), "data")(jnp.float32(3.0), X)
+    fun = jax.jit(ef.worker_value_and_grad(loss, workers(where), "data"))
+    _, grads = fun(jnp.float32(3.0), X)
     own = X.reshape(N, -1)
     expected = own.mean(1) * np.where(own[:, 0] > 0, 6.0, 2.0) + 1.0
     np.testing.assert_allclose(grads, expected, rtol=1e-6)
