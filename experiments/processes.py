@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -57,10 +60,41 @@ def join(coordinator: str | None, count: int | None, number: int | None, seconds
         raise UsageError(f"--process_id={number} must lie in 0 ... num_processes - 1")
     if coordinator and number:  # process 0 is the coordinator
         wait_for(coordinator, seconds)
+    others = (
+        f"--multihost: not all of the {count or 'other'} processes arrived within {seconds} s; "
+        "start them all, or wait longer with --connect_timeout"
+    )
     try:
-        jax.distributed.initialize(coordinator, count, number, initialization_timeout=seconds)
+        with ended_after(seconds, others):
+            later = seconds + _MARGIN
+            jax.distributed.initialize(coordinator, count, number, initialization_timeout=later)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"--multihost: {str(error).splitlines()[0]}") from None
+
+
+_MARGIN = 60
+"""Seconds after our own time limit at which JAX's client would end the process."""
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float, error: str) -> Iterator[None]:
+    """Ends this process with one line if the block takes longer.
+
+    JAX's client waits in C++, where no exception can reach it, and then ends the process itself,
+    with a stack trace.
+    """
+
+    def end() -> None:
+        os.write(2, f"error: {error}\n".encode())
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def wait_for(address: str, seconds: float) -> None:

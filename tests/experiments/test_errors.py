@@ -99,6 +99,20 @@ def test_a_coordinator_that_answers_is_waited_for() -> None:
         processes.wait_for(f"localhost:{server.getsockname()[1]}", 5)
 
 
+def test_partners_that_never_come_are_waited_for_and_named() -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    program = f"from experiments import processes; processes.join({address!r}, 2, 0, 1)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False, timeout=120
+    )
+    assert run.returncode == 1
+    words = run.stderr.decode().splitlines()
+    assert words[-1].startswith("error: --multihost: not all of the 2 processes arrived within 1 s")
+    assert not [line for line in words if "Traceback" in line or "stack trace" in line]
+
+
 def test_flags_that_do_not_fit_end_in_one_line() -> None:
     command = [sys.executable, "-m", "experiments.train", "--multihost", "--num_processes=0"]
     options = ["--flagfile=experiments/presets/demo.flags", "--coordinator=localhost:1"]
