@@ -309,8 +309,28 @@ def pages() -> dict[str, str]:
     for room, modules in rooms.items():
         made[f"{folder(room)}/index.md"] = room_page(room, modules)
     entries = "\n".join(f"{folder(room)}/index" for room in rooms)
-    made["index.md"] = f"# Reference\n\n{fenced('{toctree}', entries, ':maxdepth: 1', '')}\n"
+    begin = [
+        [link(f"ef.{name}", f"ef_optax.{name}"), first_sentence(f"ef_optax.{name}")]
+        for name in to_begin_with()
+    ]
+    made["index.md"] = (
+        "\n\n".join(
+            (
+                "# Reference",
+                "Ten names are enough to begin:",
+                table(["name", "what it is"], begin),
+                "All public names, by what they are:",
+                fenced("{toctree}", entries, ":maxdepth: 1", ""),
+            )
+        )
+        + "\n"
+    )
     return made
+
+
+def to_begin_with() -> list[str]:
+    """The names in the table at the top of ``help(ef_optax)``."""
+    return re.findall(r"``(\w+)``", inspect.getdoc(ef).split("=====\n")[1])
 
 
 def folder(room: str) -> str:

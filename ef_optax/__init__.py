@@ -13,6 +13,10 @@ how it travels; everything else is built from these three. Ten names are enough 
 ``save``, ``restore``                     checkpoints, for another number of workers too
 ========================================= =====================================================
 
+``help(ef_optax.top_k)`` has the formula, the arguments and an example, as for every public name;
+``docs/how-to-choose.md`` compares compressors and rules, and ``docs/frameworks.md`` has the
+shortest training steps in Flax, Equinox and plain JAX.
+
 >>> import ef_optax as ef, jax.numpy as jnp, optax
 >>> tx = optax.chain(ef.error_feedback(ef.top_k(0.25), axis_name="data"), optax.sgd(0.1))
 >>> tx = ef.simulate(tx, 2, "data")  # or ef.data_parallel(tx, mesh, "data")

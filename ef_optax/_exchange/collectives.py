@@ -17,6 +17,18 @@ import numpy as np
 AxisName = str | tuple[str, ...] | None
 
 
+class UnboundAxisError(NameError):
+    """A rule names an axis over which no surrounding map runs.
+
+    Attributes:
+      axis: what the rule names.
+    """
+
+    def __init__(self, axis: AxisName, message: str) -> None:
+        super().__init__(message)
+        self.axis = axis
+
+
 def axis_names(axis: AxisName) -> tuple[str, ...]:
     """The axis name as a tuple; empty for None."""
     return () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
@@ -50,10 +62,11 @@ def axis_size(axis: AxisName) -> int:
     try:
         return int(jax.lax.axis_size(axis))
     except NameError as error:
-        raise NameError(
+        raise UnboundAxisError(
+            axis,
             f"axis_name={axis!r} is not the name of an axis here. Lift the chain with "
             "ef_optax.data_parallel(tx, mesh, axis_name) or ef_optax.simulate(tx, n, axis_name), "
-            "of that name, or call its update inside jax.shard_map; axis_name=None is one worker."
+            "of that name, or call its update inside jax.shard_map; axis_name=None is one worker.",
         ) from error
 
 

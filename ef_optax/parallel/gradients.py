@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +24,9 @@ from ef_optax.parallel.arguments import (
     is_number,
     take_apart,
 )
+from ef_optax.parallel.closures import used_by
 from ef_optax.parallel.mesh import MeshMap
-from ef_optax.parallel.remedies import explained
+from ef_optax.parallel.remedies import explained, workers_along
 from ef_optax.parallel.simulation import VmapMap
 from ef_optax.parallel.worker_map import SAME, WorkerMap, sizes_of
 
@@ -61,8 +60,8 @@ def worker_value_and_grad(
       folded with the worker's index, :class:`PerWorker` trees are split along their leading axis,
       other arrays are replicated, and anything that is not an array (``train=True``, a number, a
       string, a function) is a Python value inside ``loss_fn``. Pass all arrays as arguments: on a
-      mesh with Explicit axes ``loss_fn`` may not close over arrays of the mesh, and a key that it
-      closes over is the same on all workers. If ``params`` comes from :func:`query_points`,
+      mesh with Explicit axes ``loss_fn`` may not close over arrays of the mesh, and a key that is
+      not an argument is the same on all workers. If ``params`` comes from :func:`query_points`,
       ``grads`` is a dictionary with the gradient at each point, all on the same batch and keys.
 
       ``params`` may be a module of ``flax.nnx``, as for ``nnx.value_and_grad``: the gradients are
@@ -101,7 +100,7 @@ def worker_value_and_grad(
         of_points = {name: workers.own if own else SAME for name, own in own_points.items()}
         of_arrays = [workers.own if own else SAME for own in given.own]
         of_grads = jax.tree.map(lambda p: P(axis_name, *specs.of(p)), points["params"])
-        with explained():
+        with explained(), workers_along(axis_name):
             (losses, aux), grads = workers.run(
                 mesh_types.removed_if_needed(
                     _local_gradients(loss_fn, given, axis_name, has_aux, accumulate)
@@ -285,8 +284,8 @@ def _is_raw_key(x: Any) -> bool:
 def _check_keys(loss_fn: Callable[..., Any], given: Arguments) -> None:
     """Refuses keys that would be the same on all workers.
 
-    A loss that closes over a key only gets a warning, because drawing the same numbers on all
-    workers may be intended.
+    A loss that uses a key which is not an argument only gets a warning, because drawing the same
+    numbers on all workers may be intended.
 
     Raises:
       TypeError: for an untyped key among the arguments.
@@ -299,27 +298,11 @@ def _check_keys(loss_fn: Callable[..., Any], given: Arguments) -> None:
                 "jax.random.key(seed), or jax.random.wrap_key_data(key): keys of that type are "
                 "folded with the worker's index. Numbers that are not a key can be int32."
             )
-    if any(is_key(x) or _is_raw_key(x) for x in _closed_over(loss_fn)):
+    if any(is_key(x) or _is_raw_key(x) for x in used_by(loss_fn)):
         warnings.warn(
-            "loss_fn closes over a random key, so all workers draw the same numbers. Pass it, "
+            "loss_fn uses a random key that is not an argument, so all workers draw the same "
+            "numbers. Pass it, "
             "worker_value_and_grad(loss_fn, mesh, axis_name)(params, batch, key): a key among the "
             "arguments is folded with the worker's index.",
             stacklevel=3,
         )
-
-
-def _closed_over(fun: Any, seen: set[int] | None = None) -> list[Any]:
-    """The leaves in the closure of a function, and in those of the functions found there."""
-    seen = set() if seen is None else seen
-    if id(fun) in seen:
-        return []
-    seen.add(id(fun))
-    found: list[Any] = []
-    if isinstance(fun, functools.partial):
-        found += [fun.func, *jax.tree.leaves((fun.args, fun.keywords))]
-    for cell in getattr(fun, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # an empty cell, or a state that was consumed
-            found += jax.tree.leaves(cell.cell_contents)
-    return found + [
-        leaf for inner in found if callable(inner) for leaf in _closed_over(inner, seen)
-    ]

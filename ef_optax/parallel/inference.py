@@ -25,6 +25,7 @@ from ef_optax._exchange.exchange import ExchangeState
 from ef_optax.estimators.points import query_points
 from ef_optax.parallel.arguments import PerWorker, take_apart
 from ef_optax.parallel.dataflow import NOWHERE, Axes, Dataflow, axes_inside
+from ef_optax.parallel.remedies import workers_along
 from ef_optax.parallel.worker_map import Sizes, sizes_of
 
 
@@ -90,7 +91,8 @@ def varying_axes(
     params = abstract(params)
     sizes_by_name = list(zip(axis_names(axis_name), sizes, strict=True))
     trace = functools.partial(jax.make_jaxpr, axis_env=sizes_by_name, return_shape=True)
-    begin, state = trace(tx.init)(params)
+    with workers_along(axis_name):
+        begin, state = trace(tx.init)(params)
     _require_exchange(state)
     given, n = dict(extra_args or {}), math.prod(sizes)
     if "grads" in given:  # the example is of one worker; each has its own
@@ -111,7 +113,7 @@ def varying_axes(
             x = {**x, "grads": dict.fromkeys(points, g)}
         return update(g, s, p, **x)
 
-    with _about_the_update():
+    with _about_the_update(), workers_along(axis_name):
         traced, results = trace(step)(params, state, params, examples)
     every = frozenset(axis_names(axis_name))
     moved, own = _to_the_fixpoint(begin, traced, every, len(jax.tree.leaves(params)), extra.own)

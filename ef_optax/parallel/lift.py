@@ -66,7 +66,11 @@ def lifted(
       tx: a chain that exchanges over the axis of ``workers``.
       workers: the map, which runs a function of one worker on all workers.
       extra_args: examples of extra arguments that the update needs.
+
+    Raises:
+      TypeError: if ``tx`` is no transformation, or lifted already.
     """
+    _check_transformation(tx)
     plans = _Plans(tx, workers, extra_args)
     inner = optax.with_extra_args_support(tx)
 
@@ -133,6 +137,24 @@ def lifted(
     pair.state_specs = lambda params: plans.make(params).specs
     pair.abstract_state = abstract_state
     return pair
+
+
+def _check_transformation(tx: Any) -> None:
+    """Refuses what cannot be lifted: no transformation, or one that is lifted already.
+
+    Raises:
+      TypeError: with the remedy.
+    """
+    if isinstance(tx, Lifted):
+        raise TypeError(
+            f"tx is already lifted, to {tx.num_workers} workers along axis_name={tx.axis_name!r}; "
+            "lift the chain inside once, with data_parallel or with simulate."
+        )
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(
+            f"tx={tx!r} is not an Optax transformation, such as optax.chain("
+            "ef_optax.error_feedback(compressor, axis_name='data'), optax.sgd(0.1))."
+        )
 
 
 def _like(updates: Any) -> Any:

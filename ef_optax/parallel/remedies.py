@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from ef_optax._exchange.collectives import AxisName, UnboundAxisError
+
 _KNOWN = {
     "Closing over inputs to shard_map": (
         "a loss or a transformation uses an array of the mesh that is not among its arguments, "
@@ -39,3 +41,26 @@ def explained() -> Iterator[None]:
         if remedy is None:
             raise
         raise ValueError(f"{remedy} ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def workers_along(axis_name: AxisName) -> Iterator[None]:
+    """Says of an axis that is not one of workers here what the axis of the workers is.
+
+    Raises:
+      NameError: that names both axes.
+    """
+    try:
+        yield
+    except NameError as error:
+        if isinstance(error, UnboundAxisError):
+            what = f"a rule in the chain has axis_name={error.axis!r}"
+        elif "unbound axis name" in str(error):
+            what = f"a collective is over another axis ({str(error).splitlines()[0]})"
+        else:
+            raise
+        raise NameError(
+            f"{what}, but the workers are along axis_name={axis_name!r}. Both must be the same, as "
+            f"in ef_optax.simulate(ef_optax.error_feedback(compressor, axis_name={axis_name!r}), "
+            f"n, {axis_name!r})."
+        ) from error

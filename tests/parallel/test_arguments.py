@@ -85,6 +85,26 @@ def test_keys_are_folded_wherever_they_are_passed(where: str) -> None:
     np.testing.assert_allclose(draws, folded, rtol=1e-6)
 
 
+KEY = jax.random.key(0)
+
+
+def of_a_global_key(w, x):
+    return jnp.mean(w * x * jax.random.normal(KEY, ()))
+
+
+class Dropping:
+    def __init__(self, key):
+        self.key = key
+
+    def loss(self, w, x):
+        return jnp.mean(w * x * jax.random.normal(self.key, ()))
+
+    def plain(self, w, x):
+        return jnp.mean(w * x)
+
+    __call__ = loss
+
+
 def test_keys_that_would_be_the_same_on_all_workers_are_seen() -> None:
     def loss(w, x, key):
         return jnp.sum(w) * x.mean() * jax.random.normal(key, ())
@@ -97,9 +117,13 @@ def test_keys_that_would_be_the_same_on_all_workers_are_seen() -> None:
     key = jax.random.key(0)
     closing = lambda w, x: loss(w, x, key)  # noqa: E731
     around = lambda w, x: closing(w, x)  # noqa: E731
-    for closed in (closing, around, functools.partial(loss, key=key)):
-        with pytest.warns(UserWarning, match="closes over a random key.*Pass it"):
-            ef.worker_value_and_grad(closed, N, "data")(jnp.ones(2), X)
+    model = Dropping(key)
+    closed = (closing, around, functools.partial(loss, key=key), jax.jit(closing))
+    for fun in (*closed, of_a_global_key, model, model.loss):
+        with pytest.warns(UserWarning, match="uses a random key that is not an argument.*Pass it"):
+            ef.worker_value_and_grad(fun, N, "data")(jnp.ones(2), X)
+    # No warning where a key is beside the loss and is not used by it.
+    gradients(model.plain, "simulate")(jnp.ones(2), X)
 
 
 @pytest.mark.parametrize("where", ["auto", "explicit"])

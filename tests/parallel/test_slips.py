@@ -47,6 +47,22 @@ SLIPS = {
         lambda: lifted(chain(None)),
         r"nothing in the chain exchanges over that axis.*error_feedback\(compressor, axis_name='da",
     ),
+    "another axis_name in the rule": (
+        lambda: lifted(chain("workers")),
+        r"a rule in the chain has axis_name='workers', but the workers are along axis_name='data'",
+    ),
+    "another axis in the loss": (
+        lambda: losses(lambda w, x: jax.lax.pmean(jnp.sum(w * x), "workers")),
+        r"over another axis \(.*workers.*but the workers are along axis_name='data'",
+    ),
+    "a lift around a lift": (
+        lambda: lifted(ef.simulate(chain(), N, "data")),
+        r"already lifted, to 2 workers along axis_name='data'; lift the chain inside once",
+    ),
+    "a transformation that is not called": (
+        lambda: lifted(optax.adam),
+        r"is not an Optax transformation, such as optax\.chain\(",
+    ),
     "a compressor without a rule": (
         lambda: lifted(optax.chain(ef.top_k(k=1), optax.sgd(0.1))),
         "compressor that is in the chain by itself sends nothing; put it into a rule",
@@ -108,7 +124,7 @@ SLIPS = {
 @pytest.mark.parametrize("slip", SLIPS)
 def test_an_error_names_the_slip_and_the_remedy(slip: str, standard_promotion) -> None:
     make, words = SLIPS[slip]
-    with pytest.raises((ValueError, TypeError), match=words):
+    with pytest.raises((ValueError, TypeError, NameError), match=words):
         make()
 
 

@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 import ef_optax as ef
+from docs import reference
 from tests.paths import ROOT
 from tests.public import public_names
 
@@ -23,6 +24,10 @@ def test_the_names_to_begin_with_exist_and_stand_first() -> None:
     first = re.findall(r"``(\w+)``", table)
     assert len(first) == 10
     assert set(first) - {"ef21"} <= set(ef.__all__[:10])
+    links = re.findall(r"ef_optax\.(\w+)", reference.pages()["index.md"])
+    assert links[:10] == first
+    for name in first:  # each shows how it is used
+        assert ">>> " in inspect.getdoc(getattr(ef, name))
 
 
 def test_every_public_name_has_one_home() -> None:
