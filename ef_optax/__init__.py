@@ -29,8 +29,8 @@ shortest training steps in Flax, Equinox and plain JAX.
 Names that are used less often are in submodules: ``exchanges`` (how messages travel), ``policies``
 (what changes over time), ``estimators`` (of a worker's gradient), ``local`` (several steps between
 two exchanges), ``parallel`` (hand-written maps, changing the number of workers), ``measure``
-(counting bits), ``theory`` (step sizes and bounds), ``states`` (the State classes), ``checkpoint``,
-and ``extend`` (to write your own).
+(statistics of a run, counting bits), ``theory`` (step sizes and bounds), ``states`` (the State
+classes), ``checkpoint``, and ``extend`` (to write your own).
 """
 
 from typing import Any
@@ -139,6 +139,7 @@ from ef_optax.feedback.three_point_compressor import three_point_compressor
 from ef_optax.feedback.variance_based import variance_based
 from ef_optax.flat import flatten
 from ef_optax.measure.message_bits import message_bits
+from ef_optax.measure.monitor import monitor
 from ef_optax.measure.wire import wire_report
 from ef_optax.parallel.arguments import PerWorker
 from ef_optax.parallel.gradients import worker_value_and_grad
@@ -263,6 +264,7 @@ __all__ = [
     # Around the training step
     "PerWorker",
     "message_bits",
+    "monitor",
     "query_points",
     # By topic
     "checkpoint",

@@ -34,7 +34,6 @@ from ef_optax._core.policy import LeafPolicy, Stage, Stages, StepPolicy, for_lea
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Message, Permute, Sum
 from ef_optax._core.timeline import Timeline
 from ef_optax._core.traits import Traits, common
-from ef_optax._core.transformation import as_transformation
 from ef_optax._core.transport import AllGather, AllReduce, Transport
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives
@@ -58,6 +57,7 @@ from ef_optax._rules.needs import (
     UNBIASED,
     exchange_for,
 )
+from ef_optax._rules.transformation import as_transformation
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.combine.identity import Identity

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from ef_optax._core import context
-from ef_optax._core.transformation import as_transformation
 from ef_optax._numeric import offsets
 from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
+from ef_optax._rules.transformation import as_transformation
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

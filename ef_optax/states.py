@@ -11,6 +11,7 @@ worker has its own. Use these classes to look inside a state and for annotations
 """
 
 from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._exchange.monitored import MonitorState
 from ef_optax.estimators.hessian_momentum import HessianMomentumState
 from ef_optax.estimators.igt import IGTState
 from ef_optax.estimators.page import PageState
@@ -65,6 +66,7 @@ __all__ = [
     "HessianMomentumState",
     "IGTState",
     "MarinaState",
+    "MonitorState",
     "PageState",
     "ProximalState",
     "QsparseLocalSGDState",

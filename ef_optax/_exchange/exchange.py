@@ -31,9 +31,10 @@ from ef_optax._core.policy import Stage, for_leaf, stages_of
 from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
-from ef_optax._exchange import slices
+from ef_optax._exchange import monitored, slices
 from ef_optax._exchange.bundles import Bundle, bundles_of
 from ef_optax._exchange.rounds import Rounds
+from ef_optax._exchange.traffic import NOTHING, Bits, divided
 from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import FLOATING_ONLY, Array
 from ef_optax._numeric.finite import all_finite
@@ -48,6 +49,7 @@ class ExchangeState(NamedTuple):
     skipped: Array  # int32 scalar: steps skipped because some worker's numbers were bad
     ok: Array  # bool scalar: whether the last exchange was finite on every worker
     codec: Any  # per leaf: the codec's own state; () if no codec has a state
+    monitor: Any = ()  # a MonitorState if the rule is in ef_optax.monitor, else ()
 
 
 class Exchanged(NamedTuple):
@@ -90,6 +92,7 @@ class Exchange:
             skipped=jnp.zeros((), jnp.int32),
             ok=jnp.ones((), bool),
             codec=self._init_codecs(tree) if self.codec.stateful else (),
+            monitor=monitored.begin(tree),
         )
 
     def __call__(
@@ -131,9 +134,11 @@ class Exchange:
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
             header, weight, count = shared
             leaf_specs = specs or [None] * len(leaves)
-            run = _Run(self, paths, slices, leaf_specs, count, leaves_again, nan_if_bad)
-            return run(leaves, states, header, weight, tuple(want))
+            run = _Run(self, paths, slices, leaf_specs, count, leaves_again, nan_if_bad, record)
+            return run(leaves, states, header, weight, names)
 
+        record = monitored.applies(state.monitor, treedef)
+        names = monitored.names(state.monitor, want) if record else tuple(want)
         lift = context.current()
         nan_if_bad = lift is None or not lift.guarded
         specs = slices.leaf_specs(paths)
@@ -144,11 +149,24 @@ class Exchange:
         accepted = lift.accepted if lift is not None and reaches_all else None
         shared = ((finite, accepted), weight, state.step)
         if specs is None:
-            results, (states, ok) = send(leaves, states, shared, [0] * len(leaves))
+            results, (states, (ok, costs)) = send(leaves, states, shared, [0] * len(leaves))
         else:
-            names = ("aggregate", *want)
-            results, (states, ok) = slices.over_slices(send, leaves, states, shared, specs, names)
-        trees = {name: treedef.unflatten(xs) for name, xs in results.items()}
+            results, (states, (ok, costs)) = slices.over_slices(
+                send, leaves, states, shared, specs, ("aggregate", *names)
+            )
+        monitor = state.monitor
+        if record:
+            monitor = monitored.after(
+                monitor,
+                leaves,
+                results,
+                costs,
+                self.axis_name,
+                weight=weight,
+                normalize=self.normalize,
+                local=lift is None or not lift.axis_sizes,
+            )
+        trees = {name: treedef.unflatten(results[name]) for name in ("aggregate", *want)}
         return Exchanged(
             aggregate=trees["aggregate"],
             sent=trees.get("sent"),
@@ -160,6 +178,7 @@ class Exchange:
                 skipped=state.skipped + jnp.where(ok, 0, 1).astype(jnp.int32),
                 ok=ok,
                 codec=treedef.unflatten(states) if self.codec.stateful else (),
+                monitor=monitor,
             ),
         )
 
@@ -200,6 +219,7 @@ class _Run:
     step: Array
     again: Callable[[], list[Array] | None]  # computes the leaves a second time, if possible
     nan_if_bad: bool  # whether aggregates become NaN if some worker's numbers are not finite
+    record: bool  # whether to say what it costs
 
     def __call__(
         self,
@@ -208,7 +228,7 @@ class _Run:
         header: tuple[Array | None, Array | None],
         weight: Array | None,
         want: tuple[str, ...],
-    ) -> tuple[dict[str, list[Array]], tuple[list[Any], Array]]:
+    ) -> tuple[dict[str, list[Array]], tuple[list[Any], tuple[Array, Any]]]:
         plans = [
             stages_of(for_leaf(self.exchange.codec, path, like_of(x)))
             for path, x in zip(self.paths, leaves, strict=True)
@@ -225,10 +245,10 @@ class _Run:
         def run(stages: list[Stage]) -> Any:
             own = [stage.own(state) for stage, state in zip(stages, states, strict=True)]
             codecs = [stage.codec for stage in stages]
-            results, after, ok = self._stage(codecs, leaves, own, header, weight, want)
+            results, after, rest = self._stage(codecs, leaves, own, header, weight, want)
             changes = zip(stages, states, after, strict=True)
             after = [stage.replaced(state, new) for stage, state, new in changes]
-            return results, (after, ok)
+            return results, (after, rest)
 
         if len(phases) == 1:
             return run(*phases.values())
@@ -244,8 +264,8 @@ class _Run:
         header: tuple[Array | None, Array | None],
         weight: Array | None,
         want: tuple[str, ...],
-    ) -> tuple[dict[str, list[Array]], list[Any], Array]:
-        """One exchange with these codecs: results, states, and whether all were finite."""
+    ) -> tuple[dict[str, list[Array]], list[Any], tuple[Array, Any]]:
+        """One exchange with these codecs: results, states, whether all were finite, and costs."""
         axis = self.exchange.axis_name
         bundles = bundles_of(codecs, leaves, self.specs)
         taken = [b.take(leaves) for b in bundles]
@@ -278,7 +298,28 @@ class _Run:
                 self._put(results[name], bundle, value, rows)
             if bundle.codec.stateful:
                 self._put(after, bundle, outcome.state, rows)
-        return results, after, rounds.ok
+        costs = self._costs(codecs, leaves, bundles, rounds.bits) if self.record else ()
+        return results, after, (rounds.ok, costs)
+
+    def _costs(
+        self,
+        codecs: Sequence[Codec],
+        leaves: list[Array],
+        bundles: list[Bundle],
+        spent: dict[int, Bits],
+    ) -> monitored.Costs:
+        """What each leaf cost this worker, over all slices; a bundle's cost is divided by size."""
+        bits, workers = [NOTHING] * len(leaves), coll.axis_size(self.exchange.axis_name)
+        for number, bundle in enumerate(bundles):
+            members = bundle.members
+            of_bundle = spent.get(number, NOTHING)
+            parts = [divided(total, [leaves[i].size for i in members]) for total in of_bundle]
+            for i, *of_leaf in zip(members, *parts, strict=True):
+                spec = self.specs[i]
+                count = 1 if spec is None else slices.slice_count(spec)
+                bits[i] = Bits(*(count * x for x in of_leaf))
+        promised = [c.alpha(x.shape, workers) for c, x in zip(codecs, leaves, strict=True)]
+        return monitored.costs_of(bits, promised)
 
     def _workers(self, bundle: Bundle) -> Workers:
         axis = self.exchange.axis_name

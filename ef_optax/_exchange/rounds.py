@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Max, Mean, Permute, Request, Sum
 from ef_optax._exchange import collectives as coll
+from ef_optax._exchange.traffic import NOTHING, Bits, bits_of_request
 from ef_optax._exchange.transfer import (
     exchange_trees,
     gather_trees,
@@ -50,6 +51,7 @@ class Rounds:
     header_due: bool = dataclasses.field(init=False, default=True)
     inputs: Sequence[Any] = dataclasses.field(init=False, default=())
     flags: dict[int, Array] = dataclasses.field(init=False, default_factory=dict)
+    bits: dict[int, Bits] = dataclasses.field(init=False, default_factory=dict)  # by protocol
 
     def __post_init__(self) -> None:
         self.ok = jnp.ones((), bool)
@@ -64,6 +66,9 @@ class Rounds:
             self._advance(i, protocol, None, pending, outcomes)
         while pending or (self.header_due and protocols):
             order = list(pending)
+            for i in order:
+                cost = bits_of_request(pending[i], coll.axis_size(self.axis))
+                self.bits[i] = self.bits.get(i, NOTHING).plus(cost)
             answers = self._serve([pending[i] for i in order])
             pending = {}
             for i, answer in zip(order, answers, strict=True):

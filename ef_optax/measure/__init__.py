@@ -1,7 +1,8 @@
-"""What travels and how many bits it takes, from a compiled program or by counting.
+"""What a running optimizer does, what travels, and how many bits it takes.
 
-:func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` are imported from ``ef_optax``. Here
-are the report's classes, and the sizes of entropy codes, whose length depends on the data.
+:func:`ef_optax.monitor`, :func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` are
+imported from ``ef_optax``. Here are the statistics of a monitored state, the classes of the wire
+report, and the sizes of entropy codes, whose length depends on the data.
 """
 
 from ef_optax.measure.entropy import (
@@ -12,6 +13,7 @@ from ef_optax.measure.entropy import (
     sparse_elias_bits,
     zero_run_bits,
 )
+from ef_optax.measure.statistics import statistics, summary
 from ef_optax.measure.wire import Collective, WireReport
 
 __all__ = [
@@ -22,5 +24,7 @@ __all__ = [
     "elias_gamma_bits",
     "run_length_bits",
     "sparse_elias_bits",
+    "statistics",
+    "summary",
     "zero_run_bits",
 ]

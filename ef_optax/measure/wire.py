@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_KINDS = {
+from ef_optax._exchange.links import Kind, link_amount
+
+_KINDS: dict[str, Kind] = {
     "all-gather": "gather",
     "all-reduce": "reduce",
     "reduce-scatter": "reduce_scatter",
@@ -214,16 +216,8 @@ def _read(match: re.Match[str], devices: int, conditional: bool, times: int | No
     if match.group("start") and len(shapes) > 1:  # (operands, results, ...): keep the results
         shapes = shapes[len(shapes) // 2 :] if op != "collective-permute" else shapes[:1]
     result = sum(shapes)
-    if kind == "gather":
-        message, link = result // size, 2 * (size - 1) * (result // size)
-    elif kind == "reduce":
-        message, link = result, 4 * (size - 1) * result // size
-    elif kind == "reduce_scatter":
-        message, link = result * size, 2 * (size - 1) * result
-    elif kind == "all_to_all":
-        message, link = result, 2 * (size - 1) * result // size
-    else:
-        message, link = result, 2 * result
+    message = {"gather": result // size, "reduce_scatter": result * size}.get(kind, result)
+    link = link_amount(kind, size, message)
     return Collective(kind, size, message, link, conditional, times, match.group("shape"))
 
 

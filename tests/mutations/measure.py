@@ -7,6 +7,7 @@ from tests.mutations.mutation import Mutation
 MEASURE, THEORY = "ef_optax/measure", "ef_optax/theory"
 OF_WIRE = "tests/measure/test_wire.py::"
 OF_ENTROPY = "tests/measure/test_entropy.py::"
+OF_MONITOR = "tests/measure/test_monitor.py::"
 OF_THEORY = "tests/theory/test_theory.py::"
 SPELLINGS = (f"{OF_WIRE}test_report_reads_every_spelling",)
 
@@ -20,9 +21,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a reduction is as cheap as a gather",
-        f"{MEASURE}/wire.py",
-        "message, link = result, 4 * (size - 1) * result // size",
-        "message, link = result, 2 * (size - 1) * result // size",
+        "ef_optax/_exchange/links.py",
+        "return 4 * (size - 1) * message // size",
+        "return 2 * (size - 1) * message // size",
         SPELLINGS,
     ),
     Mutation(
@@ -38,6 +39,48 @@ MUTATIONS = (
         "conditional[target] = conditional[name] or branch",
         "conditional[target] = conditional[name]",
         SPELLINGS,
+    ),
+    Mutation(
+        "a monitor takes what is left over for what was sent",
+        "ef_optax/_exchange/monitored.py",
+        "[p - r for p, r in zip(leaves, residuals or (), strict=True)]",
+        "[r for p, r in zip(leaves, residuals or (), strict=True)]",
+        (f"{OF_MONITOR}test_error_feedback",),
+    ),
+    Mutation(
+        "stacked leaves get the sums of the first of them",
+        "ef_optax/_numeric/moments.py",
+        "rows[i] = found[row]",
+        "rows[i] = found[0]",
+        (f"{OF_MONITOR}test_error_feedback",),
+    ),
+    Mutation(
+        "the counter of bits loses its carry",
+        "ef_optax/_exchange/monitored.py",
+        "row[1 + high] + bits[high] + carry]",
+        "row[1 + high] + bits[high]]",
+        (f"{OF_MONITOR}test_counters_carry_into_the_second_word",),
+    ),
+    Mutation(
+        "only the first bundle of leaves is counted",
+        "ef_optax/_exchange/exchange.py",
+        "for number, bundle in enumerate(bundles):\n            members",
+        "for number, bundle in enumerate(bundles[:1]):\n            members",
+        (f"{OF_MONITOR}test_error_feedback",),
+    ),
+    Mutation(
+        "a group has the largest of the promised contractions",
+        f"{MEASURE}/statistics.py",
+        '"promised_alpha": "min"',
+        '"promised_alpha": "max"',
+        (f"{OF_MONITOR}test_an_estimate_and_groups",),
+    ),
+    Mutation(
+        "what every worker remembers is added up",
+        f"{MEASURE}/_records.py",
+        "return jnp.sum(x).astype(jnp.float32) / max(x.size, 1)",
+        "return jnp.sum(x).astype(jnp.float32) * 4 / max(x.size, 1)",
+        (f"{OF_MONITOR}test_error_feedback",),
     ),
     Mutation(
         "Elias' delta code spells the length in one bit too few",

@@ -1,0 +1,47 @@
+"""How Optax transformations are made from their two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from ef_optax._exchange import monitored
+from ef_optax._exchange.exchange import ExchangeState
+
+
+def as_transformation(
+    init_fn: Callable[..., Any], update_fn: Callable[..., Any]
+) -> optax.GradientTransformationExtraArgs:
+    """An Optax transformation from its two functions, whose state may be of any class.
+
+    Optax types the state of an update as a union of pytrees, and a function that names its own
+    State class does not match it. The type is lost here and nowhere else.
+
+    If the state has monitored exchanges (:func:`ef_optax.monitor`), they also get the norms of the
+    rule's gradient, which an exchange does not know.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        emitted, after = update_fn(updates, state, params, **extra_args)
+        return emitted, _with_gradient(after, updates)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update)
+
+
+def _with_gradient(state: Any, gradient: Any) -> Any:
+    def noted(x: Any) -> Any:
+        if not (_is_exchange(x) and x.monitor):
+            return x
+        return x._replace(monitor=monitored.with_gradient(x.monitor, gradient))
+
+    exchanges = jax.tree.leaves(state, is_leaf=_is_exchange)
+    if not any(_is_exchange(x) and x.monitor for x in exchanges):
+        return state
+    return jax.tree.map(noted, state, is_leaf=_is_exchange)
+
+
+def _is_exchange(x: Any) -> bool:
+    return isinstance(x, ExchangeState)

@@ -1,0 +1,126 @@
+"""The records of all monitored exchanges in a state, as one number for each leaf and quantity."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ef_optax._core.context import path_string
+from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._exchange.monitored import DENSE, GRADIENT, MOMENTS, TRAFFIC
+from ef_optax._numeric.dtypes import Array
+from ef_optax._rules.memory import Memory
+
+MEMORY_OF = {"exchange": "residual", "uplink": "residual", "downlink": "server_residual"}
+"""The field with the residual of an exchange, for the fields in which rules have exchanges."""
+
+
+class Found(NamedTuple):
+    """One monitored exchange of a state."""
+
+    name: str  # empty if it is the only one
+    state: ExchangeState
+    residual: Any  # the rule's memory of what was not sent, like its input; None without one
+
+
+def monitored_exchanges(opt_state: Any) -> list[Found]:
+    """All monitored exchanges, in the order of the state.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    found = [one for one in _exchanges(opt_state) if one.state.monitor]
+    if not found:
+        raise ValueError(
+            "opt_state has no monitored exchange; make it with the init of "
+            "ef_optax.monitor(chain), which may be inside data_parallel or simulate."
+        )
+    parts = [one.name.split("/") for one in found]
+    common = os.path.commonprefix(parts)
+    return [
+        one._replace(name="/".join(own[len(common) :]))
+        for one, own in zip(found, parts, strict=True)
+    ]
+
+
+def _exchanges(opt_state: Any) -> Iterator[Found]:
+    for path, node in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_has_exchange):
+        place = [path_string(path)] if path else []
+        if isinstance(node, ExchangeState):
+            yield Found("/".join(place), node, None)
+        elif _has_exchange(node):
+            for field, value in zip(node._fields, node, strict=True):
+                memory = getattr(node, MEMORY_OF.get(field, ""), None)
+                for inner, one in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_exchange):
+                    if _is_exchange(one):
+                        names = [*place, field, *([path_string(inner)] if inner else [])]
+                        yield Found("/".join(names), one, memory)
+
+
+def _is_exchange(x: Any) -> bool:
+    return isinstance(x, ExchangeState)
+
+
+def _has_exchange(x: Any) -> bool:
+    """Whether this is an exchange, or the state of a rule that has one."""
+    if _is_exchange(x) or not (isinstance(x, tuple) and hasattr(x, "_fields")):
+        return _is_exchange(x)
+    flat = [y for field in x for y in (field if type(field) is tuple else (field,))]
+    return any(map(_is_exchange, flat))
+
+
+def leaf_names(found: Found) -> list[str]:
+    """The paths of the leaves of an exchange."""
+    located = jax.tree_util.tree_leaves_with_path(found.state.monitor.traffic)
+    return [path_string(path) or "params" for path, _ in located]
+
+
+def sums(found: Found) -> dict[str, Array]:
+    """The recorded quantities of an exchange, each a vector with an entry for each leaf.
+
+    Sums over entries are means over the workers. Quantities that are not recorded are missing.
+    """
+    monitor = found.state.monitor
+    result = {
+        **_columns(monitor.moments, MOMENTS),
+        **_columns(monitor.traffic, TRAFFIC),
+        **_columns(monitor.gradient, GRADIENT),
+    }
+    if monitor.dense != ():
+        result |= _columns(monitor.dense, DENSE)
+    if monitor.loss != ():
+        result["loss"] = _vector([jnp.mean(x) for x in jax.tree.leaves(monitor.loss)])
+    size = result["size"].astype(jnp.float32)
+    if monitor.age != ():
+        ages = jax.tree.leaves(monitor.age)
+        result["age"] = size * _vector([_mean(x.astype(jnp.float32)) for x in ages])
+        result["oldest"] = _vector([jnp.max(x, initial=0).astype(jnp.float32) for x in ages])
+    treedef = jax.tree.structure(monitor.traffic)
+    memory = Memory.read(found.residual)
+    if found.residual is not None and jax.tree.structure(memory) == treedef:
+        leaves = jax.tree.leaves(memory)  # with a leading worker axis, so take the mean of an entry
+        result["residual"] = size * _vector([_mean(jnp.square(x)) for x in leaves])
+        zeros = [_mean((x == 0).astype(jnp.float32)) for x in leaves]
+        result["residual_zeros"] = size * _vector(zeros)
+    return result
+
+
+def _columns(rows: Any, names: tuple[str, ...]) -> dict[str, Array]:
+    """The rows of all leaves by quantity; the mean over the workers, if they have their own."""
+    leaves = jax.tree.leaves(rows)
+    table = jnp.zeros((0, len(names)), jnp.float32)
+    if leaves:
+        table = jnp.stack([jnp.mean(x, 0) if x.ndim > 1 else x for x in leaves])
+    return {name: table[:, i] for i, name in enumerate(names)}
+
+
+def _mean(x: Array) -> Array:
+    return jnp.sum(x).astype(jnp.float32) / max(x.size, 1)
+
+
+def _vector(numbers: list[Array]) -> Array:
+    return jnp.stack(numbers) if numbers else jnp.zeros(0, jnp.float32)
