@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
 from ef_optax.measure import _records
 
-Group = Callable[[str], str]
+By = Literal["leaf"] | Callable[[str], str] | None
+"""How leaves are grouped."""
 
 
-def statistics(opt_state: Any, by: Group | str | None = None) -> dict[str, Array]:
+def statistics(opt_state: Any, by: By = None) -> dict[str, Array]:
     r"""Statistics of every monitored exchange, as scalars that may still be traced.
 
     For the sums over the entries of a group of leaves and the mean over the workers, with g the
@@ -61,7 +63,7 @@ def statistics(opt_state: Any, by: Group | str | None = None) -> dict[str, Array
       that is not known.
 
     Raises:
-      ValueError: if nothing in ``opt_state`` is monitored.
+      ValueError: if nothing in ``opt_state`` is monitored, or for an unknown ``by``.
 
     Example:
       >>> import ef_optax as ef, jax, jax.numpy as jnp
@@ -79,7 +81,7 @@ def statistics(opt_state: Any, by: Group | str | None = None) -> dict[str, Array
     return result
 
 
-def summary(opt_state: Any, by: Group | str | None = None) -> dict[str, float]:
+def summary(opt_state: Any, by: By = None) -> dict[str, float]:
     """:func:`statistics` as Python floats, for any logger; what is undefined is left out.
 
     All numbers come to the host in one transfer. If there are several processes, all of them must
@@ -123,18 +125,17 @@ def _read(exchanges: list[tuple[Any, Any]]) -> Any:
     ]
 
 
-def _of_exchange(
-    found: _records.Found, sums: Mapping[str, Any], by: Group | str | None, xp: Any
-) -> dict[str, Any]:
+def _of_exchange(found: _records.Found, sums: Mapping[str, Any], by: By, xp: Any) -> dict[str, Any]:
     """All statistics of one exchange; ``xp`` is jax.numpy, or numpy for numbers on the host."""
+    if not (by is None or callable(by)):
+        check.word("statistics", "by", by, ("leaf",))
     names = _records.leaf_names(found)
     start = f"{found.name}/" if found.name else ""
     result = {f"{start}steps": found.state.step, f"{start}skipped_steps": found.state.skipped}
     groups: dict[str, list[int]] = {"": list(range(len(names)))}
     if by is not None:
-        group_of = (lambda path: path) if by == "leaf" else by
         for i, name in enumerate(names):
-            groups.setdefault(f"/{group_of(name)}", []).append(i)
+            groups.setdefault(f"/{by(name) if callable(by) else name}", []).append(i)
     with np.errstate(divide="ignore", invalid="ignore"):
         for group, members in groups.items():
             own = _of_group(sums, np.asarray(members, np.int32), xp)

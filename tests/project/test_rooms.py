@@ -29,8 +29,8 @@ ORDER = (
     ("feedback",),
     ("local",),
     ("states",),
-    ("parallel", "measure", "theory", "flat"),
-    ("checkpoint",),
+    ("parallel", "theory", "flat"),
+    ("measure", "checkpoint"),
     ("__init__",),
 )
 """The rooms from the ground up: a file imports from its own room and from those above it here."""
