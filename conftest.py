@@ -35,6 +35,24 @@ import pytest  # noqa: E402
 # A wire format would hide a float32 that silently widens to the other operand's type.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+DAYS_KEPT = 14
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs for the next run; ``pytest --cache-clear`` removes them.
+
+    A session that was killed may leave half a file behind, and another process may still be writing
+    one. JAX then warns and compiles as without it, so that is no error here.
+    """
+    kept = config.cache.mkdir("programs")
+    for old in kept.iterdir():
+        if time.time() - old.stat().st_mtime > DAYS_KEPT * 24 * 3600:
+            old.unlink(missing_ok=True)
+    config.addinivalue_line("filterwarnings", "ignore:Error (read|writ)ing persistent compilation")
+    jax.config.update("jax_compilation_cache_dir", str(kept))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 
 @pytest.fixture(autouse=True)
 def promotion_of_examples(request: pytest.FixtureRequest) -> Iterator[None]:

@@ -30,7 +30,7 @@ def state_after(n: int, steps: int = 3):
     state = tx.init(params)
     rng = np.random.default_rng(n)
     for _ in range(steps):
-        _, state = tx.update(jnp.asarray(rng.standard_normal((n, 7)), jnp.float32), state, params)
+        _, state = tx.update(np.float32(rng.standard_normal((n, 7))), state, params)
     return state
 
 
