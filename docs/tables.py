@@ -108,6 +108,7 @@ CALLS = {
         exchanges.largest_of_sum(block_top_k(0.01))
         exchanges.tree(block_top_k(0.01))
         exchanges.majority(top_k(0.01))
+        exchanges.mean_of_senders(top_k(0.01))
     """,
 }
 

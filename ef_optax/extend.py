@@ -10,7 +10,7 @@ The rules of this library import only from here, and public functions from each 
   ``ef_optax.exchanges.carried`` makes a compressor from the two.
 - **A rule** is an Optax transformation with an :class:`Exchange` inside. :func:`exchange_for` makes
   the exchange and checks that the compressor has what the rule needs; :func:`memory_for` makes its
-  :class:`Memory`. ``difference`` has the estimates of EF21 and related rules, ``local_steps`` has
+  :class:`Memory`. ``difference`` has the estimates of EF21 and related rules, ``own_models`` has
   several steps between two exchanges, and ``steps`` has first, dense and silent steps.
 - ``check`` refuses bad options by name, ``trees`` has arithmetic on trees, and ``collectives`` has
   the collectives over the worker axis that rules may use besides an exchange.
@@ -45,7 +45,7 @@ from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, like_of, size_of
-from ef_optax._rules import arguments, difference, local_steps, shares, steps
+from ef_optax._rules import arguments, difference, own_models, shares, steps
 from ef_optax._rules.average import moving_average
 from ef_optax._rules.memory import Kept, Memory, MemoryLike, memory_for
 from ef_optax._rules.needs import (
@@ -123,7 +123,7 @@ __all__ = [
     "collectives",
     "difference",
     "exchange_for",
-    "local_steps",
+    "own_models",
     "memory_for",
     "moving_average",
     "shares",

@@ -41,6 +41,7 @@ from ef_optax.feedback.scalecom import ScaleComState
 from ef_optax.feedback.three_point_compressor import ThreePointState
 from ef_optax.feedback.variance_based import VarianceBasedState
 from ef_optax.local.cser import CSERState
+from ef_optax.local.local_steps import LocalStepsState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "FetchSGDState",
     "HessianMomentumState",
     "IGTState",
+    "LocalStepsState",
     "MarinaState",
     "MonitorState",
     "PageState",

@@ -3,6 +3,9 @@
 MARINA, PAGE, STORM and others need the gradient at the last iterate *on this step's batch*; with
 the stored minibatch gradient of the last step they would be other algorithms. Such a rule keeps its
 points in its state; its State class has a method ``points(params) -> {name: tree like params}``.
+
+A rule with local steps needs no gradient at the common parameters. Its point has the name
+``"params"`` and takes their place, so that one gradient is computed and not two.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class HessianVector(NamedTuple):
@@ -21,15 +25,24 @@ class HessianVector(NamedTuple):
 
 @jax.tree_util.register_pytree_node_class
 class Points(dict[str, Any]):
-    """Points by name; ``"params"`` is always among them. See :func:`query_points`."""
+    """Points by name; ``"params"`` is always among them. See :func:`query_points`.
 
-    def tree_flatten(self) -> tuple[list[Any], tuple[str, ...]]:
+    Attributes:
+      own_params: whether ``"params"`` has a leading worker axis: each worker has its own model.
+    """
+
+    own_params: bool = False
+
+    def tree_flatten(self) -> tuple[list[Any], tuple[tuple[str, ...], bool]]:
         names = tuple(sorted(self))
-        return [self[name] for name in names], names
+        return [self[name] for name in names], (names, self.own_params)
 
     @classmethod
-    def tree_unflatten(cls, names: tuple[str, ...], children: list[Any]) -> Points:
-        return cls(zip(names, children, strict=True))
+    def tree_unflatten(cls, static: tuple[tuple[str, ...], bool], children: list[Any]) -> Points:
+        names, own = static
+        points = cls(zip(names, children, strict=True))
+        points.own_params = own
+        return points
 
 
 def _has_points(x: Any) -> bool:
@@ -57,12 +70,15 @@ def query_points(opt_state: Any, params: Any) -> Points:
       >>> sorted(ef.query_points(tx.init(jnp.zeros(3)), jnp.zeros(3)))
       ['params']
     """
-    points = Points({"params": params})
+    points, moved = Points({"params": params}), False
     for node in jax.tree.leaves(opt_state, is_leaf=_has_points):
         if not _has_points(node):
             continue
         for name, point in node.points(params).items():
-            if name in points:
+            if name in points and (name != "params" or moved):
                 raise ValueError(f"query_points: two rules in the chain ask for a point {name!r}.")
+            moved = moved or name == "params"
             points[name] = point
+    pairs = zip(jax.tree.leaves(points["params"]), jax.tree.leaves(params), strict=True)
+    points.own_params = moved and any(jnp.ndim(x) > jnp.ndim(p) for x, p in pairs)
     return points

@@ -10,6 +10,7 @@
 :func:`leader`              one worker chooses the positions, and all workers' values are summed
 :func:`largest_of_sum`      only the largest entries of the sum are applied
 :func:`tree`                the same, but messages are merged pairwise
+:func:`mean_of_senders`     each coordinate is averaged over the workers that sent it
 :func:`majority`            the sign of the sum is applied
 =========================== ========================================================================
 
@@ -26,6 +27,7 @@ from ef_optax.exchanges.leader import leader, leader_top_k
 from ef_optax.exchanges.majority import majority, majority_vote
 from ef_optax.exchanges.perm import perm_k
 from ef_optax.exchanges.reduce import reduce
+from ef_optax.exchanges.senders import mean_of_senders
 from ef_optax.exchanges.tree import tree
 from ef_optax.exchanges.two_shot import two_shot
 
@@ -38,6 +40,7 @@ __all__ = [
     "leader_top_k",
     "majority",
     "majority_vote",
+    "mean_of_senders",
     "perm_k",
     "reduce",
     "tree",

@@ -23,8 +23,8 @@ from ef_optax.extend import (
     as_transformation,
     check,
     exchange_for,
-    local_steps,
     memory_for,
+    own_models,
     steps,
     trees,
 )
@@ -39,7 +39,7 @@ class CSERState(NamedTuple):
 
     def points(self, params: Any) -> dict[str, Any]:
         """Each worker's own model, at which its gradient is taken."""
-        return local_steps.own_model("cser", self.ahead, params)
+        return own_models.own_model("cser", self.ahead, params)
 
 
 def cser(
@@ -114,7 +114,7 @@ def cser(
     ) -> tuple[Any, CSERState]:
         del params
         count = state.gradients.step
-        g, eta = local_steps.own_gradient("cser", learning_rate, count, extra_args)
+        g, eta = own_models.own_gradient("cser", learning_rate, count, extra_args)
         if gradients is None:
             sent, state_g = steps.silent(every, g, state.gradients)
             unsent = g
@@ -122,7 +122,7 @@ def cser(
             out = every(g, state.gradients, want=("residual",))
             sent, unsent, state_g = out.aggregate, out.residual, out.state
         z_step = trees.scale(-jnp.asarray(eta), sent)
-        e = local_steps.descend(memory.read(state.ahead), eta, unsent)
+        e = own_models.descend(memory.read(state.ahead), eta, unsent)
 
         def synchronise() -> tuple[Any, Any, ExchangeState]:
             out = reset(e, state.errors, want=("residual",))
@@ -131,7 +131,7 @@ def cser(
         def go_on() -> tuple[Any, Any, ExchangeState]:
             return z_step, e, state.errors
 
-        z_step, e, state_e = local_steps.every(period, state_g.step, synchronise, go_on, axis_name)
+        z_step, e, state_e = own_models.every(period, state_g.step, synchronise, go_on, axis_name)
         e = memory.write(e, state.ahead, state_g.step)
         return trees.emit(z_step, updates), CSERState(e, state_g, state_e)
 

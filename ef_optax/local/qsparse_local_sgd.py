@@ -22,8 +22,8 @@ from ef_optax.extend import (
     as_transformation,
     check,
     exchange_for,
-    local_steps,
     memory_for,
+    own_models,
     steps,
     trees,
 )
@@ -39,7 +39,7 @@ class QsparseLocalSGDState(NamedTuple):
 
     def points(self, params: Any) -> dict[str, Any]:
         """Each worker's own model, at which its gradient is taken."""
-        return local_steps.own_model("qsparse_local_sgd", self.ahead, params)
+        return own_models.own_model("qsparse_local_sgd", self.ahead, params)
 
 
 def qsparse_local_sgd(
@@ -108,11 +108,11 @@ def qsparse_local_sgd(
         updates: Any, state: QsparseLocalSGDState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, QsparseLocalSGDState]:
         del params
-        g, eta = local_steps.own_gradient(
+        g, eta = own_models.own_gradient(
             "qsparse_local_sgd", learning_rate, state.flags.step, extra_args
         )
         ahead, m = memory.read((state.ahead, state.residual))
-        y = local_steps.descend(ahead, eta, g)  # y_i - x
+        y = own_models.descend(ahead, eta, g)  # y_i - x
         zero, flags = steps.silent(exchange, g, state.flags)
 
         def synchronise() -> tuple[Any, Any, Any, ExchangeState]:
@@ -123,7 +123,7 @@ def qsparse_local_sgd(
         def go_on() -> tuple[Any, Any, Any, ExchangeState]:
             return zero, y, m, state.exchange
 
-        step, ahead, m, sent = local_steps.every(period, flags.step, synchronise, go_on, axis_name)
+        step, ahead, m, sent = own_models.every(period, flags.step, synchronise, go_on, axis_name)
         after = QsparseLocalSGDState(
             ahead=memory.write(ahead, state.ahead, flags.step),
             residual=memory.write(m, state.residual, flags.step),

@@ -11,9 +11,9 @@ import numpy as np
 from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.linear import einsum
 
-MEAN, FRESH, COPY, SHARDS = "mean", "fresh", "copy", "shards"
-"""Roles of a State's per-worker fields: keep the mean, use the new start, copy worker 0's row, or
-cut the concatenation of all rows into new rows."""
+MEAN, FRESH, COPY, SHARDS, OPTIMIZER = "mean", "fresh", "copy", "shards", "optimizer"
+"""Roles of a State's per-worker fields: keep the mean, use the new start, copy worker 0's row, cut
+the concatenation of all rows into new rows, or each leaf as an optimizer needs it."""
 
 
 def overlap_weights(old: int, new: int) -> np.ndarray:
@@ -39,7 +39,9 @@ def change_workers(state: Any, fresh: Any) -> Any:
     State class gives the field (``roles``): ``"mean"`` (the default for floating leaves, such as
     residuals and estimates) mixes rows so that their mean is unchanged for any n and m; ``"fresh"``
     (the default for integers and keys) takes the value of ``fresh``; ``"copy"`` repeats worker 0's
-    row; ``"shards"`` cuts the rows, which together are one array, into new rows.
+    row; ``"shards"`` cuts the rows, which together are one array, into new rows; ``"optimizer"``
+    keeps the mean of floating leaves, worker 0's integers (the count that belongs to these moments)
+    and new keys.
 
     Args:
       state: the state with n workers.
@@ -82,6 +84,9 @@ def _carry(old: Any, new: Any, role: str) -> Any:
             f"change_workers: a leaf of shape {old.shape} cannot become {new.shape}; only the "
             "leading worker axis may change."
         )
+    if role == OPTIMIZER:
+        kinds = {jnp.floating: MEAN, jnp.integer: COPY, jnp.bool_: COPY}
+        role = next((r for kind, r in kinds.items() if jnp.issubdtype(old.dtype, kind)), FRESH)
     if role == FRESH or (role == "" and not jnp.issubdtype(old.dtype, jnp.floating)):
         return new
     if role == COPY:

@@ -99,7 +99,8 @@ def worker_value_and_grad(
         _check_keys(loss_fn, given)
         of_points = {name: workers.own if own else SAME for name, own in own_points.items()}
         of_arrays = [workers.own if own else SAME for own in given.own]
-        of_grads = jax.tree.map(lambda p: P(axis_name, *specs.of(p)), points["params"])
+        first = 1 if points.own_params else 0  # a worker's own model is split over the workers
+        of_grads = jax.tree.map(lambda p: P(axis_name, *specs.of(p)[first:]), points["params"])
         with explained(), workers_along(axis_name):
             (losses, aux), grads = workers.run(
                 mesh_types.removed_if_needed(
@@ -172,11 +173,13 @@ def _check_batch(batch: Any, n: int, accumulate: int) -> None:
 def _own_axes(points: Points, n: int) -> dict[str, Any]:
     """Which points differ between workers; their leaves have one dimension more than params."""
     params = jax.tree.leaves(points["params"])
+    without = 1 if points.own_params else 0
 
     def own(point: Any) -> bool:
         target = point.point if isinstance(point, HessianVector) else point
         leaves = jax.tree.leaves(target)
-        more = {jnp.ndim(x) - jnp.ndim(p) for x, p in zip(leaves, params, strict=True)}
+        pairs = zip(leaves, params, strict=True)
+        more = {jnp.ndim(x) - jnp.ndim(p) + without for x, p in pairs}
         if more - {0, 1} or len(more) > 1:
             raise ValueError("a query point must look like params, or have one worker axis more.")
         return more == {1}

@@ -28,6 +28,7 @@ EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "leader_top_k": lambda: ef.exchanges.leader_top_k(k=2),
     "majority": lambda: ef.exchanges.majority(ef.two_bit()),
     "majority_vote": lambda: ef.exchanges.majority_vote(),
+    "mean_of_senders": lambda: ef.exchanges.mean_of_senders(TOP),
     "per_leaf": lambda: ef.per_leaf(lambda path, x: TOP if path == "w" else ef.identity()),
     "perm_k": lambda: ef.exchanges.perm_k(0),
     "power_sgd": lambda: ef.power_sgd(1),

@@ -32,6 +32,7 @@ TRANSPORTS: dict[str, Callable[[ef.Compressor], ef.Compressor]] = {
     "largest_of_sum": ef.exchanges.largest_of_sum,
     "leader": ef.exchanges.leader,
     "majority": ef.exchanges.majority,
+    "mean_of_senders": ef.exchanges.mean_of_senders,
     "reduce": ef.exchanges.reduce,
     "tree": ef.exchanges.tree,
     "two_shot": lambda compressor: ef.exchanges.two_shot(compressor, ef.identity()),
@@ -62,7 +63,7 @@ def fits(name: str, transport: str) -> bool:
     """Which pairs there are, written out."""
     if transport == "leader":
         return name in FOLLOWED
-    if transport in ("largest_of_sum", "tree"):
+    if transport in ("largest_of_sum", "mean_of_senders", "tree"):
         return name in MERGED
     return name not in TOGETHER
 
@@ -195,6 +196,11 @@ def sign_of_sum(codec: Codec, xs: list[jax.Array]) -> tuple[np.ndarray, np.ndarr
     return np.sign(sent.sum(0)), sent
 
 
+def over_senders(codec: Codec, xs: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+    sent = of_each(codec, xs)
+    return sent.sum(0) / np.maximum(1, (sent != 0).sum(0)), sent
+
+
 def largest(codec: Codec, xs: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
     """Between two workers a tree is one merge, so that both ways keep the same entries."""
     messages = of_each(codec, xs)
@@ -236,6 +242,7 @@ ORACLES = {
     "largest_of_sum": largest,
     "leader": at_places_of_the_leader,
     "majority": sign_of_sum,
+    "mean_of_senders": over_senders,
     "reduce": mean_of_messages,
     "tree": largest,
     "two_shot": row_by_row,

@@ -112,9 +112,19 @@ WITH_POINTS: dict[str, Make] = {
     "cser": lambda: ef.local.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),
     "cser without gradients": lambda: ef.local.cser(SIGN, None, 0.1, 2, axis_name=AXIS),
     "ef21_page": lambda: ef.ef21_page(TOP, axis_name=AXIS),
+    "diloco": lambda: ef.local.diloco(
+        optax.sgd(0.1, 0.9), 2, compressor=SIGN, decay=0.5, axis_name=AXIS
+    ),
+    "local_steps": lambda: ef.local.local_steps(
+        optax.sgd(0.1, 0.9),
+        2,
+        optax.chain(ef.ef21(TOP, axis_name=AXIS), optax.sgd(1.0)),
+        skip_together=AXIS,
+    ),
     "marina": lambda: ef.marina(UNBIASED, 0.2, 0, axis_name=AXIS),
     "pp-marina": lambda: ef.marina(UNBIASED, 0.2, 0, participants=2, axis_name=AXIS),
     "qsparse_local_sgd": lambda: ef.local.qsparse_local_sgd(TOP, 0.1, 2, axis_name=AXIS),
+    "sparse_loco": lambda: ef.local.sparse_loco(optax.sgd(0.1, 0.9), 2, TOP, axis_name=AXIS),
     "normalised mvr": lambda: ef.ef21_normalised(TOP, "mvr", axis_name=AXIS),
     "normalised igt": lambda: ef.ef21_normalised(TOP, "igt", axis_name=AXIS),
     "normalised rhm": lambda: ef.ef21_normalised(TOP, "rhm", key=0, axis_name=AXIS),
@@ -185,6 +195,7 @@ COMPRESSED: Arguments = {
 """Every compressor that a rule takes: (rule, argument) -> a maker from that compressor."""
 
 WHOLE = {"cser", "cser without gradients", "ef21_p", "ef21_prox", "qsparse_local_sgd"}
+WHOLE |= {"diloco", "local_steps", "sparse_loco"}
 """Whole optimizers: their updates are steps already."""
 
 

@@ -11,6 +11,13 @@ SIGNS = "tests/compressors/test_signs.py::"
 
 MUTATIONS = (
     Mutation(
+        "a coordinate is averaged over all workers, not over its senders",
+        f"{HERE}/senders.py",
+        "aggregate=total / safe_divisor(self._senders(codec, got, like)),",
+        "aggregate=total / jnp.asarray(got.total, total.dtype),",
+        ("tests/exchanges/test_transports.py::test_a_pair_that_fits_works[top_k-mean_of_senders]",),
+    ),
+    Mutation(
         "two-shot: the padding of the last shard is owed",
         f"{HERE}/two_shot.py",
         "after = jnp.where(real, server.residual(shard, answer), 0)",

@@ -14,6 +14,8 @@ DIFFERENCES = f"{TESTS}/test_differences.py"
 BAD = f"{TESTS}/test_bad_gradients.py"
 VARIANCE = f"{TESTS}/test_variance_based.py"
 
+STEPS = "tests/local/test_local_steps.py"
+
 MUTATIONS = (
     # ---------------------------------------------------------------- error feedback
     Mutation(
@@ -139,7 +141,7 @@ MUTATIONS = (
     # ---------------------------------------------------------------- local steps
     Mutation(
         "CSER: errors are reset one step after they are due",
-        f"{MADE_OF}/local_steps.py",
+        f"{MADE_OF}/own_models.py",
         "count % period == 0",
         "count % period == 1",
         (f"{KIN}::test_cser",),
@@ -157,6 +159,41 @@ MUTATIONS = (
         "return step, jax.tree.map(jnp.zeros_like, y), out.residual, out.state",
         "return step, y, out.residual, out.state",
         (f"{KIN}::test_qsparse_local_sgd",),
+    ),
+    Mutation(
+        "local steps: the workers' models stay where they are at a synchronisation",
+        f"{LOCAL}/local_steps.py",
+        "return moved, jax.tree.map(jnp.zeros_like, ahead), new",
+        "return moved, ahead, new",
+        (f"{STEPS}::test_local_steps_against_numpy[DiLoCo]",),
+    ),
+    Mutation(
+        "local steps: the drift has the wrong sign",
+        f"{LOCAL}/local_steps.py",
+        "drift = trees.scale(-1, ahead)",
+        "drift = ahead",
+        (f"{STEPS}::test_local_steps_against_numpy[DiLoCo]",),
+    ),
+    Mutation(
+        "local steps: a bad gradient gets into the worker's own model",
+        f"{LOCAL}/local_steps.py",
+        "jnp.where(good, new, old)",
+        "jnp.where(good | True, new, old)",
+        (f"{STEPS}::test_a_worker_with_a_bad_gradient_leaves_out_its_own_step",),
+    ),
+    Mutation(
+        "local steps: a bad gradient on one worker keeps the others from a synchronisation",
+        f"{MADE_OF}/own_models.py",
+        "dataclasses.replace(lift, accepted=None)",
+        "dataclasses.replace(lift)",
+        (f"{STEPS}::test_a_worker_with_a_bad_gradient_leaves_out_its_own_step",),
+    ),
+    Mutation(
+        "local steps: an optimizer's count starts again with other workers",
+        "ef_optax/parallel/change_workers.py",
+        "jnp.integer: COPY",
+        "jnp.integer: FRESH",
+        (f"{STEPS}::test_another_number_of_workers",),
     ),
     # ---------------------------------------------------------------- EF21
     Mutation(

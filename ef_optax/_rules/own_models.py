@@ -7,17 +7,21 @@ every H steps                     the workers exchange what they have gone ahead
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ef_optax._core import context
 from ef_optax._exchange import collectives
 from ef_optax._exchange.collectives import AxisName
 from ef_optax._numeric import trees
 from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.finite import all_finite
 from ef_optax._rules import arguments
 from ef_optax._rules.memory import Memory
 
@@ -26,7 +30,7 @@ def own_model(rule: str, ahead: Any, params: Any) -> dict[str, Any]:
     """The ``points`` of a rule with local steps: each worker's own model, under the rule's name.
 
     Args:
-      rule: the rule's name.
+      rule: the rule's name; ``"params"`` if it needs no gradient at the common model.
       ahead: a_i, as the rule's state keeps it.
       params: x, what the training loop holds.
     """
@@ -67,3 +71,28 @@ def every(
       axis_name: the worker axis, or None.
     """
     return collectives.agreed_cond(count % period == 0, synchronise, go_on, axis=axis_name)
+
+
+def usable(*trees: Any) -> Array:
+    """Whether a worker can use its own gradient and step, however many others can use theirs.
+
+    It is the criterion by which a lift accepts gradients: a finite norm, up to 1.8e19 in float32.
+    """
+    lift = context.current()
+    local = lift is None or not lift.axis_sizes
+    return all_finite(jax.tree.leaves(trees), local=local, squares=True)
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Lets exchanges send a drift even if the gradient of this very step was not accepted.
+
+    The lift hands its opinion of the gradients to every exchange. A rule that has left a bad one
+    out of the drift (:func:`usable`) puts its exchange under this context.
+    """
+    lift = context.current()
+    if lift is None:
+        yield
+        return
+    with context.lifting(dataclasses.replace(lift, accepted=None)):
+        yield
