@@ -45,9 +45,9 @@ from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, like_of, size_of
-from ef_optax._rules import arguments, difference, own_models, shares, steps
+from ef_optax._rules import arguments, difference, own_models, residuals, shares, steps
 from ef_optax._rules.average import moving_average
-from ef_optax._rules.memory import Kept, Memory, MemoryLike, memory_for
+from ef_optax._rules.memory import Memory, MemoryLike, memory_for
 from ef_optax._rules.needs import (
     ADDITIVE,
     BROADCAST,
@@ -57,6 +57,7 @@ from ef_optax._rules.needs import (
     UNBIASED,
     exchange_for,
 )
+from ef_optax._rules.stored import Kept, Stored
 from ef_optax._rules.transformation import as_transformation
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
@@ -118,6 +119,7 @@ __all__ = [
     "Kept",
     "Memory",
     "MemoryLike",
+    "Stored",
     "arguments",
     "as_transformation",
     "collectives",
@@ -126,6 +128,7 @@ __all__ = [
     "own_models",
     "memory_for",
     "moving_average",
+    "residuals",
     "shares",
     "steps",
     # What a rule or a transport may need of a compressor

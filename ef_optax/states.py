@@ -12,6 +12,7 @@ worker has its own. Use these classes to look inside a state and for annotations
 
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._exchange.monitored import MonitorState
+from ef_optax._rules.residuals import ResidualPolicyState
 from ef_optax.estimators.hessian_momentum import HessianMomentumState
 from ef_optax.estimators.igt import IGTState
 from ef_optax.estimators.page import PageState
@@ -43,6 +44,7 @@ from ef_optax.feedback.variance_based import VarianceBasedState
 from ef_optax.local.cser import CSERState
 from ef_optax.local.local_steps import LocalStepsState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
+from ef_optax.policies.freeze import FreezeState
 
 __all__ = [
     "AdaCompState",
@@ -64,6 +66,7 @@ __all__ = [
     "ErrorFeedbackState",
     "ExchangeState",
     "FetchSGDState",
+    "FreezeState",
     "HessianMomentumState",
     "IGTState",
     "LocalStepsState",
@@ -72,6 +75,7 @@ __all__ = [
     "PageState",
     "ProximalState",
     "QsparseLocalSGDState",
+    "ResidualPolicyState",
     "SafeEFState",
     "ScaleComState",
     "ShiftState",

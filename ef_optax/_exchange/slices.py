@@ -58,6 +58,13 @@ def slice_like(like: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), like.dtype)
 
 
+def whole_shape(shape: tuple[int, ...], spec: P) -> tuple[int, ...]:
+    """The shape of a leaf whose slices have this shape; the inverse of :func:`slice_like`."""
+    sizes = _axis_sizes()
+    parts = [math.prod(sizes[a] for a in context.spec_axes(P(entry))) for entry in spec]
+    return *(n * p for n, p in zip(shape, parts, strict=False)), *shape[len(parts) :]
+
+
 def over_slices(
     send: Callable[..., tuple[dict[str, list[Array]], Any]],
     leaves: list[Array],

@@ -83,8 +83,12 @@ def error_feedback(
         applied and e is kept; the ratio uses the last non-zero rate.
       decay: retention b; below 1 the residual loses (1 - b) of itself at every step.
       injection: weight a of the residual in what is compressed; nothing is lost for any a.
-      memory: the dtype in which the residual is stored; None for float32 (float64 for float64
-        parameters). A narrower one loses the rounding error at every step.
+      memory: how the residual is stored. None is float32 (float64 for float64 parameters). A dtype
+        such as ``"bfloat16"`` loses the rounding error at every step. A stateless compressor
+        encodes it: ``ef.cast("bfloat16", key=0)`` takes 2 bytes a value and rounds at random,
+        ``ef.block_quantize(8, block=128, key=0)`` takes 1.03 and with 4 bits 0.53,
+        ``ef.top_k(0.1)`` keeps the largest values, and ``ef.per_leaf`` chooses for each leaf. What
+        this loses is counted in :attr:`ef_optax.extend.Stored.lost`.
       update_dtype: dtype of the emitted updates; by default that of the input. bfloat16 rounds the
         aggregate *after* the residual is computed, so the rounding error is lost; float32 avoids
         this.

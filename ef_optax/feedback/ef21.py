@@ -58,9 +58,9 @@ def ef21(
         ``"full"`` is the gradient itself, sent dense once (the authors' code); ``"zero"`` is zero,
         so that the first update is zero and only one number travels, which shows whether all
         gradients are finite.
-      memory: the dtype in which the estimates are stored; None for float32 (float64 for float64
-        parameters). A narrower one loses small differences, and rounding lets the stored mean
-        differ from the mean of the stored estimates.
+      memory: how the estimates are stored, as in :func:`error_feedback`; None is float32. Rounding
+        lets the stored mean drift away from the mean of the stored estimates, which no later step
+        corrects. Two bytes a value are safe; 8 bits are coarse, and with 4 bits it may diverge.
 
     Returns:
       The transformation, to be put before ``optax.sgd``; its state is an :class:`EF21State`.

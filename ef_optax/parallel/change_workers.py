@@ -10,6 +10,7 @@ import numpy as np
 
 from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.linear import einsum
+from ef_optax._rules.stored import Kept
 
 MEAN, FRESH, COPY, SHARDS, OPTIMIZER = "mean", "fresh", "copy", "shards", "optimizer"
 """Roles of a State's per-worker fields: keep the mean, use the new start, copy worker 0's row, cut
@@ -69,8 +70,23 @@ def change_workers(state: Any, fresh: Any) -> Any:
             "change_workers: state and fresh come from different chains: "
             f"{jax.tree.structure(state)} against {jax.tree.structure(fresh)}."
         )
-    roles = _roles(state)
-    return jax.tree.map(_carry, state, fresh, roles)
+    return jax.tree.map(_carry_leaf, state, fresh, _roles(state), is_leaf=_is_kept)
+
+
+def _is_kept(x: Any) -> bool:
+    return isinstance(x, Kept)
+
+
+def _carry_leaf(old: Any, new: Any, role: Any) -> Any:
+    """A leaf of the state; what a rule remembers in the form of messages is mixed decoded."""
+    if not _is_kept(old):
+        return _carry(old, new, role)
+    before, after = jax.tree.leaves(old), jax.tree.leaves(new)
+    same = all(a.shape == b.shape for a, b in zip(before, after, strict=True))
+    if same or {FRESH, COPY} & set(jax.tree.leaves(role)):
+        return jax.tree.map(_carry, old, new, role)
+    weights = overlap_weights(len(before[0]), len(after[0]))
+    return jax.tree.map(_placed, old.mixed(weights), new)
 
 
 def _carry(old: Any, new: Any, role: str) -> Any:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName, axis_names
 from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._rules.stored import Stored
 from ef_optax.parallel import inference
 from ef_optax.parallel.worker_map import Sizes
 
@@ -150,9 +151,10 @@ def over_model_axes(
 
 
 def _with_codecs(specs: Any, local: Any, lift: context.Lift) -> Any:
-    """Adds the specs of the codecs' states; those of split leaves have a leading axis of slices.
+    """Adds the specs of what codecs encode: their states, and the memories that they store.
 
-    Their tree structure is that of ``local``, because a slice's state may differ from a leaf's.
+    Those of split leaves have a leading axis of slices. Their tree structure is that of ``local``,
+    because a slice's state may differ from a leaf's.
     """
 
     def one(path: Any, _: Any) -> P:
@@ -162,10 +164,16 @@ def _with_codecs(specs: Any, local: Any, lift: context.Lift) -> Any:
         return P(axes) if axes else P()
 
     def in_exchange(spec: Any, state: Any) -> Any:
+        if isinstance(state, Stored):
+            path = (jax.tree_util.GetAttrKey(state.form.path),)
+            return jax.tree.map(lambda x: one(path, x), state)
         if not isinstance(state, ExchangeState):
             return spec
         return spec._replace(codec=jax.tree_util.tree_map_with_path(one, state.codec))
 
     return jax.tree.map(
-        in_exchange, specs, local, is_leaf=lambda x: isinstance(x, ExchangeState) or is_spec(x)
+        in_exchange,
+        specs,
+        local,
+        is_leaf=lambda x: isinstance(x, ExchangeState | Stored) or is_spec(x),
     )

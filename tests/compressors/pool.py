@@ -136,6 +136,7 @@ CASES = {
     "sign": Case(sign),
     "scaled_sign": Case(scaled_sign, worst=SPIKE),
     "cast-bf16": Case(lambda: cast("bfloat16")),
+    "cast-bf16-random": Case(lambda: cast("bfloat16", key=17)),
     "cast-f16": Case(lambda: cast("float16")),
     "cast-e5m2": Case(lambda: cast("float8_e5m2")),
     "compose-bf16-top_k": Case(lambda: compose(cast("bfloat16"), top_k(0.2))),

@@ -50,6 +50,10 @@ RULES: dict[str, Make] = {
     "adacomp one bin": lambda: ef.adacomp(50, axis_name=AXIS),
     "clip21": lambda: ef.clip21(0.5, axis_name=AXIS),
     "compressed_mean": lambda: ef.compressed_mean(SIGN, axis_name=AXIS),
+    "clip_residual": lambda: ef.policies.clip_residual(
+        ef.error_feedback(TOP, axis_name=AXIS), 0.5, axis_name=AXIS
+    ),
+    "delayed_start": lambda: ef.ef21(ef.policies.delayed_start(TOP, 1), axis_name=AXIS),
     "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
     "dgc warm-up": lambda: ef.dgc(ef.policies.dgc_warmup(0.4, 1, 2), axis_name=AXIS),
     "diana": lambda: ef.diana(UNBIASED, axis_name=AXIS),
@@ -83,13 +87,31 @@ RULES: dict[str, Make] = {
     ),
     "fcc": lambda: ef.error_feedback(ef.fcc(SIGN, 2), axis_name=AXIS),
     "fetch_sgd": lambda: ef.fetch_sgd(3, 5, k=2, axis_name=AXIS),
+    "flush": lambda: ef.econtrol(ef.policies.flush(TOP, 2), 0.1, axis_name=AXIS),
+    "gradual": lambda: ef.error_feedback(
+        ef.policies.gradual(ef.top_k, optax.linear_schedule(0.9, 0.3, 4), 4, levels=2),
+        axis_name=AXIS,
+    ),
     "gradiveq": lambda: ef.error_feedback(
         ef.gradiveq(0.5, samples=1, period=2, slice_size=2), axis_name=AXIS
     ),
     "global_top_k": lambda: ef.error_feedback(ef.global_top_k(0.4), axis_name=AXIS),
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
+    "rescale_residual": lambda: given(
+        ef.policies.rescale_residual(ef.error_feedback(TOP, axis_name=AXIS)),
+        lambda _: {"loss_scale": 2.0},
+    ),
+    "reset_residual": lambda: ef.policies.reset_residual(
+        ef.dgc(TOP, axis_name=AXIS), 2, axis_name=AXIS
+    ),
     "safe_ef": lambda: given(ef.safe_ef(TOP, axis_name=AXIS), met),
     "scheduled": lambda: ef.error_feedback(ef.scheduled([1], [SIGN, TOP]), axis_name=AXIS),
+    "steer_residual": lambda: ef.policies.steer_residual(
+        ef.error_feedback(TOP, axis_name=AXIS),
+        injection=ef.policies.OfNorm(lambda norm: 0.5 + norm / 2),
+        retention=0.9,
+        axis_name=AXIS,
+    ),
     "two_shot": lambda: ef.error_feedback(ef.exchanges.two_shot(SIGN), axis_name=AXIS),
     "scalecom": lambda: ef.scalecom(k=2, beta=0.5, axis_name=AXIS),
     "three_point clag": lambda: ef.three_point_compressor("clag", TOP, zeta=2.0, axis_name=AXIS),
@@ -193,6 +215,21 @@ COMPRESSED: Arguments = {
     ),
 }
 """Every compressor that a rule takes: (rule, argument) -> a maker from that compressor."""
+
+
+def side_by_side(rules: dict[str, Any]) -> optax.GradientTransformation:
+    """Several rules in one program; each has the entry of the tree with its name."""
+
+    def init(params: Any) -> Any:
+        return {name: tx.init({name: params[name]}) for name, tx in rules.items()}
+
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        del params
+        out = {name: tx.update({name: grads[name]}, state[name]) for name, tx in rules.items()}
+        return {name: u[name] for name, (u, _) in out.items()}, {n: s for n, (_, s) in out.items()}
+
+    return optax.GradientTransformation(init, update)
+
 
 WHOLE = {"cser", "cser without gradients", "ef21_p", "ef21_prox", "qsparse_local_sgd"}
 WHOLE |= {"diloco", "local_steps", "sparse_loco"}

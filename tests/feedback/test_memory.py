@@ -47,6 +47,9 @@ class Halves(Kept):
     def wide(self) -> jax.Array:
         return self.high.astype(jnp.float32) + self.low.astype(jnp.float32)
 
+    def replaced(self, value: jax.Array, step: Any, worker: Any) -> Halves:
+        return halves(value)
+
 
 def halves(x: jax.Array) -> Halves:
     high = x.astype(jnp.bfloat16)
@@ -58,9 +61,6 @@ class Split(Memory):
 
     def zeros(self, params: Any) -> Any:
         return jax.tree.map(halves, super().zeros(params))
-
-    def write(self, value: Any, kept: Any, step: Any, *, shared: bool = False) -> Any:
-        return jax.tree.map(halves, value)
 
 
 class Uneven(Memory):

@@ -257,8 +257,8 @@ MUTATIONS = (
     Mutation(
         "a stage begins one step late",
         f"{COMBINE}/scheduled.py",
-        "number = sum(start <= step for start in self.starts) - 1",
-        "number = max(1, sum(start < step for start in self.starts)) - 1",
+        "number = sum(start <= within for start in self.starts) - 1",
+        "number = max(1, sum(start < within for start in self.starts)) - 1",
         (f"{TESTS}/test_scheduled.py::test_each_leaf_follows_its_own_schedule",),
     ),
     Mutation(

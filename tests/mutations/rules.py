@@ -13,6 +13,7 @@ EF21 = f"{TESTS}/test_ef21.py"
 DIFFERENCES = f"{TESTS}/test_differences.py"
 BAD = f"{TESTS}/test_bad_gradients.py"
 VARIANCE = f"{TESTS}/test_variance_based.py"
+STORED = f"{TESTS}/test_stored.py"
 
 STEPS = "tests/local/test_local_steps.py"
 
@@ -344,5 +345,55 @@ MUTATIONS = (
         "return jnp.zeros_like(p, dtype)",
         "return jnp.zeros_like(p)",
         (f"{TESTS}/test_modes.py::test_types_in_a_checked_map[ef21]",),
+    ),
+    # ---------------------------------------------------------------- stored memories
+    Mutation(
+        "what a stored memory loses is counted in the last step only",
+        f"{MADE_OF}/stored.py",
+        "return {}, (message, lost + more)",
+        "return {}, (message, more)",
+        (f"{STORED}::test_every_rule_follows_numpy",),
+    ),
+    Mutation(
+        "all workers round a memory with the same noise",
+        f"{MADE_OF}/memory.py",
+        "axis = None if shared else self.axis_name",
+        "axis = None",
+        (f"{STORED}::test_noise_is_fresh_in_every_step_and_of_each_workers_own",),
+    ),
+    Mutation(
+        "a shared memory is rounded with each worker's own noise",
+        f"{MADE_OF}/memory.py",
+        "axis = None if shared else self.axis_name",
+        "axis = self.axis_name",
+        (f"{STORED}::test_what_all_workers_hold_stays_the_same_on_all",),
+    ),
+    Mutation(
+        "a memory of another process has another form, because its key is another object",
+        f"{MADE_OF}/stored.py",
+        "return str(codec.dtype), np.asarray(jax.random.key_data(codec)).tobytes()",
+        "return id(codec)",
+        (f"{STORED}::test_a_checkpoint_goes_on_to_the_bit",),
+    ),
+    Mutation(
+        "the messages of another number of workers are mixed without being decoded",
+        "ef_optax/parallel/change_workers.py",
+        "return jax.tree.map(_placed, old.mixed(weights), new)",
+        "return jax.tree.map(_carry, old, new, role)",
+        (f"{STORED}::test_another_number_of_workers_keeps_the_mean",),
+    ),
+    Mutation(
+        "the messages of slices are not split over the model axes",
+        "ef_optax/parallel/specs.py",
+        "return jax.tree.map(lambda x: one(path, x), state)",
+        "return jax.tree.map(lambda _: P(), state)",
+        (f"{STORED}::test_every_device_stores_its_slice",),
+    ),
+    Mutation(
+        "a random cast truncates",
+        "ef_optax/compressors/quantize/cast.py",
+        "up = words + (random_words(key, x.shape) >> 16)",
+        "up = words",
+        ("tests/compressors/test_codecs.py",),
     ),
 )

@@ -1,0 +1,82 @@
+"""Faults of the policies: schedules of a compressor, and what happens to a residual."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+POLICIES, AROUND = "ef_optax/policies", "ef_optax/_rules/residuals.py"
+RESIDUALS = "tests/policies/test_residuals.py"
+SCHEDULES = "tests/policies/test_schedules.py"
+
+MUTATIONS = (
+    Mutation(
+        "a schedule with a period counts from the last boundary",
+        "ef_optax/compressors/combine/scheduled.py",
+        "within = step if self.period is None else step % self.period",
+        "within = step",
+        (f"{SCHEDULES}::test_a_schedule_with_a_period_begins_again",),
+    ),
+    Mutation(
+        "a flush comes one exchange late",
+        f"{POLICIES}/flush.py",
+        "return scheduled([period - 1], [compressor, special], period=period)",
+        "return scheduled([period - 1], [special, compressor], period=period)",
+        (f"{RESIDUALS}::test_after_a_flush_nothing_is_owed",),
+    ),
+    Mutation(
+        "gradual compression takes the value at the beginning of a level",
+        f"{POLICIES}/gradual.py",
+        "(a + b) // 2",
+        "a",
+        (f"{SCHEDULES}::test_gradual_takes_the_middle_of_each_level",),
+    ),
+    Mutation(
+        "a frozen field follows the other fields",
+        f"{POLICIES}/freeze.py",
+        "frozen = state.step >= step",
+        "frozen = state.step > step",
+        (f"{SCHEDULES}::test_a_frozen_variance_is_that_of_the_step",),
+    ),
+    Mutation(
+        "the part of the residual that is not injected is lost",
+        f"{POLICIES}/steer_residual.py",
+        "owed = trees.axpy(1 - value(injection, step), old, new)",
+        "owed = new",
+        (f"{RESIDUALS}::test_injection_and_flush_lose_nothing",),
+    ),
+    Mutation(
+        "the norm is measured against the last one",
+        f"{POLICIES}/steer_residual.py",
+        "largest = jnp.maximum(norm, step.extra[1])",
+        "largest = jnp.where(step.extra[1] > 0, step.extra[1], norm)",
+        (f"{RESIDUALS}::test_every_policy_follows_numpy",),
+    ),
+    Mutation(
+        "a residual in the units of the last learning rate is given back without the ratio",
+        AROUND,
+        "old = trees.scale(_change_of_units(_rule(name, state.rule), new), old)",
+        "old = trees.scale(1, old)",
+        (f"{RESIDUALS}::test_constant_factors_are_those_of_error_feedback",),
+    ),
+    Mutation(
+        "what a policy drops is counted in the last step only",
+        AROUND,
+        "lambda count, x, y: count + jnp.sum",
+        "lambda count, x, y: jnp.sum",
+        (f"{RESIDUALS}::test_every_policy_follows_numpy",),
+    ),
+    Mutation(
+        "a gradient of zero clips the whole residual",
+        f"{POLICIES}/clip_residual.py",
+        "bound = jnp.where(scale > 0, bound * scale, jnp.inf)",
+        "bound = bound * scale",
+        (f"{RESIDUALS}::test_a_gradient_of_zero_clips_nothing",),
+    ),
+    Mutation(
+        "a growing loss scale shrinks the residual",
+        f"{POLICIES}/rescale_residual.py",
+        "scale(step) / jnp.where(last > 0, last, 1)",
+        "jnp.where(last > 0, last, 1) / scale(step)",
+        (f"{RESIDUALS}::test_a_changing_loss_scale_changes_no_bit",),
+    ),
+)
