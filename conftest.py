@@ -25,6 +25,7 @@ if "xla_force_host_platform_device_count" not in xla_flags:
 # XLA_FLAGS=--xla_backend_optimization_level=3 compiles all of them in full.
 if "xla_backend_optimization_level" not in xla_flags:
     xla_flags += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    xla_flags += " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
     if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have no choice
         xla_flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = xla_flags

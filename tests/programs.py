@@ -16,7 +16,11 @@ from jax.sharding import PartitionSpec as P
 from ef_optax._core.codec import Codec
 from ef_optax._exchange.exchange import Exchange
 
-FULL = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+FULL = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_opt_preset": "CPU_OPT_PRESET_DEFAULT",
+    "xla_cpu_use_fusion_emitters": True,
+}
 
 
 def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
