@@ -224,7 +224,7 @@ def table(size: int, rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(results: dict[str, dict[str, Any]], chosen: list[Case]) -> str:
+def comparison(results: dict[str, dict[str, Any]], chosen: list[Case]) -> str:
     """Targets against the measurements at the largest size, and growth with the size."""
     sizes = sorted(results, key=int)
     rows = results[sizes[-1]]
@@ -315,7 +315,7 @@ def main() -> None:
     results = run(flags.sizes, flags.rounds, flags.budget, chosen)
     if flags.merge and path.exists():
         results = merged(json.loads(path.read_text(encoding="utf-8"))["results"], results)
-    print(verdicts(results, cases()))
+    print(comparison(results, cases()))
     record = {"hardware": hardware, "jax": jax.__version__, "results": results}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     largest = max(results, key=int)

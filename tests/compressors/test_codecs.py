@@ -327,7 +327,7 @@ def test_leaves_of_no_and_of_one_element(name: str) -> None:
         assert (ratios.mean(1) <= 1 - codec.alpha((1,)) + slack).all()
 
 
-TOLD = [name for name in CASES if type(codec_of(name)).finite is not Codec.finite]
+WITH_THEIR_OWN_CHECK = [name for name in CASES if type(codec_of(name)).finite is not Codec.finite]
 
 
 def with_bad_numbers(good: np.ndarray) -> np.ndarray:
@@ -339,7 +339,7 @@ def with_bad_numbers(good: np.ndarray) -> np.ndarray:
     return bad.reshape(-1, *good.shape)
 
 
-@pytest.mark.parametrize("name", [*TOLD, "natural"])
+@pytest.mark.parametrize("name", [*WITH_THEIR_OWN_CHECK, "natural"])
 def test_finite(name: str) -> None:
     """A NaN or infinity is noticed at any index; finite values that do not overflow pass."""
     _, good = ordinary(name)
@@ -347,21 +347,21 @@ def test_finite(name: str) -> None:
     assert seen[: len(good)].all() and not seen[len(good) :].any()
 
 
-@pytest.mark.parametrize("name", thinned([*TOLD, "natural"]))
+@pytest.mark.parametrize("name", thinned([*WITH_THEIR_OWN_CHECK, "natural"]))
 def test_finite_in_bfloat16(name: str) -> None:
     codec, (_, good) = codec_of(name), ordinary(name)
 
-    def verdict(x, key):
+    def accepted(x, key):
         return codec.finite(x, codec.encode(x, None if codec.deterministic else key))
 
     x = jnp.asarray(np.concatenate([good, with_bad_numbers(good[0])]), jnp.bfloat16)
     keys = jax.random.split(jax.random.key(0), len(x))
-    seen = np.asarray(jax.jit(jax.vmap(verdict))(x, keys))
+    seen = np.asarray(jax.jit(jax.vmap(accepted))(x, keys))
     assert seen[: len(good)].all() and not seen[len(good) :].any()
 
 
 def test_the_codecs_that_tell_whether_a_leaf_is_finite() -> None:
-    assert {"scaled_sign", "rms_sign", "top_k", "block_top_k", "qsgd"} <= set(TOLD)
+    assert {"scaled_sign", "rms_sign", "top_k", "block_top_k", "qsgd"} <= set(WITH_THEIR_OWN_CHECK)
 
 
 def test_the_parts_of_a_compressor_draw_apart() -> None:

@@ -53,12 +53,12 @@ def test_fixed_levels_conserve_to_the_rounding_of_the_level(dtype: str) -> None:
     eps = float(jnp.finfo(dtype).eps)
     for compressor, level in ((sign(), 1.0), (scaled_sign(), 0.0)):
         conserved = jax.jit(jax.vmap(lambda leaf, c=compressor.codec: both(c, leaf)))
-        sent, owed = (np.asarray(part, np.float64) for part in conserved(x.astype(dtype)))
+        sent, kept = (np.asarray(part, np.float64) for part in conserved(x.astype(dtype)))
         largest = np.maximum(np.abs(x), np.abs(sent)).max(1, keepdims=True)
         allowed = eps * np.maximum(largest, level) + 2.0**-24 * (dtype == "float16")
-        assert (np.abs(sent + owed - x) <= allowed).all(), compressor
+        assert (np.abs(sent + kept - x) <= allowed).all(), compressor
         if level:
-            relative = np.abs(sent + owed - x).max(1) / np.abs(x).max(1)
+            relative = np.abs(sent + kept - x).max(1) / np.abs(x).max(1)
             assert relative[0] > 0.01  # the definition, not the code
 
 
@@ -88,12 +88,12 @@ def steps(compressor, gradients) -> tuple[list, list]:
     """What is sent, and the residual, after each step of error feedback."""
     tx = error_feedback(compressor)
     state, update = tx.init(jnp.zeros(1)), jax.jit(tx.update)
-    sent, owed = [], []
+    sent, kept = [], []
     for g in gradients:
         out, state = update(np.float32([g]), state)
         sent.append(float(out[0]))
-        owed.append(float(jax.tree.leaves(state.residual)[0].reshape(-1)[0]))
-    return sent, owed
+        kept.append(float(jax.tree.leaves(state.residual)[0].reshape(-1)[0]))
+    return sent, kept
 
 
 def test_two_bit_saves_up() -> None:
@@ -105,8 +105,8 @@ def test_two_bit_saves_up() -> None:
 
 def test_threshold_sign_keeps_the_rest() -> None:
     """Above the threshold +1 is sent and r - 1 kept, else -1 is sent and r + 1 kept."""
-    sent, owed = steps(threshold_sign(0.5), [0.75, 0.25])
-    assert sent == [1.0, -1.0] and owed == [-0.25, 1.0]
+    sent, kept = steps(threshold_sign(0.5), [0.75, 0.25])
+    assert sent == [1.0, -1.0] and kept == [-0.25, 1.0]
 
 
 def vote(gradients) -> list:
@@ -152,5 +152,5 @@ def test_perm_k_conserves_under_feedback() -> None:
     tx = simulate(tx, num_workers=2, axis_name="data")
     g = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5)), jnp.float32)
     out, state = tx.update(g, tx.init(jnp.zeros(5)), jnp.zeros(5))
-    owed = [a for a in jax.tree.leaves(state) if a.shape == (2, 5)]
-    np.testing.assert_allclose(out, np.mean(g - owed[0], axis=0), atol=1e-6)
+    kept = [a for a in jax.tree.leaves(state) if a.shape == (2, 5)]
+    np.testing.assert_allclose(out, np.mean(g - kept[0], axis=0), atol=1e-6)
