@@ -25,7 +25,7 @@ from ef_optax.parallel.lift import Lifted
 VERSION = 1
 """Version of the layout; increased when an older reader could misread a newer checkpoint."""
 
-__all__ = ["Checkpoint"]  # save and restore are imported from ef_optax
+__all__ = ["Checkpoint", "save_args"]  # save and restore are imported from ef_optax
 
 
 class Checkpoint(NamedTuple):
@@ -79,6 +79,50 @@ def save(
             f"path={str(target)!r} exists, and replacing it could lose both checkpoints in a "
             "crash; save every step under its own name and remove old ones afterwards."
         )
+    args = save_args(tx, params=params, opt_state=opt_state, extra=extra, step=step)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(target, args)
+
+
+def save_args(
+    tx: optax.GradientTransformation,
+    *,
+    params: Any,
+    opt_state: Any,
+    extra: Any = (),
+    step: int = 0,
+) -> Any:
+    """What :func:`save` writes, as arguments for the ``CheckpointManager`` of orbax.
+
+    The manager keeps the last few steps and writes in the background; :func:`restore` reads the
+    directory of a step, for another number of workers too.
+
+    Args:
+      tx: the transformation that the state belongs to (lifted or not).
+      params: the parameters.
+      opt_state: its state, with residuals and random keys.
+      extra: any other tree of arrays that the run needs.
+      step: the number of finished steps.
+
+    Returns:
+      An ``orbax.checkpoint.args.Composite`` with the items ``about`` and ``arrays``.
+
+    Raises:
+      ImportError: without orbax-checkpoint.
+
+    Example:
+      >>> import ef_optax as ef, jax.numpy as jnp, orbax.checkpoint as ocp, tempfile
+      >>> tx = ef.simulate(ef.error_feedback(ef.top_k(k=1), axis_name="w"), 2, "w")
+      >>> params = jnp.array([1.0, 2.0])
+      >>> args = ef.checkpoint.save_args(tx, params=params, opt_state=tx.init(params), step=7)
+      >>> with tempfile.TemporaryDirectory() as folder, ocp.CheckpointManager(folder) as manager:
+      ...     manager.save(7, args=args)
+      ...     manager.wait_until_finished()
+      ...     ef.restore(f"{folder}/{manager.latest_step()}", tx, params=params).step
+      True
+      7
+    """
+    ocp = _orbax()
     names, leaves = _named({"params": params, "opt_state": opt_state, "extra": extra})
     about = {
         "version": VERSION,
@@ -95,8 +139,7 @@ def save(
     items = {"about": ocp.args.JsonSave(about)}
     if arrays:
         items["arrays"] = ocp.args.StandardSave(arrays)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(target, ocp.args.Composite(**items))
+    return ocp.args.Composite(**items)
 
 
 def restore(

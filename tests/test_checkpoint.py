@@ -158,6 +158,30 @@ def test_another_number_of_workers_keeps_the_mean_residual(saved, n):
     jax.block_until_ready(step(back.params, new, gradients(2, n)))
 
 
+def test_a_manager_keeps_the_last_steps_and_restore_reads_them(tmp_path):
+    """For another number of workers too, and with what the manager itself adds to a step."""
+    import orbax.checkpoint as ocp
+
+    tx, _, params, _ = run_of(2)
+    state = two_steps()[1]
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(tmp_path / "run", options=options) as manager:
+        for step in range(3):
+            args = ef.checkpoint.save_args(tx, params=params, opt_state=state, step=step)
+            manager.save(step, args=args, metrics={"loss": 1.0 / (1 + step)})
+        manager.wait_until_finished()
+        assert manager.all_steps() == [1, 2]
+        path = manager.directory / str(manager.latest_step())
+    back = ef.restore(path, tx, params=params)
+    assert (back.step, back.num_workers) == (2, 2)
+    same((back.params, back.opt_state), (params, state))
+    three, _, params, _ = run_of(3)
+    mean = np.asarray(state[2].residual["w"]).mean(0)
+    found = np.asarray(ef.restore(path, three, params=params).opt_state[2].residual["w"])
+    assert found.shape == (3, *SIZES["w"])
+    np.testing.assert_allclose(found.mean(0), mean, rtol=1e-6, atol=1e-7)
+
+
 def test_a_simulation_continues_what_a_mesh_has_saved(saved):
     tx = ef.simulate(chain(), 2, "data")
     back = ef.restore(saved, tx, params=PARAMS, extra=EXTRA)

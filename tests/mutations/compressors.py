@@ -250,8 +250,8 @@ MUTATIONS = (
     Mutation(
         "a mixture takes the next of its compressors",
         f"{COMBINE}/probabilistic_mix.py",
-        "jnp.sum(jax.random.uniform(key) >= thresholds, dtype=jnp.int32)",
-        "jnp.sum(jax.random.uniform(key) < thresholds, dtype=jnp.int32)",
+        "jnp.sum(draw >= thresholds, dtype=jnp.int32)",
+        "jnp.sum(draw < thresholds, dtype=jnp.int32)",
         (f"{EXCHANGES}test_mixture_uses_its_probabilities",),
     ),
     Mutation(

@@ -247,6 +247,13 @@ MUTATIONS = (
         (f"{EF21}::test_ef21_bidirectional",),
     ),
     Mutation(
+        "the weight of a fresh gradient is rounded to float32",
+        f"{MADE_OF}/average.py",
+        "eta = jnp.asarray(arguments.value_at(fresh_weight, steps))",
+        "eta = jnp.asarray(arguments.value_at(fresh_weight, steps), jnp.float32)",
+        ("tests/project/test_double_constants.py",),
+    ),
+    Mutation(
         "weights do not count the workers",
         f"{MADE_OF}/shares.py",
         "jnp.asarray([n * w for w in weights], float)",

@@ -138,7 +138,7 @@ ALSO: dict[str, dict[str, Any]] = {
 }
 """Further or different arguments that a function (or one option of it) needs."""
 
-NO_FACTORIES = ("restore", "save")
+NO_FACTORIES = ("restore", "save", "save_args")
 """Functions that read or write files, with tests of their own."""
 
 KIT = ("pack", "unpack")
@@ -195,7 +195,7 @@ def options() -> Iterator[tuple[str, str, str, bool]]:
                 yield name, option, kind, optional
 
 
-def call(name: str, option: str, value: Any) -> Any:
+def call(name: str, option: str, value: Any, **more: Any) -> Any:
     """The function with one option set, and with the arguments that it needs."""
     function = FUNCTIONS[name]
     given = {}
@@ -208,7 +208,7 @@ def call(name: str, option: str, value: Any) -> Any:
         given["ratio"] = 0.5
     if parameters.get("key") is not None and parameters["key"].default is None:
         given["key"] = 0
-    given |= ALSO.get(name, {}) | ALSO.get(f"{name} {option}", {}) | {option: value}
+    given |= ALSO.get(name, {}) | ALSO.get(f"{name} {option}", {}) | {option: value} | more
     return function(**given)
 
 

@@ -50,8 +50,9 @@ class Mixture(Codec):
         assert key is not None
         bits = self._longest(like_of(x))
         length = packing.packed_words(bits, 1)
-        thresholds = jnp.cumsum(jnp.asarray(self.probabilities, jnp.float32))[:-1]
-        choice = jnp.sum(jax.random.uniform(key) >= thresholds, dtype=jnp.int32)
+        draw = jax.random.uniform(key)
+        thresholds = jnp.cumsum(jnp.asarray(self.probabilities, draw.dtype))[:-1]
+        choice = jnp.sum(draw >= thresholds, dtype=jnp.int32)
 
         def branch(number: int, codec: Codec) -> Any:
             def run(x: Array) -> Array:
