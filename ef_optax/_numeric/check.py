@@ -33,12 +33,12 @@ def word(name: str, option: str, value: Any, known: Collection[str]) -> None:
         raise ValueError(f"{name}: {option}={value!r} must be one of {', '.join(known)}.")
 
 
-def axis(value: Any) -> None:
+def axis(value: Any, option: str = "axis_name") -> None:
     """Refuses anything but the name of an axis, a tuple of names, or None."""
     names = value if isinstance(value, tuple) else (value,)
     if value is not None and not (names and all(isinstance(name, str) for name in names)):
         raise ValueError(
-            f"axis_name={value!r} must be the name of an axis, a tuple of names, or None for one "
+            f"{option}={value!r} must be the name of an axis, a tuple of names, or None for one "
             "worker."
         )
 

@@ -67,6 +67,8 @@ def diloco(
       Therien et al., "MuLoCo", 2025 (arXiv 2505.23725). The numbers are of Douillard et al.,
       "Streaming DiLoCo", 2025, table 5.
     """
+    check.count("diloco", "period", period)
+    check.share("diloco", "decay", decay)
     check.rate("diloco", "learning_rate", learning_rate)
     check.share("diloco", "momentum", momentum)
     if compressor is None:  # nothing is left over, so nothing need be kept

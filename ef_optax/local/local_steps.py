@@ -130,7 +130,7 @@ def local_steps(
                 "optax.adamw(3e-4)."
             )
     check.count("local_steps", "period", period)
-    check.axis(skip_together)
+    check.axis(skip_together, "skip_together")
     flags = Exchange(Identity(), skip_together)
     inner, outer = optax.with_extra_args_support(inner), optax.with_extra_args_support(outer)
     memory = memory_for(memory)

@@ -72,6 +72,8 @@ def sparse_loco(
       Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", 2025, and its code,
       tplr-ai/CCLoco: src/tplr/ccloco.py, which also multiplies the drift by a before it is sent.
     """
+    check.count("sparse_loco", "period", period)
+    check.share("sparse_loco", "decay", decay)
     check.rate("sparse_loco", "learning_rate", learning_rate)
     check.word("sparse_loco", "mean", mean, ("senders", "workers"))
     sent = mean_of_senders(compressor) if mean == "senders" else compressor
