@@ -86,6 +86,7 @@ CONTENTS = {
         "docs/where-things-go",
         "docs/frameworks",
         "docs/wire",
+        "docs/scaling",
         "docs/kernels",
         "docs/write-your-own",
         "docs/glossary",

@@ -2,9 +2,11 @@
 
 :func:`ef_optax.monitor`, :func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` are
 imported from ``ef_optax``. Here are the statistics of a monitored state, the classes of the wire
-report, and the sizes of entropy codes, whose length depends on the data.
+report, the sizes of entropy codes, whose length depends on the data, and
+:mod:`~ef_optax.measure.planner`, which tells when compression pays.
 """
 
+from ef_optax.measure import planner
 from ef_optax.measure.entropy import (
     arithmetic_bits,
     elias_delta_bits,
@@ -22,6 +24,7 @@ __all__ = [
     "arithmetic_bits",
     "elias_delta_bits",
     "elias_gamma_bits",
+    "planner",
     "run_length_bits",
     "sparse_elias_bits",
     "statistics",

@@ -8,6 +8,7 @@ MEASURE, THEORY = "ef_optax/measure", "ef_optax/theory"
 OF_WIRE = "tests/measure/test_wire.py::"
 OF_ENTROPY = "tests/measure/test_entropy.py::"
 OF_MONITOR = "tests/measure/test_monitor.py::"
+OF_PLANNER = "tests/measure/test_planner.py::"
 OF_THEORY = "tests/theory/test_theory.py::"
 SPELLINGS = (f"{OF_WIRE}test_report_reads_every_spelling",)
 
@@ -123,5 +124,34 @@ MUTATIONS = (
         "L_i.append(float(scale * np.linalg.eigvalsh(small)[-1] / m + shift))",
         "L_i.append(float(scale * np.linalg.eigvalsh(small)[-1] / m))",
         (f"{OF_THEORY}test_least_squares_is_the_spectrum_of_the_hessians",),
+    ),
+    # ---------------------------------------------------------------- the planner
+    Mutation(
+        "planner: a gather costs one message, however many workers there are",
+        f"{MEASURE}/planner/cost.py",
+        '"gather": workers - 1, "reduce": 2 * share',
+        '"gather": 1, "reduce": 2 * share',
+        (f"{OF_PLANNER}test_rounds_are_those_of_the_compiled_program",),
+    ),
+    Mutation(
+        "planner: local steps pay for an exchange in every step",
+        f"{MEASURE}/planner/plan.py",
+        "transfer = transfer_seconds(rounds, workers, link, ring=ring) / method.period",
+        "transfer = transfer_seconds(rounds, workers, link, ring=ring)",
+        (f"{OF_PLANNER}test_times_by_hand",),
+    ),
+    Mutation(
+        "planner: the codec's time does not count at the break-even",
+        f"{MEASURE}/planner/plan.py",
+        "return compute + work + fast + max(0.0, transfer - overlap * compute)",
+        "return compute + fast + max(0.0, transfer - overlap * compute)",
+        (f"{OF_PLANNER}test_break_even_is_where_the_order_changes",),
+    ),
+    Mutation(
+        "planner: costs are measured at every call",
+        f"{MEASURE}/planner/timing.py",
+        "        if not fresh:",
+        "        if fresh:",
+        (f"{OF_PLANNER}test_costs_are_measured_once",),
     ),
 )

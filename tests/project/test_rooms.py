@@ -31,11 +31,12 @@ ORDER = (
     ("states",),
     ("parallel", "theory", "flat"),
     ("measure", "checkpoint"),
+    ("planner",),
     ("__init__",),
 )
 """The rooms from the ground up: a file imports from its own room and from those above it here."""
 
-FLAT = {"__init__.py", "checkpoint.py", "extend.py", "flat.py", "states.py"}
+FLAT = {"__init__.py", "checkpoint.py", "extend.py", "flat.py", "planner.py", "states.py"}
 """The files that lie at the root of the package, in no room."""
 
 MOST_LINES, MOST_LINES_OF_CODE = 400, 60
