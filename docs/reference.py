@@ -41,7 +41,7 @@ ROOMS = {
 }
 """The sections of the reference in the order of reading: the rooms of the library, by title."""
 
-ELSEWHERE = {"checkpoint": "parallel", "flat": "parallel"}
+ELSEWHERE = {"checkpoint": "parallel", "flat": "parallel", "expressions": "parallel"}
 """The sections of files that lie in no room."""
 
 

@@ -30,7 +30,7 @@ Names that are used less often are in submodules: ``exchanges`` (how messages tr
 (what changes over time), ``estimators`` (of a worker's gradient), ``local`` (several steps between
 two exchanges), ``parallel`` (hand-written maps, changing the number of workers), ``measure``
 (statistics of a run, counting bits), ``theory`` (step sizes and bounds), ``states`` (the State
-classes), ``checkpoint``, and ``extend`` (to write your own).
+classes), ``checkpoint``, ``expressions`` (methods by name), and ``extend`` (to write your own).
 """
 
 from typing import Any
@@ -39,6 +39,7 @@ from ef_optax import (
     checkpoint,
     estimators,
     exchanges,
+    expressions,
     extend,
     local,
     measure,
@@ -107,6 +108,7 @@ from ef_optax.compressors.sparse.threshold import threshold
 from ef_optax.compressors.sparse.top_k import top_k
 from ef_optax.compressors.sparse.wangni import wangni
 from ef_optax.estimators.points import query_points
+from ef_optax.expressions import parse
 from ef_optax.feedback.adacomp import adacomp
 from ef_optax.feedback.clip21 import clip21
 from ef_optax.feedback.compressed_mean import compressed_mean
@@ -265,11 +267,13 @@ __all__ = [
     "PerWorker",
     "message_bits",
     "monitor",
+    "parse",
     "query_points",
     # By topic
     "checkpoint",
     "estimators",
     "exchanges",
+    "expressions",
     "extend",
     "local",
     "measure",

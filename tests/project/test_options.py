@@ -29,6 +29,7 @@ GIVEN: dict[str, Any] = {
     "memory": "bfloat16",
     "alpha": 0.5,
     "axis_name": "data",
+    "text": "identity",
     "beta": 0.5,
     "biased": TOP,
     "bin_size": 2,

@@ -29,14 +29,22 @@ ORDER = (
     ("feedback",),
     ("local",),
     ("states",),
-    ("parallel", "theory", "flat"),
+    ("parallel", "theory", "flat", "expressions"),
     ("measure", "checkpoint"),
     ("planner",),
     ("__init__",),
 )
 """The rooms from the ground up: a file imports from its own room and from those above it here."""
 
-FLAT = {"__init__.py", "checkpoint.py", "extend.py", "flat.py", "planner.py", "states.py"}
+FLAT = {
+    "__init__.py",
+    "checkpoint.py",
+    "expressions.py",
+    "extend.py",
+    "flat.py",
+    "planner.py",
+    "states.py",
+}
 """The files that lie at the root of the package, in no room."""
 
 MOST_LINES, MOST_LINES_OF_CODE = 400, 60
