@@ -54,6 +54,7 @@ CALLS = {
     "Sparsifiers": """
         top_k(0.01)
         block_top_k(0.01)
+        row_top_k(0.01)
         random_k(0.01, key=0)
         random_k(0.01, key=0, scaled=True)
         random_k(0.01, key=0, shared_mask=True)

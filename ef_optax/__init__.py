@@ -103,6 +103,7 @@ from ef_optax.compressors.sparse.mix_k import mix_k
 from ef_optax.compressors.sparse.random_block import random_block
 from ef_optax.compressors.sparse.random_k import random_k
 from ef_optax.compressors.sparse.redsync import redsync
+from ef_optax.compressors.sparse.row_top_k import row_top_k
 from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
 from ef_optax.compressors.sparse.threshold import threshold
 from ef_optax.compressors.sparse.top_k import top_k
@@ -173,6 +174,7 @@ __all__ = [
     "random_block",
     "random_k",
     "redsync",
+    "row_top_k",
     "sampled_top_k",
     "threshold",
     "wangni",

@@ -45,7 +45,7 @@ from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, like_of, size_of
-from ef_optax._rules import arguments, difference, own_models, residuals, shares, steps
+from ef_optax._rules import allocation, arguments, difference, own_models, residuals, shares, steps
 from ef_optax._rules.average import moving_average
 from ef_optax._rules.memory import Memory, MemoryLike, memory_for
 from ef_optax._rules.needs import (
@@ -120,6 +120,7 @@ __all__ = [
     "Memory",
     "MemoryLike",
     "Stored",
+    "allocation",
     "arguments",
     "as_transformation",
     "collectives",

@@ -11,7 +11,8 @@ subject:
 - ``ef21``: step sizes and the rate of EF21 and its extensions;
 - ``heterogeneity``: workers that differ: weights, cloning, rare features;
 - ``difference``: EF-BV, DIANA, MARINA and three-point compressors;
-- ``benefit``: when error feedback pays.
+- ``benefit``: when error feedback pays;
+- ``coordination``: what the step and the batch must do when compression begins.
 
 A constant that could not be compared with its publication is called *unverified* in the docstring.
 """
@@ -19,6 +20,7 @@ A constant that could not be compared with its publication is called *unverified
 from ef_optax.theory.benefit import communication_gain, delay_rounds
 from ef_optax.theory.constants import Smoothness, least_squares, logistic_regression
 from ef_optax.theory.contraction import beta, damped_contraction, repeated_contraction, theta, xi
+from ef_optax.theory.coordination import ef21_batch, rate_factor
 from ef_optax.theory.curvature import curvature, estimate
 from ef_optax.theory.difference import (
     EFBVParameters,
@@ -66,6 +68,7 @@ __all__ = [
     "ef14_bound",
     "ef14_residual_bound",
     "ef14_tuned_bound",
+    "ef21_batch",
     "ef21_bound",
     "ef21_heavy_ball_step",
     "ef21_momentum_step",
@@ -82,6 +85,7 @@ __all__ = [
     "marina_step",
     "rare_feature_count",
     "rare_features_step",
+    "rate_factor",
     "repeated_contraction",
     "theta",
     "three_point_constants",

@@ -53,6 +53,7 @@ from ef_optax.compressors.sparse.mix_k import mix_k
 from ef_optax.compressors.sparse.random_block import random_block
 from ef_optax.compressors.sparse.random_k import random_k
 from ef_optax.compressors.sparse.redsync import redsync
+from ef_optax.compressors.sparse.row_top_k import row_top_k
 from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
 from ef_optax.compressors.sparse.threshold import threshold
 from ef_optax.compressors.sparse.top_k import top_k
@@ -130,6 +131,7 @@ def dct_worst(shape: tuple[int, ...]) -> np.ndarray:
 CASES = {
     "identity": Case(identity, worst=EQUAL),
     "top_k": Case(lambda: top_k(0.2), worst=EQUAL),
+    "row_top_k": Case(lambda: row_top_k(0.4), worst=EQUAL),
     "random_k": Case(lambda: random_k(0.2, 11), worst=EQUAL),
     "random_k-scaled": Case(lambda: random_k(0.6, 12, scaled=True), worst=EQUAL),
     "random_k-shared": Case(lambda: random_k(0.2, 15, shared_mask=True), worst=SPIKE),

@@ -17,6 +17,7 @@ from ef_optax.compressors.sparse.comp_k import comp_k
 from ef_optax.compressors.sparse.mix_k import mix_k
 from ef_optax.compressors.sparse.random_block import random_block
 from ef_optax.compressors.sparse.redsync import redsync
+from ef_optax.compressors.sparse.row_top_k import row_top_k
 from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
 from ef_optax.compressors.sparse.threshold import threshold
 from ef_optax.compressors.sparse.wangni import keep_probabilities, wangni
@@ -212,3 +213,13 @@ def test_adaq_against_numpy() -> None:
 def test_bad_arguments(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_row_top_k_by_hand() -> None:
+    """Rows of a kernel along its last axis, single values of a vector, ties to the lowest row."""
+    x = np.array([[[1.0, 2.0], [0.0, -3.0]], [[2.125, 0.125], [0.5, 0.5]]], np.float32)
+    found = row_top_k(k=2).update(jnp.asarray(x), row_top_k(k=2).init(x))[0]
+    np.testing.assert_array_equal(found, x * np.array([[[1], [1]], [[0], [0]]]))
+    assert row_top_k(0.5).bits((2, 2, 2)) == 2 * (2 * 32 + 2)
+    v = jnp.array([1.0, -4.0, 3.0])
+    assert row_top_k(k=1).update(v, row_top_k(k=1).init(v))[0].tolist() == [0.0, -4.0, 0.0]

@@ -249,6 +249,7 @@ def test_every_device_stores_its_slice(where: str) -> None:
     assert isinstance(stored, Stored) and stored.lost.shape == (2, 2)
     if where != "simulate":
         assert stored.message["codes"].words.sharding.spec[:2] == (AXIS, "model")
+    if where == "auto":  # in Explicit mode the specs of any state get a None at their end
         assert update._cache_size() == 1
 
 
@@ -296,6 +297,24 @@ def test_query_points_read_a_stored_model() -> None:
     tx, params, g = ef.simulate(rule, 2, AXIS), jnp.zeros(3), jnp.ones((2, 3))
     _, state = tx.update(g, tx.init(params), params, grads={"cser": g, "params": g})
     np.testing.assert_array_equal(ef.query_points(state, params)["cser"], -g)
+
+
+def test_rows_without_a_gradient_cost_nothing() -> None:
+    """An embedding of which few rows occur: as many stored rows lose nothing, fewer are counted."""
+    seen = jnp.zeros((16, 4)).at[jnp.array([3, 8, 11])].set(jnp.arange(12.0).reshape(3, 4) - 5)
+    expected = ef.error_feedback(TOP)
+    _, wide = expected.update(seen, expected.init(seen))
+    for k, lost in ((3, 0), (2, 1)):
+        policy = ef.per_leaf(lambda path, leaf, k=k: ef.row_top_k(k=k))
+        tx = ef.error_feedback(TOP, memory=policy)
+        _, state = tx.update(seen, tx.init(seen))
+        dropped = np.abs(np.asarray(wide.residual)).sum(1)
+        kept = np.asarray(Memory.read(state.residual))
+        norms = np.linalg.norm(wide.residual, axis=1)
+        smallest = np.sort(norms[norms > 0])[:lost]
+        np.testing.assert_allclose(state.residual.lost, dropped[np.isin(norms, smallest)].sum())
+        np.testing.assert_array_equal(kept[kept != 0], wide.residual[kept != 0])
+        assert (kept.any(axis=1)).sum() == k
 
 
 # ---------------------------------------------------------------------------- refused

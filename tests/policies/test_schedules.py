@@ -107,3 +107,17 @@ def test_a_frozen_variance_is_that_of_the_step() -> None:
         np.testing.assert_allclose(state.inner.mu, m, rtol=1e-5)
     with pytest.raises(ValueError, match="no state of tx has variance"):
         ef.policies.freeze(optax.scale_by_adam(), ["variance"], 2).init(jnp.zeros(3))
+
+
+def test_the_rate_shrinks_when_compression_begins() -> None:
+    """At once or along a ramp; with the corrected residual the step owed shrinks with it."""
+    rate = ef.policies.compressed_rate(lambda step: 1.0 / (1 + step), 4, 0.5, ramp=2)
+    found = [float(rate(step)) for step in range(8)]
+    factors = [1, 1, 1, 1, 0.75, 0.5, 0.5, 0.5]
+    np.testing.assert_allclose(found, [f / (1 + t) for t, f in enumerate(factors)], rtol=1e-6)
+    sudden = ef.policies.compressed_rate(1.0, 1, 0.25)
+    tx = ef.error_feedback(ef.top_k(k=1), learning_rate=sudden)
+    state = tx.init(jnp.zeros(2))
+    _, state = tx.update(jnp.array([3.0, 2.0]), state)
+    updates, _ = tx.update(jnp.array([0.0, 1.0]), state)
+    assert updates.tolist() == [0.0, 1.0 + 2.0 * 1.0 / 0.25]  # the step that is owed is 2

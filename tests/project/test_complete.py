@@ -63,12 +63,16 @@ def own(name: str) -> str:
 
 
 def compressors() -> list[str]:
-    """The functions that make one, but for those that ask how it travels: they make transports."""
+    """The functions that make one, but for those that make transports, and choices of leaves.
+
+    A choice is a ``per_leaf`` of given compressors, made from measurements of given leaves.
+    """
     return [
         name
         for name, function in FUNCTIONS.items()
         if function.__annotations__.get("return") == "Compressor"
         and "Transport" not in function.__annotations__.values()
+        and not {"gradients", "norms"} & set(function.__annotations__)
     ]
 
 

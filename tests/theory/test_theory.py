@@ -351,3 +351,14 @@ def test_ef14_bounds():
 def test_bad_input_is_named(call, name: str):
     with pytest.raises(ValueError, match=name):
         call()
+
+
+def test_rate_factor_and_batch() -> None:
+    """A reduction by 2 belongs to alpha = 3/4, one by 5 to 0.36; the batch is sigma^2/(a t)^2."""
+    assert theory.rate_factor(0.75) == 0.5
+    np.testing.assert_allclose(theory.rate_factor(0.36), 0.2)
+    constants = theory.Smoothness(L=2.0, L_i=(1.0, 3.0))
+    expected = theory.ef21_step(constants, 0.3, mean="QM") / theory.ef21_step(constants, 1.0)
+    np.testing.assert_allclose(theory.rate_factor(0.3, constants), expected)
+    assert theory.ef21_batch(0.5, sigma=2.0, tolerance=1.0) == 16
+    assert theory.ef21_batch(1.0, sigma=0.0, tolerance=1.0) == 1

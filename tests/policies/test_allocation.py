@@ -1,0 +1,113 @@
+"""Levels by leaf under a common limit: against all choices, by brute force."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ef_optax as ef
+
+LEVELS = [ef.top_k(k=1), ef.top_k(k=4), ef.block_quantize(4), ef.identity()]
+RNG = np.random.default_rng(4)
+GRADS = {
+    "heavy": jnp.asarray(RNG.standard_t(1.5, size=(6, 4)), jnp.float32),
+    "spike": jnp.zeros(16).at[5].set(9.0),
+    "flat": jnp.asarray(np.sign(RNG.normal(size=20)), jnp.float32),
+    "small": jnp.asarray(0.01 * RNG.normal(size=8), jnp.float32),
+}
+
+
+def table() -> tuple[np.ndarray, np.ndarray]:
+    """Squared errors and bits by leaf and level, in the order of the tree's leaves."""
+    errors, bits = [], []
+    for x in jax.tree.leaves(GRADS):
+        row = []
+        for level in LEVELS:
+            sent = level.update(x, level.init(x))[0]
+            row.append((float(((np.asarray(x, float) - sent) ** 2).sum()), level.bits(x.shape)))
+        errors.append([error for error, _ in row])
+        bits.append([b for _, b in row])
+    return np.array(errors), np.array(bits)
+
+
+def picks(compressor: ef.Compressor) -> list[int]:
+    codecs = [level.codec for level in LEVELS]
+    located = jax.tree_util.tree_leaves_with_path(GRADS)
+    return [codecs.index(compressor.codec.for_leaf(p[0].key, x)) for p, x in located]
+
+
+def totals(table: np.ndarray, choice: Any) -> float:
+    return sum(table[i][c] for i, c in enumerate(choice))
+
+
+CHOICES = list(itertools.product(range(len(LEVELS)), repeat=len(GRADS)))
+
+
+def test_l_greco_sends_the_fewest_bits_for_the_error_of_one_level() -> None:
+    errors, bits = table()
+    found = picks(ef.policies.l_greco(GRADS, LEVELS, baseline=1, parts=1 << 16))
+    limit = errors[:, 1].sum()
+    least = min(totals(bits, c) for c in CHOICES if totals(errors, c) <= limit)
+    assert totals(errors, found) <= limit and totals(bits, found) == least
+    assert least < bits[:, 1].sum()
+    assert picks(ef.policies.l_greco(GRADS, LEVELS, baseline=3)) == [
+        2,
+        3,
+        3,
+        0,
+    ]  # flat, heavy, small, spike
+
+
+def test_the_least_error_within_the_bytes() -> None:
+    errors, bits = table()
+    for budget in (60, 120):
+        found = picks(ef.policies.within_bytes(GRADS, LEVELS, budget, parts=8 * budget))
+        least = min(totals(errors, c) for c in CHOICES if totals(bits, c) <= 8 * budget)
+        assert totals(bits, found) <= 8 * budget
+        np.testing.assert_allclose(totals(errors, found), least, rtol=1e-6)
+    with pytest.raises(ValueError, match="within_bytes: budget=3 is too small: the cheapest"):
+        ef.policies.within_bytes(GRADS, LEVELS, 3)
+
+
+def test_a_contraction_is_held_by_the_cheapest_level() -> None:
+    errors, bits = table()
+    norms = [float((np.asarray(x, float) ** 2).sum()) for x in jax.tree.leaves(GRADS)]
+    for alpha in (0.3, 0.99):
+        for i, pick in enumerate(picks(ef.policies.with_contraction(GRADS, LEVELS, alpha))):
+            enough = [c for c in range(len(LEVELS)) if errors[i][c] <= (1 - alpha) * norms[i]]
+            assert pick == min(enough, key=lambda c: bits[i][c])
+    weak = ef.policies.with_contraction(GRADS, LEVELS[:2], 1.0)
+    like = jax.ShapeDtypeStruct((20,), jnp.float32)
+    assert weak.codec.for_leaf("flat", like) == LEVELS[1].codec  # nothing holds it: the best one
+
+
+def test_accordion_is_light_where_the_norm_changes() -> None:
+    light, heavy = ef.power_sgd(4), ef.power_sgd(1)
+    before = {"same": 2.0, "half": 2.0, "grown": 2.0, "new": 0.0}
+    now = {"same": jnp.float32(1.5), "half": 1.0, "grown": 3.5, "new": 1.0}
+
+    def ranks(**options: Any) -> list[int]:
+        chosen = ef.policies.accordion(light, heavy, now, **options)
+        return [chosen.codec.for_leaf(path, None).rank for path in now]
+
+    assert ranks(previous=before) == [1, 4, 4, 4]
+    assert ranks() == ranks(previous=before, rate_fell=True) == [4, 4, 4, 4]
+    assert ranks(previous=before, threshold=0.8) == [1, 1, 1, 4]
+
+
+def test_a_new_choice_goes_on_with_the_memory() -> None:
+    """The residual is like the parameters, so another compressor takes it as it is."""
+    rule = lambda compressor: ef.error_feedback(compressor)  # noqa: E731
+    first = rule(ef.top_k(k=1))
+    _, state = first.update(GRADS, first.init(GRADS))
+    second = rule(ef.policies.within_bytes(GRADS, LEVELS, 120))
+    state = second.init(GRADS)._replace(residual=state.residual)
+    updates, after = second.update(GRADS, state)
+    total = jax.tree.map(lambda u, e: u + e, updates, after.residual)
+    expected = jax.tree.map(lambda g, e: g + e, GRADS, state.residual)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), total, expected)
