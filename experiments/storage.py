@@ -6,7 +6,7 @@ OUT_DIR/config.json           the flags that decide the numbers, and the version
         wire.json             bytes per step of each compiled program
         checkpoints/METHOD_seedS/EPOCH/    ef.save: parameters, BatchNorm averages, optimizer state
         tensorboard/METHOD_seedS/          event files
-        table.md, curves.png  written last, from the files above
+        table.md, curves.png  written last, from the files above; report.html with --report
 ```
 
 An epoch's line reaches the disk before its checkpoint, and a checkpoint appears under its name
@@ -34,6 +34,7 @@ _OURS = (
     "wire.json",
     "table.md",
     "curves.png",
+    "report.html",
     "tuning.md",
     "checkpoints",
     "tensorboard",

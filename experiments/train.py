@@ -7,8 +7,9 @@ python -m experiments.train --flagfile=experiments/presets/demo.flags --tune --o
 ```
 
 Every method trains data-parallel on all devices; a CPU counts as eight. The results appear in
---out_dir: table.md, curves.png, metrics.jsonl, tensorboard/ and checkpoints/. A killed run goes on
-with --resume and ends with the same numbers to the last bit; Ctrl-C finishes the epoch and saves.
+--out_dir: table.md, curves.png, metrics.jsonl, tensorboard/ and checkpoints/, and with --report
+report.html. A killed run goes on with --resume and ends with the same numbers to the last bit;
+Ctrl-C finishes the epoch and saves.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 import ef_optax as ef
+from ef_optax import report as ef_report
 from experiments import data, models, processes, report, storage
 from experiments.arguments import UsageError, parse_floats, parse_methods, parse_rates
 from experiments.tuning import robust_rate, tuning_table
@@ -74,6 +76,13 @@ flags.DEFINE_integer(
     "Steps per call of the compiled program; 0: 1000, or 1 for convolutions on a "
     "CPU, where XLA computes them five times slower inside a loop.",
     lower_bound=0,
+)
+flags.DEFINE_bool(
+    "monitor", False, "Record what the exchanges send and drop, by layer, once an epoch."
+)
+flags.DEFINE_bool("report", False, "Monitor, and write report.html with advice and its reasons.")
+flags.DEFINE_float(
+    "bandwidth", None, "Of a worker's link, in bits per second: the report has seconds too."
 )
 flags.DEFINE_bool("tune", False, "Find learning rates on a validation split instead of training.")
 flags.DEFINE_list(
@@ -157,6 +166,11 @@ def run() -> None:
             raise UsageError(f"--{name}={value} must lie in ({low}, {high}]")
     if not 0 <= FLAGS.momentum < 1 or FLAGS.weight_decay < 0:
         raise UsageError("--momentum must lie in [0, 1) and --weight_decay must not be negative")
+    if FLAGS.bandwidth is not None and not FLAGS.bandwidth > 0:
+        raise UsageError(f"--bandwidth={FLAGS.bandwidth} must be positive")
+    if FLAGS.report:
+        ef_report.require()
+    monitored = (FLAGS.monitor or FLAGS.report) and not FLAGS.tune
     out_dir = storage.folder(FLAGS.out_dir)
 
     ####################################################################################
@@ -260,7 +274,8 @@ def run() -> None:
     # Programs of a method: create a state, run a block of steps
     ####################################################################################
     def build(method: str) -> Programs:
-        tx = ef.data_parallel(optimizer(method), mesh, AXIS)
+        chain = optimizer(method)
+        tx = ef.data_parallel(ef.monitor(chain) if monitored else chain, mesh, AXIS)
         value_and_grad = ef.worker_value_and_grad(loss_fn, mesh, AXIS, has_aux=True, aux_mean=True)
 
         @functools.partial(jax.jit, out_shardings=replicated)
@@ -339,6 +354,8 @@ def run() -> None:
             "lost": not finite[-100:].any(),
             "seconds": round(time.perf_counter() - start, 3),
         }
+        if monitored:
+            row["monitor"] = ef.measure.summary(state.opt_state, by="leaf")
         return state, row
 
     ####################################################################################
@@ -348,7 +365,8 @@ def run() -> None:
     decisive = ("dataset", "model", "batch_size", "epochs", "ratio", "momentum", "weight_decay")
     config = {
         "flags": {name: FLAGS[name].value for name in (*decisive, "seeds", "block_steps")}
-        | {"methods": methods, "workers": workers, "lr": rates, "lr_drops": drops},
+        | {"methods": methods, "workers": workers, "lr": rates, "lr_drops": drops}
+        | ({"monitor": True} if monitored else {}),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")}
         | {"ef_optax": ef.__version__, "device": devices[0].device_kind},
         "about": {
@@ -460,6 +478,8 @@ def run() -> None:
                     storage.append_row(out_dir, {"method": method, "seed": seed, **row})
                     for name in ("train_loss", "test_loss", "test_accuracy", "learning_rate"):
                         board.add_scalar(name, row[name], epoch + 1)
+                    for name, value in row.get("monitor", {}).items():
+                        board.add_scalar(f"monitor/{name}", value, epoch + 1)
                 last = epoch + 1 == FLAGS.epochs
                 if last or stopping or (epoch + 1) % FLAGS.checkpoint_every == 0:
                     storage.save(folders[method, seed], epoch + 1, programs.tx, state)
@@ -477,6 +497,8 @@ def run() -> None:
     if writer:
         print("\n" + report.write(out_dir))
         print(f"Written: {out_dir / 'table.md'}, {out_dir / 'curves.png'}")
+        if FLAGS.report:
+            print(f"Written: {ef_report.write([out_dir], bandwidth=FLAGS.bandwidth)}")
         print(f"More:    tensorboard --logdir {out_dir / 'tensorboard'}")
 
 
@@ -507,7 +529,13 @@ def main(argv: list[str], job: Callable[[], None] = run) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs twenty lines per checkpoint
     try:
         job()
-    except (UsageError, data.DataError, storage.OutputError, OSError) as error:
+    except (
+        UsageError,
+        data.DataError,
+        storage.OutputError,
+        ef_report.ReportError,
+        OSError,
+    ) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\ninterrupted; go on with the same command and --resume", file=sys.stderr)

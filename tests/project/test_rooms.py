@@ -31,7 +31,7 @@ ORDER = (
     ("states",),
     ("parallel", "theory", "flat", "expressions"),
     ("measure", "checkpoint"),
-    ("planner",),
+    ("planner", "report"),
     ("__init__",),
 )
 """The rooms from the ground up: a file imports from its own room and from those above it here."""
