@@ -14,9 +14,14 @@ from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._exchange.monitored import DENSE, GRADIENT, MOMENTS, TRAFFIC
 from ef_optax._numeric.dtypes import Array
 from ef_optax._rules.memory import Memory
+from ef_optax._rules.residuals import ResidualPolicyState
+from ef_optax._rules.stored import Stored
 
 MEMORY_OF = {"exchange": "residual", "uplink": "residual", "downlink": "server_residual"}
 """The field with the residual of an exchange, for the fields in which rules have exchanges."""
+
+ESTIMATES = {"estimate", "control", "broadcast"}
+"""The fields of rules that send differences to an estimate."""
 
 
 class Found(NamedTuple):
@@ -24,7 +29,8 @@ class Found(NamedTuple):
 
     name: str  # empty if it is the only one
     state: ExchangeState
-    residual: Any  # the rule's memory of what was not sent, like its input; None without one
+    residual: Any = None  # what the rule did not send; () for an estimate, None without a memory
+    dropped: Any = None  # of each leaf, the mass that a policy dropped; None without
 
 
 def monitored_exchanges(opt_state: Any) -> list[Found]:
@@ -48,17 +54,26 @@ def monitored_exchanges(opt_state: Any) -> list[Found]:
 
 
 def _exchanges(opt_state: Any) -> Iterator[Found]:
-    for path, node in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_has_exchange):
+    for path, node in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_end):
         place = [path_string(path)] if path else []
         if isinstance(node, ExchangeState):
-            yield Found("/".join(place), node, None)
+            yield Found("/".join(place), node)
+        elif isinstance(node, ResidualPolicyState):
+            for one in _exchanges(node.rule):
+                name = "/".join([*place, *([one.name] if one.name else [])])
+                yield one._replace(name=name, dropped=node.dropped)
         elif _has_exchange(node):
+            estimate = () if ESTIMATES & set(node._fields) else None
             for field, value in zip(node._fields, node, strict=True):
-                memory = getattr(node, MEMORY_OF.get(field, ""), None)
+                memory = getattr(node, MEMORY_OF.get(field, ""), estimate)
                 for inner, one in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_exchange):
                     if _is_exchange(one):
                         names = [*place, field, *([path_string(inner)] if inner else [])]
                         yield Found("/".join(names), one, memory)
+
+
+def _is_end(x: Any) -> bool:
+    return isinstance(x, ResidualPolicyState) or _has_exchange(x)
 
 
 def _is_exchange(x: Any) -> bool:
@@ -99,13 +114,29 @@ def sums(found: Found) -> dict[str, Array]:
         ages = jax.tree.leaves(monitor.age)
         result["age"] = size * _vector([_mean(x.astype(jnp.float32)) for x in ages])
         result["oldest"] = _vector([jnp.max(x, initial=0).astype(jnp.float32) for x in ages])
-    treedef = jax.tree.structure(monitor.traffic)
-    memory = Memory.read(found.residual)
-    if found.residual is not None and jax.tree.structure(memory) == treedef:
-        leaves = jax.tree.leaves(memory)  # with a leading worker axis, so take the mean of an entry
-        result["residual"] = size * _vector([_mean(jnp.square(x)) for x in leaves])
-        zeros = [_mean((x == 0).astype(jnp.float32)) for x in leaves]
-        result["residual_zeros"] = size * _vector(zeros)
+    if found.residual is not None:
+        result |= {"residual": result["error"], "residual_zeros": result["error_zeros"]}
+        result |= _of_memory(found.residual, jax.tree.structure(monitor.traffic), size)
+    if found.dropped is not None:
+        result["dropped"] = _vector([jnp.mean(x) for x in jax.tree.leaves(found.dropped)])
+    return result
+
+
+def _of_memory(residual: Any, treedef: Any, size: Array) -> dict[str, Array]:
+    """The sums over a residual like the input; nothing if there is none."""
+    is_stored = lambda x: isinstance(x, Stored)  # noqa: E731
+    stored = [x for x in jax.tree.leaves(residual, is_leaf=is_stored) if is_stored(x)]
+    if any(x.form.sliced for x in stored):  # slices can only be read inside the lift
+        return {}
+    leaves, found = jax.tree.flatten(Memory.read(residual))
+    if found != treedef:
+        return {}
+    # There may be a leading worker axis, so these are means over the entries times their number.
+    squares = size * _vector([_mean(jnp.square(x)) for x in leaves])
+    zeros = size * _vector([_mean((x == 0).astype(jnp.float32)) for x in leaves])
+    result = {"residual": squares, "residual_zeros": zeros, "owed": squares}
+    if len(stored) == len(leaves):
+        result["rounded"] = _vector([jnp.mean(x.lost) for x in stored])
     return result
 
 

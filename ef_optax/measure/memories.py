@@ -57,6 +57,7 @@ def memory_statistics(
     """
     for p in probabilities:
         check.share("memory_statistics", "probabilities", p)
+    check.flag("memory_statistics", "by_leaf", by_leaf)
     result = {}
     for name, tree in _memories(opt_state):
         for leaf, arrays, workers in _groups(tree, params, by_leaf):
@@ -98,6 +99,7 @@ def memory_histogram(
       ([2, 1], [0.0, 2.0, 4.0])
     """
     check.count("memory_histogram", "bins", bins)
+    check.flag("memory_histogram", "by_leaf", by_leaf)
     result = {}
     for name, tree in _memories(opt_state):
         for leaf, arrays, _ in _groups(tree, params, by_leaf):

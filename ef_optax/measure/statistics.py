@@ -27,7 +27,8 @@ def statistics(opt_state: Any, by: By = None) -> dict[str, Array]:
     ============================ ================================================================
     ``gradient_norm`` ...        the 2-norms of g, p, c and e: ``input_norm``, ``message_norm``,
                                  ``residual_norm``. For a rule that has an estimate in place of a
-                                 residual, e is p - c: the gradient minus the new estimate
+                                 residual, e is p - c: the gradient minus the new estimate. A rule
+                                 that remembers neither has no e
     ``residual_to_gradient``     :math:`\|e\| / \|g\|`
     ``residual_zeros``           the share of entries of e that are exactly zero
     ``relative_error``           :math:`\|p - c\| / \|p\|`
@@ -45,6 +46,9 @@ def statistics(opt_state: Any, by: By = None) -> dict[str, Array]:
     ``aggregate_cosine``         with ``dense_mean=True``: of the aggregate and the mean of all p;
                                  also ``aggregate_norm`` and ``aggregate_error``, the norm of their
                                  difference over that of the mean
+    ``dropped_mass``             the 1-norm of all that a policy of the residual dropped so far;
+                                 ``dropped_share`` is this for a step, over :math:`\|p\|_1`
+    ``rounded_mass``             the 1-norm of all that the storage of e lost so far
     ``conservation_error``       with ``conservation=True``: :math:`\|p - c - r\| / \|p\|`, r being
                                  the residual that the exchange returned
     ============================ ================================================================
@@ -107,7 +111,7 @@ def summary(opt_state: Any, by: By = None) -> dict[str, float]:
       (1.0, 12.0, 1.0)
     """
     found = _records.monitored_exchanges(opt_state)
-    numbers = jax.device_get(_read([(one.state, one.residual) for one in found]))
+    numbers = jax.device_get(_read([(one.state, one.residual, one.dropped) for one in found]))
     result: dict[str, float] = {}
     for one, (sums, steps, skipped) in zip(found, numbers, strict=True):
         named = one._replace(state=one.state._replace(step=steps, skipped=skipped))
@@ -117,11 +121,15 @@ def summary(opt_state: Any, by: By = None) -> dict[str, float]:
 
 
 @jax.jit
-def _read(exchanges: list[tuple[Any, Any]]) -> Any:
-    """The sums of each exchange, from its state and the rule's residual; and both of its counts."""
+def _read(exchanges: list[tuple[Any, ...]]) -> Any:
+    """The sums of each exchange, from its state and the rule's memories; and both of its counts."""
     return [
-        (_records.sums(_records.Found("", state, residual)), state.step, state.skipped)
-        for state, residual in exchanges
+        (
+            _records.sums(_records.Found("", state, residual, dropped)),
+            state.step,
+            state.skipped,
+        )
+        for state, residual, dropped in exchanges
     ]
 
 
@@ -139,6 +147,7 @@ def _of_exchange(found: _records.Found, sums: Mapping[str, Any], by: By, xp: Any
     with np.errstate(divide="ignore", invalid="ignore"):
         for group, members in groups.items():
             own = _of_group(sums, np.asarray(members, np.int32), xp)
+            own["steps"] = found.state.step
             result |= {f"{start}{name}{group}": value for name, value in _formulas(own, xp).items()}
     return result
 
@@ -168,16 +177,11 @@ def _formulas(s: Mapping[str, Any], xp: Any) -> dict[str, Any]:
     def bytes_of(name: str) -> Any:
         return (s[f"{name}_low"] + 4294967296.0 * s[f"{name}_high"]) / 8
 
-    e = norm("residual") if "residual" in s else norm("error")
-    zeros = s["residual_zeros"] if "residual" in s else s["error_zeros"]
     alpha, d = s["promised_alpha"], s["size"]
     result = {
         "gradient_norm": norm("gradient"),
         "input_norm": norm("input"),
         "message_norm": norm("message"),
-        "residual_norm": e,
-        "residual_to_gradient": _ratio(e, norm("gradient"), xp),
-        "residual_zeros": _ratio(zeros, d, xp),
         "relative_error": _ratio(norm("error"), norm("input"), xp),
         "alpha_hat": 1 - _ratio(s["error"], s["input"], xp),
         "alpha_promised": alpha,
@@ -189,8 +193,19 @@ def _formulas(s: Mapping[str, Any], xp: Any) -> dict[str, Any]:
         "link_bytes": bytes_of("link"),
     }
     if "residual" in s:
+        e = norm("residual")
+        result["residual_norm"] = e
+        result["residual_to_gradient"] = _ratio(e, norm("gradient"), xp)
+        result["residual_zeros"] = _ratio(s["residual_zeros"], d, xp)
+    if "owed" in s:
         bound = 4 * (1 - alpha) * s["largest_gradient"]
-        result["lemma3_ratio"] = _ratio(alpha**2 * s["residual"], bound, xp)
+        result["lemma3_ratio"] = _ratio(alpha**2 * s["owed"], bound, xp)
+    if "dropped" in s:
+        result["dropped_mass"] = s["dropped"]
+        steps = xp.asarray(s["steps"], s["dropped"].dtype)
+        result["dropped_share"] = _ratio(s["dropped"], steps * s["input_magnitudes"], xp)
+    if "rounded" in s:
+        result["rounded_mass"] = s["rounded"]
     if "age" in s:
         result |= {"age_mean": _ratio(s["age"], d, xp), "age_max": s["oldest"]}
     if "aggregate" in s:

@@ -137,9 +137,9 @@ def _panel(alt: Any, points: list[Spec], x: str, y: str, names: list[str]) -> An
 def by_leaf(method: Method) -> Spec | None:
     """Every statistic of ``BY_LEAF`` as leaves over time, in a colour scale; chosen by a menu."""
     alt, timeline = altair(), method.monitored()
-    points = list(_cells(timeline)) if timeline else []
-    if not points:
-        return None
+    points = _cells(timeline) if timeline else []
+    if not any(row.get("relative_error") != 0 for _, row in timeline) or not points:
+        return None  # nothing was monitored, or everything was sent
     present = [title for title in BY_LEAF.values() if any(p["what"] == title for p in points)]
     menu = alt.binding_select(options=present, name="statistic: ")
     chosen = alt.param(name="statistic", bind=menu, value=present[0])

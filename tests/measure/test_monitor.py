@@ -232,6 +232,28 @@ def test_two_exchanges_are_named_and_a_bad_step_leaves_the_record() -> None:
     assert after.items() <= before.items()
 
 
+def test_what_is_dropped_and_rounded_is_counted() -> None:
+    """A stored residual that decays: each loses mass of its own; no memory has no residual."""
+    rule = ef.error_feedback(TOP, memory=ef.cast("bfloat16", key=0))
+    tx = ef.monitor(ef.policies.steer_residual(rule, retention=0.5))
+    params, update = jnp.zeros(20), jax.jit(tx.update)
+    state = tx.init(params)
+    for step in range(2):
+        _, state = update(jnp.asarray(np.random.default_rng(step).normal(size=20), "f4"), state)
+    found = ef.measure.summary(state)
+    inner, p_one = state.rule, state.rule.exchange.monitor.moments[1]
+    assert found["dropped_mass"] == pytest.approx(float(state.dropped)) and state.dropped > 1
+    assert found["dropped_share"] == pytest.approx(float(state.dropped) / 2 / float(p_one))
+    assert (
+        found["rounded_mass"] == pytest.approx(float(inner.residual.lost)) and found["rounded_mass"]
+    )
+    kept = np.linalg.norm(np.asarray(inner.residual.wide()))
+    assert found["residual_norm"] == pytest.approx(float(kept), rel=1e-5)
+    bare = ef.monitor(ef.compressed_mean(TOP))
+    found = ef.measure.summary(bare.update(jnp.ones(20), bare.init(params))[1])
+    assert found["relative_error"] > 0 and "residual_norm" not in found
+
+
 def test_refusals() -> None:
     rule = ef.error_feedback(TOP, axis_name=AXIS)
     with pytest.raises(ValueError, match="put the monitor inside"):

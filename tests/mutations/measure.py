@@ -9,6 +9,7 @@ OF_WIRE = "tests/measure/test_wire.py::"
 OF_ENTROPY = "tests/measure/test_entropy.py::"
 OF_MONITOR = "tests/measure/test_monitor.py::"
 OF_PLANNER = "tests/measure/test_planner.py::"
+OF_REPORT = "tests/report/test_report.py::"
 OF_THEORY = "tests/theory/test_theory.py::"
 SPELLINGS = (f"{OF_WIRE}test_report_reads_every_spelling",)
 
@@ -82,6 +83,34 @@ MUTATIONS = (
         "return jnp.sum(x).astype(jnp.float32) / max(x.size, 1)",
         "return jnp.sum(x).astype(jnp.float32) * 4 / max(x.size, 1)",
         (f"{OF_MONITOR}test_error_feedback",),
+    ),
+    Mutation(
+        "a residual that settled is said to grow",
+        "ef_optax/report/advice.py",
+        "now, before = values[-quarter:], values[-2 * quarter : -quarter]",
+        "now, before = values[-quarter:], values[:quarter]",
+        (f"{OF_REPORT}test_growth_compares_the_last_two_quarters",),
+    ),
+    Mutation(
+        "the spread of the uncompressed run is forgotten",
+        "ef_optax/report/comparison.py",
+        "deviation**2 / len(values) + other**2 / len(reference)",
+        "deviation**2 / len(values)",
+        (f"{OF_REPORT}test_gaps_and_their_spread",),
+    ),
+    Mutation(
+        "a name may end the script that holds a chart",
+        "ef_optax/report/page.py",
+        'for sign in "<>&',
+        'for sign in "&',
+        (f"{OF_REPORT}test_names_are_escaped_and_charts_hold_the_numbers",),
+    ),
+    Mutation(
+        "the workers' memories count together as one worker's bytes",
+        f"{MEASURE}/memories.py",
+        "_bytes(x) / (workers if own else 1)",
+        "_bytes(x)",
+        ("tests/measure/test_memories.py::test_bytes_are_those_of_the_arrays_of_one_worker",),
     ),
     Mutation(
         "Elias' delta code spells the length in one bit too few",

@@ -84,6 +84,7 @@ GIVEN: dict[str, Any] = {
     "norms": {"w": 1.0},
     "num_workers": 2,
     "omega": 0.5,
+    "opt_state": ef.monitor(ef.error_feedback(TOP)).init(jnp.ones(2)),
     "outer": optax.sgd(0.1),
     "p": 0.5,
     "parameters": theory.ef_bv_parameters(0.5, 0.5),
