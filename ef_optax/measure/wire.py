@@ -134,7 +134,8 @@ def wire_report(compiled: Any) -> WireReport:
             f"compiled={type(compiled).__name__} has no HLO text; pass "
             "jax.jit(f).lower(*args).compile()."
         )
-    return WireReport(tuple(_collectives(text, devices)))
+    # HLO numbers the operands of long tuples in comments, "/*index=5*/".
+    return WireReport(tuple(_collectives(re.sub(r"/\*.*?\*/", "", text), devices)))
 
 
 def _device_count(text: str) -> int:
