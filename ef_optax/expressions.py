@@ -13,7 +13,7 @@ import difflib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import optax
@@ -78,6 +78,10 @@ class Expression:
     def __str__(self) -> str:
         return " | ".join(map(str, self.parts))
 
+    def calls(self) -> Iterator[Call]:
+        """All calls in it, the outer ones before their arguments, in the order of the text."""
+        return _calls(self.parts)
+
     def build(self, axis_name: AxisName = None) -> Any:
         """Makes the compressor, the transformation, or the chain of several.
 
@@ -108,7 +112,8 @@ def parse(text: str, also: Mapping[str, Callable[..., Any]] | None = None) -> Ex
 
     Args:
       text: the expression.
-      also: further functions by name, which make transformations.
+      also: further functions by name, which make transformations. A name that the library has as
+        well means the further function only where it stands alone, without arguments.
 
     Returns:
       The expression. ``build(axis_name)`` makes the transformation; ``str`` is a text that is read
@@ -140,7 +145,7 @@ def parse_list(text: str, also: Mapping[str, Callable[..., Any]] | None = None) 
 
     Args:
       text: the expressions.
-      also: further functions by name, which make transformations.
+      also: further functions by name, as for :func:`parse`.
 
     Returns:
       The expressions, in their order.
@@ -200,7 +205,8 @@ class _Reader:
             if keyword.arg is None:
                 raise self.error(keyword.value, "after ** is not allowed")
             kwargs.append((keyword.arg, self.argument(keyword.value)))
-        call = Call(name, self.named(name), args, tuple(kwargs))
+        function = self.also[name] if called is node and name in self.also else self.named(name)
+        call = Call(name, function, args, tuple(kwargs))
         self.check_arguments(call)
         return call
 
@@ -219,7 +225,7 @@ class _Reader:
         raise self.error(node, "is neither a call nor a literal")
 
     def named(self, name: str) -> Callable[..., Any]:
-        names = {**vocabulary(), **self.also}
+        names = {**self.also, **vocabulary()}
         if name in names:
             return names[name]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -301,6 +307,15 @@ def _parts(node: ast.expr) -> Iterator[ast.expr]:
         yield node.right
     else:
         yield node
+
+
+def _calls(nodes: Iterable[Any]) -> Iterator[Call]:
+    for node in nodes:
+        if isinstance(node, tuple | list):
+            yield from _calls(node)
+        elif isinstance(node, Call):
+            yield node
+            yield from _calls((*node.args, *(value for _, value in node.kwargs)))
 
 
 def _dotted(node: ast.expr) -> str | None:

@@ -5,19 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import ef_optax as ef
+
 
 class UsageError(Exception):
     """An error that the user can fix; shown as one line."""
 
 
-def parse_methods(names: list[str], known: Sequence[str]) -> list[str]:
-    """The methods to compare, out of those that are known."""
-    for name in names:
-        if name not in known:
-            raise UsageError(f"--methods: {name!r} is unknown; choose from {', '.join(known)}")
+def parse_methods(text: str, known: Sequence[str]) -> list[str]:
+    """The methods to compare: known names and expressions of public names, each in one spelling."""
+
+    def short() -> None:
+        """Stands for a known name while the text is read; it has no arguments."""
+
+    try:
+        found = ef.expressions.parse_list(text, dict.fromkeys(known, short)) if text else []
+    except ValueError as error:
+        raise UsageError(f"--methods: {error} Short names are {', '.join(known)}.") from None
+    names = []
+    for expression in found:
+        used = [call.name for call in expression.calls() if call.function is short]
+        if used and len(list(expression.calls())) > 1:
+            raise UsageError(
+                f"--methods: {expression}: the short name {used[0]} cannot be a part of it; "
+                f"{used[0]}() is a function if there is one"
+            )
+        names += used or [str(expression)]
     if not names or len(set(names)) < len(names):
         raise UsageError("--methods must name at least one method, none of them twice")
-    return list(names)
+    return names
 
 
 def parse_floats(flag: str, texts: list[str]) -> list[float]:
@@ -32,7 +48,10 @@ def parse_floats(flag: str, texts: list[str]) -> list[float]:
 
 
 def parse_rates(items: list[str], methods: Sequence[str], known: Sequence[str]) -> dict[str, float]:
-    """The learning rate of every method, from method=rate items with methods that are known."""
+    """The learning rate of every method, from method=rate items with methods that are known.
+
+    An expression has its own rates, which are multiplied by 1.
+    """
     rates = {}
     for item in items:
         method, _, text = item.partition("=")
@@ -45,6 +64,8 @@ def parse_rates(items: list[str], methods: Sequence[str], known: Sequence[str]) 
         if not 0 < rates[method] < math.inf:
             raise UsageError(f"--lr: {item!r} is not method=rate with a positive number")
     for method in methods:
+        if method not in known:
+            rates[method] = 1.0
         if method not in rates:
             raise UsageError(
                 f"--lr: no learning rate for {method}; add {method}=RATE, take a preset "

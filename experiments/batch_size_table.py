@@ -33,6 +33,7 @@ from absl import app, flags
 
 from experiments import report, storage, study, train
 from experiments.arguments import UsageError, parse_methods, parse_rates
+from experiments.methods import METHODS
 
 DEFAULT = Path(os.path.relpath(Path(__file__).parent / "presets" / "digits_batch128.flags"))
 
@@ -50,8 +51,13 @@ def run() -> None:
     if not all(size.isdecimal() and int(size) for size in FLAGS.batch_sizes):
         raise UsageError(f"--batch_sizes={FLAGS.batch_sizes}: not a list of whole numbers")
     sizes = [int(size) for size in FLAGS.batch_sizes]
-    methods = parse_methods(FLAGS.methods, train.METHODS)
-    rates, tuned_at = parse_rates(FLAGS.lr, methods, train.METHODS), FLAGS.batch_size
+    methods = parse_methods(FLAGS.methods, METHODS)
+    if own := [method for method in methods if method not in METHODS]:
+        raise UsageError(
+            f"--methods: {own[0]} has its own rates, but here rates are scaled with the batch; "
+            f"choose from {', '.join(METHODS)}"
+        )
+    rates, tuned_at = parse_rates(FLAGS.lr, methods, METHODS), FLAGS.batch_size
     out_dir = storage.folder(FLAGS.out_dir)
     words = [w for w in sys.argv[1:] if not w.lstrip("-").startswith("batch_sizes")]
     for size in sizes:

@@ -34,7 +34,20 @@ STYLES = {
     "top_k": ("#E69F00", (0, (5, 1.5, 1, 1.5))),
     "ef_top_k": ("#009E73", "-"),
 }
+OTHERS = ("#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#AA4499")
+"""For expressions, in their order; these are told apart by their dashes as well."""
+
+OTHER_DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)))
+
 Rows = list[dict[str, Any]]
+
+
+def style(method: str, methods: list[str]) -> tuple[str, Any]:
+    """Colour and dashes of a method among those of a run."""
+    if method in STYLES:
+        return STYLES[method]
+    index = [other for other in methods if other not in STYLES].index(method)
+    return OTHERS[index % len(OTHERS)], OTHER_DASHES[index // len(OTHERS) % len(OTHER_DASHES)]
 
 
 def by_method(rows: Rows) -> dict[str, list[Rows]]:
@@ -81,19 +94,22 @@ def table(config: dict[str, Any], rows: Rows, wire: dict[str, Any]) -> str:
         gap = f"{mean - final['sgdm'][0]:+.2f}" if "sgdm" in final and method != "sgdm" else ""
         sent = wire[method]
         spread = f" ± {std:.2f}" if chosen["seeds"] > 1 else ""
-        line = [f"`{method}`", f"{chosen['lr'][method]:g}", f"{mean:.2f}{spread}"]
+        # A bar ends a cell of Markdown, in code too, unless it is escaped.
+        rate = f"{chosen['lr'][method]:g}" if method in LABELS else "its own"
+        line = [f"`{method}`".replace("|", "\\|"), rate, f"{mean:.2f}{spread}"]
         line += [f"{best[method]:.2f}", gap]
-        line += [f"{sent['message_bytes']:,}", _factor(dense, sent["message_bytes"])]
+        bound = "≤ " if sent.get("at_most") else ""
+        line += [f"{bound}{sent['message_bytes']:,}", _factor(dense, sent["message_bytes"])]
         if workers > 1:
             base = 2 * (workers - 1) * 2 * dense // workers  # ring all-reduce, sent + received
-            line += [f"{sent['link_bytes']:,}", _factor(base, sent["link_bytes"])]
+            line += [f"{bound}{sent['link_bytes']:,}", _factor(base, sent["link_bytes"])]
         lines.append(line)
 
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return (
         f"# {chosen['dataset']}, {chosen['model']}: {workers} worker"
         f"{'s' if workers > 1 else ''}, batch {chosen['batch_size']} each\n\n{text}\n"
-        + "\n".join(f"- {note}" for note in _notes(config))
+        + "\n".join(f"- {note}" for note in _notes(config, wire))
         + "\n"
     )
 
@@ -102,19 +118,21 @@ def _factor(dense: float, sent: float) -> str:
     return f"{dense / sent:.1f}x" if sent else ""
 
 
-def _notes(config: dict[str, Any]) -> list[str]:
+def _notes(config: dict[str, Any], wire: dict[str, Any]) -> list[str]:
     chosen, about = config["flags"], config["about"]
     seeds = chosen["seeds"]
     drops = ", ".join(f"{drop:.0%}" for drop in chosen["lr_drops"]) or "never"
+    others = [method for method in chosen["methods"] if method not in LABELS]
     of_what = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     notes = [
         f"Test accuracy after the last of {chosen['epochs']} epochs, {of_what}; *best epoch*: the "
         "highest mean over the seeds at any epoch, which peeks at the test set and is given "
         "because published tables do.",
         f"Learning rate divided by 10 at: {drops}. Weight decay {chosen['weight_decay']:g} is "
-        "added to the gradient before it is compressed.",
+        "added to the gradient before it is compressed"
+        + (", except in methods that are expressions." if others else "."),
     ]
-    if any("top_k" in method for method in chosen["methods"]):
+    if {"top_k", "ef_top_k"} & set(chosen["methods"]):
         notes.append(f"Top-k keeps {chosen['ratio']:.3g} of each tensor's values.")
     if chosen["workers"] > 1:
         notes.append(
@@ -127,6 +145,11 @@ def _notes(config: dict[str, Any]) -> list[str]:
         notes.append(
             "With one worker nothing travels; *message* is the size its codec states, against "
             f"{about['dense_bytes']:,} bytes of fp32 gradient."
+        )
+    if any(sent.get("at_most") for sent in wire.values()):
+        notes.append(
+            "≤: some steps of this method send less or nothing (local steps, schedules); the bytes "
+            "are those of a step that sends all."
         )
     notes.append(f"{about['parameters']:,} parameters; {about['hardware']}.")
     notes.append(f"Made by `{about['command']}`")
@@ -156,14 +179,21 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
         length = min(len(run) for run in runs[method])
         epochs = np.arange(1, length + 1)
         sent = epochs * config["about"]["steps_per_epoch"] * wire[method]["message_bytes"] / 1e6
-        colour, dashes = STYLES.get(method, ("#56B4E9", "-"))
+        colour, dashes = style(method, methods)
         for row, key, scale in ((0, "test_accuracy", 100), (1, "train_loss", 1)):
             values = np.array([[scale * r[key] for r in run[:length]] for run in runs[method]])
             mean = values.mean(0)
             (finals if row == 0 else losses).append(mean)
             for column, x in ((0, epochs), (1, sent)):
                 axis = axes[row, column]
-                axis.plot(x, mean, color=colour, linestyle=dashes, lw=1.8, label=LABELS.get(method))
+                axis.plot(
+                    x,
+                    mean,
+                    color=colour,
+                    linestyle=dashes,
+                    lw=1.8,
+                    label=LABELS.get(method, method),
+                )
                 axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
 
     plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
@@ -190,7 +220,8 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
     high = max(mean.max() for mean in finals)
     axes[0, 0].set_ylim(max(0.0, low - 2.0 * max(high - low, 1.0)), high + 0.4 * (high - low) + 0.5)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    columns = 3 if max(map(len, labels)) < 40 else 1  # expressions may be long
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     seeds = chosen["seeds"]
     figure.suptitle(
         f"{chosen['dataset']}, {chosen['model']}, {chosen['workers']} worker(s) x batch "

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +189,15 @@ def forget_unsaved(out_dir: Path, done: dict[tuple[str, int], int]) -> None:
 
 def run_dir(out_dir: Path, method: str, seed: int) -> Path:
     """Where the checkpoints of one run are."""
-    return out_dir.absolute() / "checkpoints" / f"{method}_seed{seed}"
+    return out_dir.absolute() / "checkpoints" / run_name(method, seed)
+
+
+def run_name(method: str, seed: int) -> str:
+    """A name for the files of one run; an expression is cut to what every file system takes."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "_", method).strip("_")
+    if plain != method:
+        plain = f"{plain[:80]}-{zlib.crc32(method.encode()):08x}"
+    return f"{plain}_seed{seed}"
 
 
 def last_epoch(folder: Path) -> int:

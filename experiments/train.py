@@ -44,16 +44,20 @@ import ef_optax as ef
 from ef_optax import report as ef_report
 from experiments import data, models, processes, report, storage
 from experiments.arguments import UsageError, parse_floats, parse_methods, parse_rates
+from experiments.methods import AXIS, METHODS, check, compressor, optimizer
 from experiments.tuning import robust_rate, tuning_table
-
-METHODS = ("sgdm", "signsgd", "signsgdm", "ef_signsgd", "top_k", "ef_top_k")
-AXIS = "data"
 
 ########################################################################################
 # Flags
 ########################################################################################
 
-flags.DEFINE_list("methods", list(METHODS), f"What to compare, out of {', '.join(METHODS)}.")
+flags.DEFINE_string(
+    "methods",
+    ",".join(METHODS),
+    f"What to compare: {', '.join(METHODS)}, or expressions of public names with an optimizer "
+    "after a bar, as 'sgdm, error_feedback(top_k(0.01)) | sgd(0.3)'. An expression has its own "
+    "rates; --lr_drops divides its updates, and the other flags do not change it.",
+)
 flags.DEFINE_list("lr", [], "Learning rates as method=rate,...; --tune finds them.")
 flags.DEFINE_integer("seeds", 3, "Runs per method; seed s decides start and order of the data.")
 flags.DEFINE_enum("dataset", "digits", data.NAMES, "Images to classify.")
@@ -63,9 +67,6 @@ flags.DEFINE_integer("batch_size", 2, "Examples per worker and step.", lower_bou
 flags.DEFINE_integer("workers", 0, "Devices to use; 0: all (8 on a CPU).", lower_bound=0)
 flags.DEFINE_integer("epochs", 12, "Passes over the training set.", lower_bound=1)
 flags.DEFINE_list("lr_drops", ["0.5", "0.75"], "Parts of the run after which the rate is /10.")
-flags.DEFINE_float("ratio", 0.01, "Top-k keeps this part of each tensor.")
-flags.DEFINE_float("momentum", 0.9, "Momentum of sgdm and signsgdm; the others have none.")
-flags.DEFINE_float("weight_decay", 5e-4, "Added to the gradient before compression.")
 flags.DEFINE_string("out_dir", "runs/demo", "Where the results go.")
 flags.DEFINE_bool("resume", False, "Continue what --out_dir holds, bit-exactly.")
 flags.DEFINE_bool("overwrite", False, "Replace what --out_dir holds, even with --resume.")
@@ -95,41 +96,6 @@ flags.DEFINE_integer("num_processes", None, "Number of processes where JAX canno
 flags.DEFINE_integer("process_id", None, "This process where JAX cannot find it itself.")
 flags.DEFINE_integer("connect_timeout", 300, "Seconds to wait for other processes.", lower_bound=1)
 FLAGS = flags.FLAGS
-
-
-def optimizer(method: str) -> optax.GradientTransformationExtraArgs:
-    """The methods. The order of the lines of a chain defines the method.
-
-    Weight decay comes first in all of them, as in the code of Karimireddy et al. (2019), so it is
-    compressed too. Error feedback comes after the learning rate, so the memory is in units
-    of steps (their Algorithm 1). The rate is a state variable, so a new rate needs no compilation.
-    """
-    decay = optax.add_decayed_weights(FLAGS.weight_decay)
-    momentum = optax.trace(FLAGS.momentum)
-    rate = optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0)
-    top_k = ef.top_k(FLAGS.ratio)
-    mean = functools.partial(ef.compressed_mean, axis_name=AXIS)
-    memory = functools.partial(ef.error_feedback, axis_name=AXIS)
-    chains = {
-        "sgdm": (decay, mean(ef.identity()), momentum, rate),
-        # What the paper calls signSGD: the scaled sign without memory.
-        "signsgd": (decay, mean(ef.scaled_sign()), rate),
-        # Plain signs of each worker's own momentum; the step is rate x mean sign.
-        "signsgdm": (decay, momentum, mean(ef.sign()), rate),
-        "ef_signsgd": (decay, rate, memory(ef.scaled_sign())),
-        "top_k": (decay, mean(top_k), rate),
-        "ef_top_k": (decay, rate, memory(top_k)),
-    }
-    return optax.chain(*chains[method])
-
-
-def compressor(method: str) -> ef.Compressor:
-    """What `method` would send: the size of a message if nothing is sent (one worker)."""
-    if method == "sgdm":
-        return ef.identity()
-    if method in ("signsgd", "ef_signsgd"):
-        return ef.scaled_sign()
-    return ef.sign() if method == "signsgdm" else ef.top_k(FLAGS.ratio)
 
 
 class State(NamedTuple):
@@ -171,6 +137,8 @@ def run() -> None:
     if FLAGS.report:
         ef_report.require()
     monitored = (FLAGS.monitor or FLAGS.report) and not FLAGS.tune
+    for method in methods:
+        check(method)
     out_dir = storage.folder(FLAGS.out_dir)
 
     ####################################################################################
@@ -288,8 +256,11 @@ def run() -> None:
             return State(made["params"], made.get("batch_stats", {}), opt_state)
 
         def step(state: State, batch: Any) -> tuple[State, jax.Array]:
-            (losses, stats), grads = value_and_grad(state.params, batch, state.batch_stats)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            points = ef.query_points(state.opt_state, state.params)
+            (losses, stats), grads = value_and_grad(points, batch, state.batch_stats)
+            updates, opt_state = tx.update(
+                grads["params"], state.opt_state, state.params, grads=grads
+            )
             # If any worker has a NaN, all workers skip the step and its BatchNorm averages.
             stats = jax.tree.map(
                 lambda new, old: jnp.where(jnp.isfinite(new), new, old), stats, state.batch_stats
@@ -314,18 +285,23 @@ def run() -> None:
         return Programs(tx, create, compiled, measure(method, compiled, state.params))
 
     def measure(method: str, compiled: Any, params: Any) -> dict[str, int]:
-        """Bytes that one worker sends in one step, read from the compiled program."""
+        """Bytes that one worker sends in one step, read from the compiled program.
+
+        What only some of the steps send counts in full, and the result is said to be a bound.
+        """
         if workers == 1:
             codec = compressor(method).codec
             bits = [codec.bits(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
             return {"message_bytes": math.ceil(sum(bits) / 8), "link_bytes": 0}
         totals = {"message_bytes": 0.0, "link_bytes": 0.0}
-        for item in ef.wire_report(compiled).collectives:
+        collectives = ef.wire_report(compiled).collectives
+        for item in collectives:
             # A collective in the loop is listed once, with the number of its executions.
             share = 1 if item.times is None else item.times / block
             totals["message_bytes"] += share * item.message_bytes
             totals["link_bytes"] += share * item.link_bytes
-        return {name: round(total) for name, total in totals.items()}
+        found = {name: round(total) for name, total in totals.items()}
+        return found | ({"at_most": True} if any(x.conditional for x in collectives) else {})
 
     ####################################################################################
     # One epoch
@@ -388,6 +364,7 @@ def run() -> None:
             f"{FLAGS.model}: {parameters:,} parameters; {workers} workers x batch "
             f"{FLAGS.batch_size}, {blocks * block} steps an epoch; {config['about']['hardware']}"
         )
+        print("methods: " + ", ".join(methods))
     stop = processes.Stop()
     attempts = len(grid) if FLAGS.tune else 1
     bar = tqdm(
@@ -461,7 +438,7 @@ def run() -> None:
             state = programs.create(seed)
             if first:
                 state = storage.restore(folders[method, seed], first, programs.tx, state)
-            events = out_dir / "tensorboard" / f"{method}_seed{seed}"
+            events = out_dir / "tensorboard" / storage.run_name(method, seed)
             board = SummaryWriter(str(events), purge_step=first + 1) if writer else None
             for epoch in range(first, FLAGS.epochs):
                 state, row = train_epoch(programs, state, rates[method], seed, epoch)

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl.testing import flagsaver
 
-from experiments import arguments, report, storage, train, tuning
+import ef_optax as ef
+from experiments import arguments, methods, report, storage, train, tuning
 from tests.paths import ROOT
 
 # Those of the small studies are in test_studies.py.
@@ -51,7 +54,11 @@ def refuse(tmp_path: Path) -> Iterator[Refuse]:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--methods=sgdm,adam"], "'adam' is unknown; choose from sgdm"),
+        (["--methods=sgdm,ef_topk"], "use ef_top_k"),
+        (["--methods=sgdm,adam"], "missing a required argument: 'learning_rate'"),
+        (["--methods=ef21(top_k(0.1))"], "no learning rate; write ef21(top_k(0.1)) | sgd(0.1)"),
+        (["--methods=ef21(top_k(2.0)) | sgd(1)"], "ratio=2.0 must be"),
+        (["--methods=sgdm | sgd(1)"], "the short name sgdm cannot be a part of it"),
         (["--methods=sgdm,sgdm"], "none of them twice"),
         (["--methods=top_k"], "no learning rate for top_k; add top_k=RATE"),
         (["--lr=sgdm"], "'sgdm' is not method=rate"),
@@ -77,8 +84,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def test_presets_are_complete_and_say_what_they_are(preset: Path) -> None:
     with flagsaver.flagsaver():
         train.FLAGS(["train", f"--flagfile={preset}"])
-        methods = arguments.parse_methods(train.FLAGS.methods, train.METHODS)
-        assert list(arguments.parse_rates(train.FLAGS.lr, methods, train.METHODS)) == methods
+        named = arguments.parse_methods(train.FLAGS.methods, methods.METHODS)
+        assert list(arguments.parse_rates(train.FLAGS.lr, named, methods.METHODS)) == named
     header = preset.read_text().split("\n--")[0]
     for word in ("Result:", "Command:", "Hardware:", "Learning rates:"):
         assert word in header, f"{preset.name} does not state its {word}"
@@ -156,6 +163,45 @@ def test_table_states_mean_deviation_difference_and_bytes() -> None:
     assert "link" not in single and "With one worker nothing travels" in single
 
 
+LOCAL = "local.diloco(sgd(0.1), 5) | scale(0.5)"
+
+
+def test_methods_are_short_names_or_expressions_in_one_spelling() -> None:
+    text = " sgdm,top_k , ef21(top_k(.01))|adamw(3e-4), local.diloco(sgd(0.1),5)|scale(0.5)"
+    named = arguments.parse_methods(text, methods.METHODS)
+    assert named == ["sgdm", "top_k", "ef21(top_k(0.01)) | adamw(0.0003)", LOCAL]
+    rates = arguments.parse_rates(["sgdm=0.1", "top_k=0.3"], named, methods.METHODS)
+    assert list(rates.values()) == [0.1, 0.3, 1.0, 1.0]
+    assert methods.compressor(named[2]).codec == ef.top_k(0.01).codec
+    for method in named[2:]:
+        methods.check(method)
+
+
+def test_the_rate_of_the_main_job_multiplies_the_updates_of_an_expression() -> None:
+    tx = ef.simulate(methods.optimizer("error_feedback(top_k(k=1)) | sgd(0.5)"), 2, methods.AXIS)
+    params = jnp.zeros(2)
+    state = optax.tree.set(tx.init(params), learning_rate=jnp.float32(0.1))
+    updates, _ = tx.update(jnp.array([[4.0, 0.0], [0.0, 2.0]]), state, params)
+    np.testing.assert_allclose(updates, [-0.1, -0.05], rtol=1e-6)
+
+
+def test_files_and_rows_of_an_expression() -> None:
+    """Names that every file system takes, no two alike; a bar does not end a cell."""
+    assert storage.run_name("ef_top_k", 1) == "ef_top_k_seed1"
+    names = [storage.run_name(m, 0) for m in (LOCAL, LOCAL.replace("5", "6"), "x" * 300 + "()")]
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,120}", name) for name in names)
+    found = [dict(row, method=LOCAL) for row in rows() if row["method"] == "sgdm"]
+    wire = {LOCAL: {"message_bytes": 50, "link_bytes": 700, "at_most": True}}
+    text = report.table(config(methods=[LOCAL], lr={LOCAL: 1.0}), found, wire)
+    row = next(line for line in text.splitlines() if "diloco" in line)
+    assert row.replace("\\|", "/").split("|")[1:3] == [
+        f" `{LOCAL.replace('|', '/')}` ",
+        " its own ",
+    ]
+    assert "| ≤ 50 |" in row and "≤: some steps" in text
+
+
 def test_report_writes_the_table_and_a_picture(tmp_path: Path) -> None:
     storage.start(tmp_path, config(), overwrite=False)
     with pytest.raises(storage.OutputError, match="no finished epoch"):
@@ -165,7 +211,7 @@ def test_report_writes_the_table_and_a_picture(tmp_path: Path) -> None:
         storage.append_row(tmp_path, row)
     assert report.write(tmp_path) == (tmp_path / "table.md").read_text(encoding="utf-8")
     assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert set(train.METHODS) == set(report.LABELS)
+    assert set(methods.METHODS) == set(report.LABELS)
 
 
 def test_results_are_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
