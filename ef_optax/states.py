@@ -44,6 +44,7 @@ from ef_optax.feedback.variance_based import VarianceBasedState
 from ef_optax.local.cser import CSERState
 from ef_optax.local.local_steps import LocalStepsState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
+from ef_optax.local.streaming import StreamingState
 from ef_optax.policies.freeze import FreezeState
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "ScaleComState",
     "ShiftState",
     "StormState",
+    "StreamingState",
     "ThreePointState",
     "VarianceBasedState",
 ]

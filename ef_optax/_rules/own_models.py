@@ -73,6 +73,33 @@ def every(
     return collectives.agreed_cond(count % period == 0, synchronise, go_on, axis=axis_name)
 
 
+def inner_step(
+    inner: optax.GradientTransformationExtraArgs,
+    gradient: Any,
+    state: Any,
+    ahead: Any,
+    params: Any,
+    extra_args: Any,
+) -> tuple[Any, Any]:
+    """One local step: how far the worker is ahead after it, and the inner optimizer's next state.
+
+    A step that the worker cannot use (:func:`usable`) changes neither.
+
+    Args:
+      inner: the optimizer of the local steps.
+      gradient: at the worker's own model.
+      state: the inner optimizer's state.
+      ahead: a_i, in float32 or wider.
+      params: the worker's own model.
+      extra_args: further arguments of the update.
+    """
+    step, after = inner.update(gradient, state, params, **extra_args)
+    good = usable(gradient, step)
+    choose = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+    moved = jax.tree.map(choose, trees.add(ahead, step), ahead)
+    return moved, jax.tree.map(choose, after, state)
+
+
 def usable(*trees: Any) -> Array:
     """Whether a worker can use its own gradient and step, however many others can use theirs.
 

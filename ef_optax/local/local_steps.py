@@ -149,12 +149,8 @@ def local_steps(
     ) -> tuple[Any, LocalStepsState]:
         params = arguments.require_params("local_steps", params)
         x_i = state.points(params)["params"]
-        step, after = inner.update(updates, state.inner, x_i, **extra_args)
-        good = own_models.usable(updates, step)
-        choose = lambda new, old: jnp.where(good, new, old)  # noqa: E731
         ahead = memory.read(state.ahead)
-        ahead = jax.tree.map(choose, trees.add(ahead, step), ahead)
-        after = jax.tree.map(choose, after, state.inner)
+        ahead, after = own_models.inner_step(inner, updates, state.inner, ahead, x_i, extra_args)
         zero, sent = _zeros(ahead), state.flags
         if isinstance(sent, ExchangeState):
             zero, sent = steps.silent(flags, ahead, sent)

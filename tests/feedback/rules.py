@@ -147,6 +147,14 @@ WITH_POINTS: dict[str, Make] = {
     "pp-marina": lambda: ef.marina(UNBIASED, 0.2, 0, participants=2, axis_name=AXIS),
     "qsparse_local_sgd": lambda: ef.local.qsparse_local_sgd(TOP, 0.1, 2, axis_name=AXIS),
     "sparse_loco": lambda: ef.local.sparse_loco(optax.sgd(0.1, 0.9), 2, TOP, axis_name=AXIS),
+    "streaming": lambda: ef.local.streaming(
+        optax.sgd(0.1, 0.9),
+        2,
+        optax.chain(ef.error_feedback(TOP, axis_name=AXIS), optax.sgd(0.7)),
+        2,
+        delay=1,
+        mixing=0.5,
+    ),
     "normalised mvr": lambda: ef.ef21_normalised(TOP, "mvr", axis_name=AXIS),
     "normalised igt": lambda: ef.ef21_normalised(TOP, "igt", axis_name=AXIS),
     "normalised rhm": lambda: ef.ef21_normalised(TOP, "rhm", key=0, axis_name=AXIS),
@@ -232,8 +240,12 @@ def side_by_side(rules: dict[str, Any]) -> optax.GradientTransformation:
 
 
 WHOLE = {"cser", "cser without gradients", "ef21_p", "ef21_prox", "qsparse_local_sgd"}
-WHOLE |= {"diloco", "local_steps", "sparse_loco"}
+WHOLE |= {"diloco", "local_steps", "sparse_loco", "streaming"}
 """Whole optimizers: their updates are steps already."""
+
+
+ALONE = {"diloco", "sparse_loco", "streaming"}
+"""Rules in which a worker with a bad gradient leaves out its own step, and the others go on."""
 
 
 @functools.cache

@@ -29,6 +29,10 @@ PARAMETERS = {"MarinaState", "PageState", "StormState", "IGTState", "HessianMome
 """States whose ``last`` are the parameters of the last step, in their own dtype."""
 
 
+OPTIMIZERS = {"LocalStepsState", "StreamingState"}
+"""States with those of an inner optimizer, which stores what it likes, and of an outer chain."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Narrow(Memory):
     """What ``memory="bfloat16"`` gives."""
@@ -84,6 +88,9 @@ def memories(state: Any) -> Iterator[tuple[str, Any]]:
             own = node._asdict()
             if type(node).__name__ in PARAMETERS:
                 own.pop("last")
+            if type(node).__name__ in OPTIMIZERS:
+                own.pop("inner")
+                yield from memories(own.pop("outer"))
             exchange = lambda x: isinstance(x, ef.states.ExchangeState)  # noqa: E731
             for path, x in jax.tree_util.tree_leaves_with_path(own, is_leaf=exchange):
                 if not exchange(x) and x.ndim and jnp.issubdtype(x.dtype, jnp.floating):

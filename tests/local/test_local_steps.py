@@ -11,10 +11,21 @@ import optax
 import pytest
 
 import ef_optax as ef
-from tests.feedback.problem import AXIS, GAMMA, GRADS, START, WORKERS, close, flat, per_leaf, run
+from tests.feedback.problem import (
+    AXIS,
+    GAMMA,
+    GRADS,
+    SIZES,
+    START,
+    WORKERS,
+    close,
+    flat,
+    per_leaf,
+    run,
+)
 from tests.oracles import compress, repeated
 from tests.oracles import run as take
-from tests.oracles.local_steps import local_steps, nesterov, sparse
+from tests.oracles.local_steps import local_steps, nesterov, sparse, streaming
 from tests.parallel.ways import WHERE, N, workers
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -31,7 +42,33 @@ def qsparse():
     return ef.local.local_steps(SGD(), 3, optax.chain(rule, optax.scale(-1.0)))
 
 
+def streamed(fragments: int, delay: int, mixing: float, period: int = 4):
+    """Fragments by leaf under Nesterov's momentum, and what they must do."""
+    mean = ef.compressed_mean(ef.identity(), axis_name=AXIS)
+    outer = optax.chain(mean, optax.sgd(0.6, momentum=0.8, nesterov=True))
+    return ef.local.streaming(HEAVY_BALL(), period, outer, fragments, delay=delay, mixing=mixing)
+
+
+def stream(fragments: int, delay: int, mixing: float, period: int = 4):
+    ends = [0, SIZES[0], sum(SIZES)] if fragments == 2 else [0, sum(SIZES)]
+    parts = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    outers = [nesterov(0.6, 0.8) for _ in parts]
+    return streaming(GRADS, START, GAMMA, 0.5, period, parts, outers, delay, mixing)
+
+
 CASES = {
+    "Streaming(P = 2, V = 1, alpha = 0.5)": (
+        lambda: streamed(2, 1, 0.5),
+        lambda: stream(2, 1, 0.5),
+    ),
+    "Streaming(P = 1, V = 0, alpha = 0) = DiLoCo": (
+        lambda: streamed(1, 0, 0.0, 3),
+        lambda: local_steps(GRADS, START, GAMMA, 0.5, 3, nesterov(0.6, 0.8)),
+    ),
+    "Streaming(P = 2, V = 3, alpha = 0)": (
+        lambda: streamed(2, 3, 0.0),
+        lambda: stream(2, 3, 0.0),
+    ),
     "DiLoCo": (
         lambda: ef.local.diloco(HEAVY_BALL(), 3, 0.6, 0.8, axis_name=AXIS),
         lambda: local_steps(GRADS, START, GAMMA, 0.5, 3, nesterov(0.6, 0.8)),
@@ -65,7 +102,11 @@ CASES = {
 }
 
 
-SLOW = {"SparseLoCo, workers", "SparseLoCo(all, b = 0, workers) = DiLoCo(b = 0)"}
+SLOW = {
+    "Streaming(P = 2, V = 3, alpha = 0)",
+    "SparseLoCo, workers",
+    "SparseLoCo(all, b = 0, workers) = DiLoCo(b = 0)",
+}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +254,15 @@ def test_another_number_of_workers(n: int, m: int) -> None:
         (lambda: ef.local.local_steps(0.1, 2, optax.sgd(1.0)), TypeError, "inner=0.1"),
         (lambda: ef.local.local_steps(optax.sgd(1.0), 2, None), TypeError, "outer=None"),
         (lambda: ef.local.diloco(optax.sgd(1.0), 0), ValueError, "period=0"),
+        (lambda: streamed(5, 0, 0.0), ValueError, "period=4"),
+        (lambda: streamed(2, 4, 0.0), ValueError, "delay=4"),
+        (
+            lambda: ef.local.streaming(
+                SGD(), 4, optax.sgd(1.0), 2, fragment_of=lambda path: 2
+            ).init({"w": jnp.zeros(1)}),
+            ValueError,
+            r"fragment_of\('w'\)=2",
+        ),
         (lambda: ef.local.diloco(optax.sgd(1.0), 1, momentum=2.0), ValueError, "momentum=2.0"),
         (
             lambda: ef.local.sparse_loco(optax.sgd(1.0), 1, ef.scaled_sign()),

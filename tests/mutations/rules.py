@@ -177,7 +177,7 @@ MUTATIONS = (
     ),
     Mutation(
         "local steps: a bad gradient gets into the worker's own model",
-        f"{LOCAL}/local_steps.py",
+        f"{MADE_OF}/own_models.py",
         "jnp.where(good, new, old)",
         "jnp.where(good | True, new, old)",
         (f"{STEPS}::test_a_worker_with_a_bad_gradient_leaves_out_its_own_step",),
@@ -188,6 +188,20 @@ MUTATIONS = (
         "dataclasses.replace(lift, accepted=None)",
         "dataclasses.replace(lift)",
         (f"{STEPS}::test_a_worker_with_a_bad_gradient_leaves_out_its_own_step",),
+    ),
+    Mutation(
+        "streaming: a worker gives up all that it did meanwhile",
+        f"{LOCAL}/streaming.py",
+        "mixing * (a - u)",
+        "0 * (a - u)",
+        (f"{STEPS}::test_local_steps_against_numpy",),
+    ),
+    Mutation(
+        "streaming: a fragment is applied one step late",
+        f"{LOCAL}/streaming.py",
+        "(count - delay) % period == due[o]",
+        "(count - delay - 1) % period == due[o]",
+        (f"{STEPS}::test_local_steps_against_numpy",),
     ),
     Mutation(
         "local steps: an optimizer's count starts again with other workers",

@@ -49,3 +49,26 @@ def sparse(C, a, b, senders):
         return -a * c.sum(axis=0) / number
 
     return outer
+
+
+def streaming(grads, x, gamma, beta, period, parts, outers, delay, mixing):
+    """Streaming DiLoCo: ``parts`` are slices of x, ``outers`` their outer steps."""
+    y = [np.copy(x) for _ in grads]
+    v = [np.zeros_like(x) for _ in grads]
+    P, t, on_its_way = len(parts), 0, []
+    while True:
+        t += 1
+        for i, grad in enumerate(grads):
+            v[i] = beta * v[i] + grad(y[i])
+            y[i] = y[i] - gamma * v[i]
+        for p, part in enumerate(parts):
+            if t % period == period * (p + 1) // P % period:
+                on_its_way.append((t + delay, part, outers[p]([(x - yi)[part] for yi in y])))
+        for when, part, step in on_its_way:
+            if when == t:
+                x = np.copy(x)
+                x[part] += step
+                for i in range(len(y)):
+                    y[i] = np.copy(y[i])
+                    y[i][part] = mixing * y[i][part] + (1 - mixing) * x[part]
+        yield Step(x=x, y=y, v=v)
