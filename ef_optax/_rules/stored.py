@@ -108,7 +108,8 @@ def _by_value(codec: Any) -> Any:
         fields = [getattr(codec, field.name) for field in dataclasses.fields(codec)]
         return type(codec), *(_by_value(value) for value in fields)
     if is_key(codec) and not isinstance(codec, Tracer):
-        return str(codec.dtype), np.asarray(jax.random.key_data(codec)).tobytes()
+        with jax.ensure_compile_time_eval():  # a trace would make an array of the program of it
+            return str(codec.dtype), np.asarray(jax.random.key_data(codec)).tobytes()
     return identity_of(codec)
 
 

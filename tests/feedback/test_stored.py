@@ -291,6 +291,14 @@ def test_a_checkpoint_goes_on_to_the_bit(tmp_path: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, *after)
 
 
+def test_a_state_may_be_made_inside_a_program() -> None:
+    """The key is compared by value there too, where an operation on it would be traced."""
+    memory = ef.block_quantize(8, key=11)
+    tx = ef.simulate(ef.error_feedback(TOP, axis_name=AXIS, memory=memory), 2, AXIS)
+    made = jax.jit(lambda p: tx.init(p))(jnp.zeros(9))
+    assert jax.tree.structure(made) == jax.tree.structure(tx.init(jnp.zeros(9)))
+
+
 def test_query_points_read_a_stored_model() -> None:
     memory = ef.cast("bfloat16", key=1)
     rule = ef.local.cser(ef.identity(), None, 1.0, 3, axis_name=AXIS, memory=memory)

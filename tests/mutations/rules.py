@@ -417,4 +417,11 @@ MUTATIONS = (
         "up = words",
         ("tests/compressors/test_codecs.py",),
     ),
+    Mutation(
+        "the key of a stored memory becomes an array of the program that makes the state",
+        f"{MADE_OF}/stored.py",
+        "with jax.ensure_compile_time_eval():",
+        "if True:",
+        (f"{STORED}::test_a_state_may_be_made_inside_a_program",),
+    ),
 )

@@ -62,6 +62,7 @@ TESTED = {
 }
 
 GRADS = np.random.default_rng(3).normal(size=(STEPS, N, SIZE)).astype(np.float32)
+GRADS *= np.array([1, 2, 0.5, 1, 2, 0.5], np.float32)[:, None, None]  # norms rise and fall
 
 
 @functools.cache
