@@ -55,6 +55,7 @@ from ef_optax._rules.needs import (
     DETERMINISTIC,
     INDEPENDENT,
     UNBIASED,
+    Recurrence,
     exchange_for,
 )
 from ef_optax._rules.stored import Kept, Stored
@@ -140,6 +141,7 @@ __all__ = [
     "INDEPENDENT",
     "UNBIASED",
     "Need",
+    "Recurrence",
     # Options, trees, dtypes and shapes
     "Array",
     "AxisName",

@@ -12,6 +12,10 @@ with omega >= 1, QSGD with the 2-norm of a leaf or bucket of more than 4 s^2 val
 than half of the full rank. This is common practice: random-k is scaled only without a memory
 (BytePS switches the scaling off when it switches error feedback on).
 
+A rule that keeps only a part, ``m' = a m + b (C(x) - x)``, tells ``exchange_for`` the two factors:
+its memory of noise grows if ``a^2 + b^2`` times the error is above 1. These are DIANA and EF-BV
+with a large rate, and error feedback whose memory is damped too little for the codec.
+
 A codec with omega >= 1 is accepted if the large error occurs only for inputs that a memory does not
 become. With the largest magnitude as the norm, dithering has no error on values of equal size, so
 its memory stays bounded. ``ef_optax.scale_to_contractive`` gives what the theory asks for.
@@ -69,6 +73,28 @@ CONTRACTIVE = Need(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """A memory ``m' = old m + error (C(x) - x)``, where ``x`` is as long as ``m``.
+
+    >>> Recurrence(0.5, 0.5).growth(7.0)  # DIANA with the rate 1/2 and omega = 7
+    2.0
+    """
+
+    old: Any
+    error: Any
+    remedy: str = CONTRACTIVE.remedy
+
+    @property
+    def known(self) -> bool:
+        """Whether both factors are numbers; ``optax.inject_hyperparams`` makes them arrays."""
+        return all(isinstance(x, int | float) for x in (self.old, self.error))
+
+    def growth(self, noise_error: float) -> float:
+        """The factor of the memory's squared norm in a step, for noise."""
+        return float(self.old**2 + self.error**2 * noise_error)
+
+
 def exchange_for(
     rule: str,
     compressor: Compressor,
@@ -76,6 +102,7 @@ def exchange_for(
     *,
     argument: str = "compressor",
     needs: Sequence[Need] = (),
+    recurrence: Recurrence | None = None,
 ) -> Exchange:
     """The exchange of a rule's compressor, which is checked against the rule's needs.
 
@@ -87,14 +114,22 @@ def exchange_for(
       argument: the name of the rule's argument.
       needs: what the rule relies on, of ``ADDITIVE``, ``BROADCAST``, ``CONTRACTIVE``,
         ``DETERMINISTIC``, ``INDEPENDENT`` and ``UNBIASED``.
+      recurrence: what the memory keeps of itself and of the codec's error, unless the rule needs
+        ``CONTRACTIVE``, which is ``Recurrence(0, 1)``. It is not checked if a factor is an array.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor.
       ValueError: if its codec lacks what the rule needs, with the reason and the remedy.
     """
-    codec = codec_of(compressor, argument)
-    require(f"{rule}: {argument}", codec, needs)
-    return CheckedExchange(codec, axis_name, asked_by=f"{rule}: {argument}", needs=tuple(needs))
+    codec, asked_by = codec_of(compressor, argument), f"{rule}: {argument}"
+    require(asked_by, codec, needs)
+    if CONTRACTIVE in needs:
+        recurrence = Recurrence(0, 1)
+    if recurrence is not None and not recurrence.known:
+        recurrence = None
+    return CheckedExchange(
+        codec, axis_name, asked_by=asked_by, needs=tuple(needs), recurrence=recurrence
+    )
 
 
 def require(asked_by: str, codec: Codec, needs: Sequence[Need]) -> None:
@@ -111,23 +146,27 @@ class CheckedExchange(Exchange):
 
     asked_by: str = ""
     needs: tuple[Need, ...] = ()
+    recurrence: Recurrence | None = None
 
     def init(self, tree: Any) -> ExchangeState:
         paths, likes, _ = self.located(tree)
         for path, like in zip(paths, likes, strict=True):
             codec = for_leaf(self.codec, path, like)
             require(f"{self.asked_by}, at {path!r},", codec, self.needs)
-            if CONTRACTIVE in self.needs:
-                self._require_contraction(codec, path, like)
+            if self.recurrence is not None:
+                self._require_bounded(self.recurrence, codec, path, like)
         return super().init(tree)
 
-    def _require_contraction(self, codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> None:
+    def _require_bounded(
+        self, recurrence: Recurrence, codec: Codec, path: str, like: jax.ShapeDtypeStruct
+    ) -> None:
         """Refuses a codec under which noise makes the leaf's memory grow."""
         error = codec.noise_error(like.shape, collectives.bound_size(self.axis_name))
-        if error < 1:
+        if error < 1 or recurrence.growth(error) < 1:
             return
         raise ValueError(
             f"{self.asked_by} {codec.name} {CONTRACTIVE.reason} for the leaf {path!r} of "
             f"shape {like.shape}: its squared error on noise is {error:.3g} times that of the "
-            f"input, so what the rule remembers would grow at every step; {CONTRACTIVE.remedy}."
+            "input, so what the rule remembers would grow at every step; "
+            f"{recurrence.remedy.format(best=1 / (1 + error))}."
         )

@@ -17,6 +17,7 @@ from ef_optax.extend import (
     Compressor,
     ExchangeState,
     MemoryLike,
+    Recurrence,
     as_transformation,
     check,
     difference,
@@ -70,7 +71,13 @@ def gradient_shift(
       ([4.0], [2.0])
     """
     check.weight("gradient_shift", "rate", rate)
-    exchange = exchange_for("gradient_shift", compressor, axis_name, needs=(ADDITIVE,))
+    exchange = exchange_for(
+        "gradient_shift",
+        compressor,
+        axis_name,
+        needs=(ADDITIVE,),
+        recurrence=Recurrence(1 - rate, rate, "use rate={best:.3g} or less"),
+    )
     memory = memory_for(memory, axis_name)
     estimates = difference.Estimates(exchange, memory)
 

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax.extend import (
+    CONTRACTIVE,
     AxisName,
     Compressor,
     ExchangeState,
     MemoryLike,
+    Recurrence,
     as_transformation,
     check,
     exchange_for,
@@ -70,8 +72,8 @@ def ecq_sgd(
     """
     check.not_negative("ecq_sgd", "alpha", alpha)
     check.share("ecq_sgd", "beta", beta)
-    # No contraction is needed: the two factors keep the memory of an unbiased codec small.
-    exchange = exchange_for("ecq_sgd", compressor, axis_name)
+    recurrence = Recurrence(beta - alpha, alpha, f"use a smaller alpha, or {CONTRACTIVE.remedy}")
+    exchange = exchange_for("ecq_sgd", compressor, axis_name, recurrence=recurrence)
     memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> ECQState:

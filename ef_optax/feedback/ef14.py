@@ -26,6 +26,7 @@ from ef_optax.extend import (
     Compressor,
     ExchangeState,
     MemoryLike,
+    Recurrence,
     arguments,
     as_transformation,
     bits_of,
@@ -124,9 +125,12 @@ def error_feedback(
     check.share("error_feedback", "decay", decay)
     check.finite("error_feedback", "injection", injection)
     plain = _is_one(decay) and _is_one(injection)
-    # Decay and injection keep the memory small even if the codec is not contractive.
-    needs = (CONTRACTIVE,) if plain else ()
-    exchange = exchange_for("error_feedback", compressor, axis_name, needs=needs)
+    # Decay and injection may keep the memory small even if the codec is not contractive.
+    damped = Recurrence(decay * (1 - injection), decay * injection)
+    needs, recurrence = ((CONTRACTIVE,), None) if plain else ((), damped)
+    exchange = exchange_for(
+        "error_feedback", compressor, axis_name, needs=needs, recurrence=recurrence
+    )
     memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> ErrorFeedbackState:

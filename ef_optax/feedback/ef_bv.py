@@ -20,6 +20,7 @@ from ef_optax.extend import (
     Exchange,
     ExchangeState,
     MemoryLike,
+    Recurrence,
     as_transformation,
     check,
     collectives,
@@ -83,8 +84,13 @@ def ef_bv(
     """
     check.weight("ef_bv", "lam", lam)
     check.weight("ef_bv", "nu", nu)
-    # No contraction is needed, because lam and nu are chosen for omega.
-    exchange = exchange_for("ef_bv", compressor, axis_name, needs=(ADDITIVE,))
+    exchange = exchange_for(
+        "ef_bv",
+        compressor,
+        axis_name,
+        needs=(ADDITIVE,),
+        recurrence=Recurrence(1 - lam, lam, "use lam={best:.3g} or less"),
+    )
     return _control_variates("ef_bv", exchange, lam, nu, memory)
 
 
@@ -127,7 +133,9 @@ def diana(
     """
     if rate is not None:
         check.weight("diana", "rate", rate)
-    exchange = exchange_for("diana", compressor, axis_name, needs=(ADDITIVE, UNBIASED))
+    recurrence = None if rate is None else Recurrence(1 - rate, rate, "use rate={best:.3g} or less")
+    needs = (ADDITIVE, UNBIASED)
+    exchange = exchange_for("diana", compressor, axis_name, needs=needs, recurrence=recurrence)
     return _control_variates("diana", exchange, rate, 1.0, memory)
 
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import optax
 
 from ef_optax.extend import (
+    CONTRACTIVE,
     AxisName,
     Compressor,
     ExchangeState,
     MemoryLike,
+    Recurrence,
     as_transformation,
     check,
     exchange_for,
@@ -73,8 +75,9 @@ def ef_momentum(
       Algorithm 2.
     """
     check.decay("ef_momentum", "beta", beta)
-    # No contraction is needed: the damped codec contracts if omega < (1 + beta)/(1 - beta).
-    exchange = exchange_for("ef_momentum", compressor, axis_name)
+    # The damped codec contracts if omega < (1 + beta)/(1 - beta).
+    recurrence = Recurrence(beta, 1 - beta, f"use a larger beta, or {CONTRACTIVE.remedy}")
+    exchange = exchange_for("ef_momentum", compressor, axis_name, recurrence=recurrence)
     memory = memory_for(memory, axis_name)
 
     def init_fn(params: Any) -> EFMomentumState:

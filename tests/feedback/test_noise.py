@@ -12,6 +12,7 @@ import pytest
 import ef_optax as ef
 from tests.compressors.pool import CASES
 from tests.exchanges.pool import EXCHANGES
+from tests.feedback.rules import AXIS, COMPRESSED, EVERY, N, together
 
 SHAPE, STEPS = (32, 64), 400
 CODECS = {
@@ -65,3 +66,56 @@ def test_a_memory_of_noise_is_bounded(name: str) -> None:
         rest = math.sqrt(1 - alpha)
         bound = min(bound, 1.2 * rest / (1 - rest) + 1e-6) if alpha < 1 else 0.0
     assert np.isfinite(sizes).all() and sizes[-STEPS // 2 :].mean() <= bound, (bound, sizes[::50])
+
+
+QUICK = ("ef21", "two_shot")
+OTHERS = sorted(EVERY.keys() - {*QUICK, "compressed_mean"})
+GROUPS = [QUICK, *(OTHERS[i::4] for i in range(4))]
+
+
+@pytest.mark.parametrize(
+    "names", [pytest.param(g, marks=() if g is QUICK else pytest.mark.slow) for g in GROUPS]
+)
+def test_no_memory_of_any_rule_grows(names) -> None:
+    """Its mean square, which of sending nothing would grow by 7/3 from the 2nd to the 4th quarter.
+
+    A memory that grows at every step, by 1% of its square, would grow by 7. The gradients at other
+    points are those of the same batch at the same point.
+    """
+    like = {"w": np.zeros((4, 6), np.float32), "v": np.zeros(5, np.float32)}
+    tx, params = together(names, elsewhere=1.0), dict.fromkeys(names, like)
+
+    def squares(state):
+        memories = [x for x in jax.tree.leaves(state) if x.ndim and x.size]
+        floats = [x for x in memories if jnp.issubdtype(x.dtype, jnp.floating)]
+        return jnp.stack([jnp.mean(jnp.square(x.astype(jnp.float32))) for x in floats])
+
+    def step(state, keys):
+        g = {"w": jax.random.normal(keys[0], (4, 6)), "v": jax.random.normal(keys[1], (5,))}
+        state = tx.update(dict.fromkeys(names, g), state, params)[1]
+        return state, squares(state)
+
+    keys = jax.random.split(jax.random.key(1), (N, STEPS, 2))
+    run = lambda keys: jax.lax.scan(step, tx.init(params), keys)[1]  # noqa: E731
+    sizes = np.asarray(jax.jit(jax.vmap(run, axis_name=AXIS))(keys)).mean(0)
+    assert np.isfinite(sizes).all()
+    quarters = sizes.reshape(4, STEPS // 4, -1).mean(1)
+    assert (quarters[3] <= 2 * quarters[1]).all(), quarters[3] / quarters[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (COMPRESSED["diana", "compressor"], r"use rate=0\.0625 or less"),
+        (COMPRESSED["ef_bv", "compressor"], r"use lam=0\.0625 or less"),
+        (COMPRESSED["gradient_shift", "compressor"], r"use rate=0\.0625 or less"),
+        (COMPRESSED["ef_momentum", "compressor"], r"use a larger beta, or use .*contractive"),
+        (COMPRESSED["ecq_sgd", "compressor"], r"use a smaller alpha, or use .*contractive"),
+        (COMPRESSED["error_feedback, blended", "compressor"], r"use .*scale_to_contractive"),
+    ],
+)
+def test_a_part_that_is_too_large_is_refused_with_the_remedy(make, remedy) -> None:
+    """Rules that keep half of an error with 15 times the square of its input."""
+    tx = make(ef.random_k(1 / 16, 5, scaled=True))
+    with pytest.raises(ValueError, match=rf"15 times that of the input.*grow.*{remedy}"):
+        jax.make_jaxpr(tx.init, axis_env=[(AXIS, N)])({"w": jnp.zeros(SHAPE)})

@@ -60,11 +60,24 @@ def lacks(rule, argument, codec):
     return [need for need in REQUIRES[rule, argument] if not all(need.met(p) for p in parts)]
 
 
+KEEP_A_HALF = {
+    ("diana", "compressor"): 0.5,
+    ("ecq_sgd", "compressor"): 0.4,
+    ("ef_bv", "compressor"): 0.5,
+    ("ef_momentum", "compressor"): 0.5,
+    ("error_feedback, blended", "compressor"): 0.5,
+    ("gradient_shift", "compressor"): 0.5,
+}
+"""Rules whose memory keeps half of the codec's error, and this much of itself."""
+
+
 def grows(rule, argument, codec):
-    """Whether the rule keeps what the codec drops, and drops as much as the noise itself."""
+    """Whether noise makes the rule's memory grow: half of it, squared, is a quarter."""
     workers = 1 if argument == "server" or rule == "ef21_p" else N
     parts = [(x.shape, part) for x in PARAMS.values() for part in codec_parts(codec)]
     worst = max(part.noise_error(shape, workers) for shape, part in parts)
+    if (rule, argument) in KEEP_A_HALF:
+        return KEEP_A_HALF[rule, argument] ** 2 + worst / 4 >= 1
     return CONTRACTIVE in REQUIRES[rule, argument] and worst >= 1
 
 
@@ -118,7 +131,8 @@ def test_every_rule_with_this_codec_raises_or_works(name):
             assert any(need.reason in text and need.remedy in text for need in missing)
         elif grows(rule, argument, compressor.codec):
             with pytest.raises(
-                ValueError, match=f"^{rule}: {argument} .* is not a contraction for"
+                ValueError,
+                match=f"^{rule.partition(',')[0]}: {argument} .* is not a contraction for",
             ):
                 trace(make(compressor))
         else:
