@@ -261,6 +261,13 @@ MUTATIONS = (
         (f"{EF21}::test_ef21_bidirectional",),
     ),
     Mutation(
+        "a memory that keeps a part of itself is not held to a bound",
+        f"{MADE_OF}/needs.py",
+        "return float(self.old**2 + self.error**2 * noise_error)",
+        "return float(self.error**2)",
+        (f"{TESTS}/test_noise.py::test_a_part_that_is_too_large_is_refused_with_the_remedy",),
+    ),
+    Mutation(
         "the weight of a fresh gradient is rounded to float32",
         f"{MADE_OF}/average.py",
         "eta = jnp.asarray(arguments.value_at(fresh_weight, steps))",
