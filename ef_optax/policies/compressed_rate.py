@@ -44,7 +44,7 @@ def compressed_rate(
     check.count("compressed_rate", "ramp", ramp, least=0)
 
     def schedule(step: Any) -> Any:
-        done = jnp.asarray(step - start + 1, jnp.float32) / max(1, ramp)
+        done = jnp.asarray(step - start + 1, float) / max(1, ramp)
         share = jnp.clip(done, 0.0, 1.0)
         return arguments.value_at(learning_rate, step) * (1.0 + (factor - 1.0) * share)
 

@@ -29,6 +29,7 @@ EXAMPLES = {
     "clip_sigmas": 2.5,
     "decay": 0.5,
     "injection": 0.5,
+    "mixing": 0.5,
     "nu": 0.5,
     "sparsity": 1.5,
     "step": 0.5,
@@ -38,6 +39,9 @@ EXAMPLES = {
 
 STATIC = ("capacity", "error_bound", "min_compression", "ratio", "sample")
 """Options that only decide shapes, and powers of two."""
+
+ON_THE_HOST = ("accordion", "with_contraction")
+"""Functions that compare arrays before a run, and return a compressor."""
 
 EXTRA = {
     "safe_ef": {"constraint": jnp.ones(()), "constraint_grads": jnp.ones((4, 6))},
@@ -50,7 +54,9 @@ PROBABILITIES = ("ef21_partial_participation probability",)
 CASES = [
     (name, option)
     for name, option, kind, _ in OPTIONS
-    if kind in ("float", "rate") and option not in STATIC and not name.startswith("theory.")
+    if kind in ("float", "rate")
+    and option not in STATIC
+    and not name.startswith(("theory.", *ON_THE_HOST))
 ]
 CASES += [("ef21_w", "weights"), ("probabilistic_mix", "probabilities")]
 CASES += [("ef21_partial_participation", "probability")]

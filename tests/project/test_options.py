@@ -58,6 +58,7 @@ GIVEN: dict[str, Any] = {
     "eta": 0.5,
     "features": [np.eye(2)],
     "field": ef.extend.pack(jnp.arange(2), 2),
+    "fragments": 2,
     "fresh_weight": 0.5,
     "gradients": TOP,
     "factor": 0.5,
