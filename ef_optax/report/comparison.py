@@ -11,7 +11,10 @@ from ef_optax.report.runs import Method
 
 QUANTITY = "test_accuracy"
 MEMORY = "ef_"
-"""How the name of a method with error feedback begins; the rest names the one without."""
+"""How the short name of a method with error feedback begins; the rest names the one without."""
+
+RULE, BARE = "error_feedback(", "compressed_mean("
+"""The same for methods that are expressions, as ``error_feedback(top_k(0.01)) | sgd(0.3)``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,9 @@ def uncompressed(methods: Sequence[Method]) -> str | None:
 
 def _without(name: str) -> str:
     folder, colon, method = name.rpartition(": ")
-    return f"{folder}{colon}{method.removeprefix(MEMORY)}" if method.startswith(MEMORY) else ""
+    if method.startswith(MEMORY):
+        return f"{folder}{colon}{method.removeprefix(MEMORY)}"
+    return f"{folder}{colon}{method.replace(RULE, BARE)}" if RULE in method else ""
 
 
 def _gap(name: str, values: list[float], reference: list[float]) -> Gap:

@@ -114,6 +114,15 @@ def test_gaps_and_their_spread() -> None:
     assert gaps(methods[1:], dense="top_k")[1].gap == pytest.approx(-0.075)
 
 
+def test_expressions_are_compared_with_the_same_one_without_feedback() -> None:
+    methods = [
+        method("sgdm", [0.98, 0.99, 1.0], sent=100.0),
+        method("compressed_mean(top_k(0.01)) | sgd(0.3)", [0.90, 0.91, 0.92]),
+        method("error_feedback(top_k(0.01)) | sgd(0.3)", [0.95, 0.95, 0.95]),
+    ]
+    assert gaps(methods)[2].conclusion == "50% of the gap closed"
+
+
 class Elements(html.parser.HTMLParser):
     """All elements of a page, and the text outside of scripts."""
 
