@@ -32,6 +32,7 @@ ROOMS = {
     "exchanges": "Exchanges",
     "feedback": "Feedback rules",
     "local": "Local steps",
+    "recipes": "Recipes of the literature",
     "estimators": "Gradient estimators",
     "policies": "Policies",
     "parallel": "From one worker to many",
@@ -284,7 +285,7 @@ def introduction(module: str) -> list[str]:
     return parts
 
 
-RULES = ("feedback", "local")
+RULES = ("feedback", "local", "recipes")
 BOXES = (*RULES, "exchanges", "estimators", "policies")
 NUMBERS = (
     "For a leaf of 64 x 64 float32 values and 8 workers; "

@@ -28,9 +28,10 @@ shortest training steps in Flax, Equinox and plain JAX.
 
 Names that are used less often are in submodules: ``exchanges`` (how messages travel), ``policies``
 (what changes over time), ``estimators`` (of a worker's gradient), ``local`` (several steps between
-two exchanges), ``parallel`` (hand-written maps, changing the number of workers), ``measure``
-(statistics of a run, counting bits), ``theory`` (step sizes and bounds), ``states`` (the State
-classes), ``checkpoint``, ``expressions`` (methods by name), and ``extend`` (to write your own).
+two exchanges), ``recipes`` (optimizers of the literature), ``parallel`` (hand-written maps,
+changing the number of workers), ``measure`` (statistics of a run, counting bits), ``theory`` (step
+sizes and bounds), ``states`` (the State classes), ``checkpoint``, ``expressions`` (methods by
+name), and ``extend`` (to write your own).
 """
 
 from typing import Any
@@ -45,6 +46,7 @@ from ef_optax import (
     measure,
     parallel,
     policies,
+    recipes,
     states,
     theory,
 )
@@ -281,6 +283,7 @@ __all__ = [
     "measure",
     "parallel",
     "policies",
+    "recipes",
     "states",
     "theory",
 ]
@@ -293,7 +296,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Raises an error, which for a public name of a submodule says where it is."""
-    for home in (exchanges, policies, estimators, local, parallel, measure, states, extend, theory):
+    rooms = (exchanges, policies, estimators, local, recipes)
+    for home in (*rooms, parallel, measure, states, extend, theory):
         if name in home.__all__:
             raise AttributeError(f"ef_optax has no {name}, but {home.__name__}.{name} exists.")
     raise AttributeError(f"module 'ef_optax' has no attribute {name!r}")

@@ -26,7 +26,7 @@ __all__ = ["Call", "Expression", "parse_list", "vocabulary"]
 
 MOST_CHARACTERS = 10_000
 
-_MODULES = ("exchanges", "policies", "estimators", "local")
+_MODULES = ("exchanges", "policies", "estimators", "local", "recipes")
 _MAKES_A_TRANSFORMATION = {
     "optax.GradientTransformation",
     "optax.GradientTransformationExtraArgs",
@@ -106,9 +106,9 @@ def parse(text: str, also: Mapping[str, Callable[..., Any]] | None = None) -> Ex
        argument   = call, number, string, True, False, None, or a tuple or list of arguments
 
     Names are the functions of ``ef_optax`` and of its modules ``exchanges``, ``policies``,
-    ``estimators`` and ``local`` that make a compressor or a transformation, and the optimizers and
-    schedules of Optax. A name may be written with its module (``optax.identity``); without it, the
-    name of this library is meant where both have one.
+    ``estimators``, ``local`` and ``recipes`` that make a compressor or a transformation, and the
+    optimizers and schedules of Optax. A name may be written with its module (``optax.identity``);
+    without it, the name of this library is meant where both have one.
 
     Args:
       text: the expression.

@@ -59,7 +59,7 @@ from ef_optax._rules.needs import (
     exchange_for,
 )
 from ef_optax._rules.stored import Kept, Stored
-from ef_optax._rules.transformation import as_transformation
+from ef_optax._rules.transformation import as_transformation, plus
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.combine.identity import Identity
@@ -130,6 +130,7 @@ __all__ = [
     "own_models",
     "memory_for",
     "moving_average",
+    "plus",
     "residuals",
     "shares",
     "steps",

@@ -10,6 +10,7 @@ import optax
 
 from ef_optax._exchange import monitored
 from ef_optax._exchange.exchange import ExchangeState
+from ef_optax._numeric import trees
 
 
 def as_transformation(
@@ -29,6 +30,24 @@ def as_transformation(
         return emitted, _with_gradient(after, updates)
 
     return optax.GradientTransformationExtraArgs(init_fn, update)
+
+
+def plus(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The updates plus what a transformation makes of them: ``u + tx(u)``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> both = plus(optax.trace(0.5))  # u + m with m = 0.5 m + u
+      >>> both.update(jnp.ones(1), both.init(jnp.zeros(1)))[0].tolist()
+      [2.0]
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        made, state = inner.update(updates, state, params, **extra_args)
+        return trees.add(updates, made), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _with_gradient(state: Any, gradient: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from tests.feedback.rules import ALONE, AXIS, EVERY, N, together
+from tests.feedback.rules import ALL, ALONE, AXIS, N, together
 
 PARAMS = {"first": np.ones((3, 2), np.float32), "last": np.ones(5, np.float32)}
 REFUSED = (np.nan, np.inf, -np.inf, 3.4e38, -1e20)
@@ -64,7 +64,7 @@ def remembered(state):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in EVERY if n not in ALONE],
+    [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in ALL if n not in ALONE],
 )
 def test_no_bad_number_is_remembered(name: str) -> None:
     """What is refused leaves no trace; after what is taken, normal steps are taken as well.

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
-from tests.feedback.rules import AXIS, EVERY, RULES, N, together
+from tests.feedback.rules import ALL, AXIS, MIXED, RULES, N, together
 
 ROUNDS = 3
 
@@ -44,7 +44,7 @@ def by_hand(tx, params, check):
     return update, flags
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in MIXED])
 def test_types_in_a_checked_map(name):
     """Conditions agree between workers, branches have equal types, updates are the same for all.
 
@@ -67,10 +67,10 @@ def test_types_in_a_checked_map(name):
     assert jax.tree.all(jax.tree.map(same, after, state))
 
 
-@pytest.mark.parametrize("name", sorted(EVERY))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_a_fresh_state_may_be_donated(name):
     """No two leaves share a buffer, with one another or with the parameters."""
-    tx = EVERY[name]()
+    tx = ALL[name]()
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
     leaves = jax.tree.leaves((tx.init(params), params))
     pointers = [x.unsafe_buffer_pointer() for x in leaves]
@@ -166,14 +166,17 @@ MODES = {
     "split auto": lambda names: on_mesh(names, AxisType.Auto, split=True),
     "split explicit": lambda names: on_mesh(names, AxisType.Explicit, split=True),
 }
+TYPED = tuple(name for name in ALL if name not in MIXED)
+KINDS = {FEW: "few", TYPED: "all", tuple(MIXED): "mixed"}
 reference = functools.cache(simulated)
 
 
 @pytest.mark.parametrize(
     ("mode", "names"),
     [(mode, FEW) for mode in ("auto", "split auto")]
-    + [pytest.param(mode, tuple(EVERY), marks=pytest.mark.slow) for mode in MODES],
-    ids=lambda x: x if isinstance(x, str) else "few" if x == FEW else "all",
+    + [pytest.param(mode, TYPED, marks=pytest.mark.slow) for mode in MODES]
+    + [(mode, tuple(MIXED)) for mode in ("auto", "shard_map unchecked")],
+    ids=lambda x: x if isinstance(x, str) else KINDS[x],
 )
 def test_devices_follow_the_simulation(mode, names):
     """Every number, also on split parameters; a residual that is exactly zero stays zero."""

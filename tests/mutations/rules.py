@@ -16,6 +16,7 @@ VARIANCE = f"{TESTS}/test_variance_based.py"
 STORED = f"{TESTS}/test_stored.py"
 
 STEPS = "tests/local/test_local_steps.py"
+RECIPES = "tests/recipes/test_recipes.py"
 
 MUTATIONS = (
     # ---------------------------------------------------------------- error feedback
@@ -430,5 +431,31 @@ MUTATIONS = (
         "with jax.ensure_compile_time_eval():",
         "if True:",
         (f"{STORED}::test_a_state_may_be_made_inside_a_program",),
+    ),
+    # ---------------------------------------------------------------- recipes
+    Mutation(
+        "EF-signSGD: the residual is in gradient units",
+        "ef_optax/recipes/ef_sign_sgd.py",
+        """        optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+        error_feedback(compressor, axis_name=axis_name, memory=memory),
+""",
+        """        error_feedback(compressor, axis_name=axis_name, memory=memory),
+        optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+""",
+        (f"{RECIPES}::test_recipes_against_numpy",),
+    ),
+    Mutation(
+        "DGC: weight decay has no Nesterov form",
+        "ef_optax/recipes/dgc_sgd.py",
+        "optax.trace(momentum, nesterov=nesterov)",
+        "optax.trace(momentum)",
+        (f"{RECIPES}::test_recipes_against_numpy",),
+    ),
+    Mutation(
+        "PowerSGD: the step is the momentum alone",
+        "ef_optax/recipes/power_sgd_momentum.py",
+        "plus(optax.trace(momentum))",
+        "optax.trace(momentum)",
+        (f"{RECIPES}::test_power_sgd_momentum_against_numpy",),
     ),
 )

@@ -14,7 +14,7 @@ import pytest
 from docs import reference, tables
 from tests.compressors.pool import CASES
 from tests.exchanges.pool import EXCHANGES
-from tests.feedback.rules import COMPRESSED, EVERY
+from tests.feedback.rules import ALL, COMPRESSED, EVERY
 from tests.paths import ROOT
 from tests.public import public_names
 
@@ -51,7 +51,7 @@ def reached(makers: Iterable[Callable]) -> set[str]:
 
 
 CODECS = called([case.make for case in CASES.values()]) | called(EXCHANGES.values())
-RULES = called(EVERY.values()) | called(COMPRESSED.values())
+RULES = called(ALL.values()) | called(COMPRESSED.values())
 
 
 def room(function: Any) -> str:
@@ -81,7 +81,7 @@ def rules() -> list[str]:
     return [
         name
         for name, function in FUNCTIONS.items()
-        if room(function) in ("feedback", "local")
+        if room(function) in ("feedback", "local", "recipes")
         and {"compressor", "axis_name"} & set(inspect.signature(function).parameters)
     ]
 

@@ -34,6 +34,7 @@ EXAMPLES = {
     "sparsity": 1.5,
     "step": 0.5,
     "tolerance": 0.5,
+    "weight_decay": 0.5,
 }
 """Values of options without a default that is a number."""
 

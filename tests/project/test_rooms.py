@@ -28,6 +28,7 @@ ORDER = (
     ("policies", "estimators"),
     ("feedback",),
     ("local",),
+    ("recipes",),
     ("states",),
     ("parallel", "theory", "flat", "expressions"),
     ("measure", "checkpoint"),
@@ -50,7 +51,7 @@ FLAT = {
 MOST_LINES, MOST_LINES_OF_CODE = 400, 60
 """Of a file, and of a function (its docstring and comments do not count)."""
 
-WRITTEN_WITH_THE_KIT = ("policies", "estimators", "feedback", "local")
+WRITTEN_WITH_THE_KIT = ("policies", "estimators", "feedback", "local", "recipes")
 """The rooms whose files are examples for authors: they use what is public, as an author would."""
 
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

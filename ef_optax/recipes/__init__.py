@@ -1,0 +1,12 @@
+"""Optimizers of the literature by their names, each a short chain of public parts.
+
+A recipe is a complete optimizer, from the gradients of the workers to the step. Read its source to
+see the chain, and copy the chain to change a part.
+"""
+
+from ef_optax.recipes.dgc_sgd import dgc_sgd
+from ef_optax.recipes.ef_sign_sgd import ef_sign_sgd
+from ef_optax.recipes.power_sgd_momentum import power_sgd_momentum
+from ef_optax.recipes.signum import signum
+
+__all__ = ["dgc_sgd", "ef_sign_sgd", "power_sgd_momentum", "signum"]

@@ -1,0 +1,65 @@
+"""Whole optimizers of the literature, from their algorithm boxes and official codes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.oracles import Step
+
+
+def signum(grads, x, eta, b, w):
+    """Bernstein et al. 2019: the majority of the signs of the workers' momenta."""
+    m = [np.zeros_like(x) for _ in grads]
+    while True:
+        m = [b * mi + (1 - b) * grad(x) for mi, grad in zip(m, grads, strict=True)]
+        votes = np.sum([np.where(mi >= 0, 1, -1) for mi in m], axis=0)
+        x = x - eta * (np.sign(votes) + w * x)
+        yield Step(x=x, m=m)
+
+
+def dgc_sgd(grads, ks, dense, x, eta, m, w, nesterov):
+    """DGC and the SGD of its official code; ``dense`` marks the coordinates of dense leaves.
+
+    ``ks(t)`` is the number of other coordinates that are sent in step t.
+    """
+    u = [np.zeros_like(x) for _ in grads]
+    v = [np.zeros_like(x) for _ in grads]
+    b = np.zeros_like(x)
+    t = 0
+    while True:
+        sent = []
+        for i, grad in enumerate(grads):
+            g = grad(x)
+            if nesterov:
+                u[i] = m * (u[i] + g)
+                v[i] = v[i] + u[i] + g
+            else:
+                u[i] = m * u[i] + g
+                v[i] = v[i] + u[i]
+            size = np.where(dense, -1.0, np.abs(v[i]))
+            chosen = np.zeros(len(x), bool)
+            chosen[np.argsort(-size, kind="stable")[: ks(t)]] = True
+            sent.append(np.where(dense | chosen, v[i], 0))
+            v[i] = v[i] - sent[i]
+            u[i] = np.where(chosen, 0, u[i])
+        b = m * b + w * x
+        decay = w * x + m * b if nesterov else b
+        x = x - eta * (np.mean(sent, axis=0) + decay)
+        t += 1
+        yield Step(x=x, u=u, v=v, b=b)
+
+
+def power_sgd_momentum(gradients, q, x, eta, b, w):
+    """Vogels et al. 2019, Algorithm 2, for one matrix whose gradients (workers, ...) are given."""
+    e = np.zeros(gradients.shape[1:])
+    m = np.zeros_like(x)
+    for g in gradients:
+        p_i = g + e
+        p = np.linalg.qr(p_i.mean(0) @ q)[0]
+        q = p_i.mean(0).T @ p
+        D = p @ q.T
+        e = p_i - D
+        step = D + w * x
+        m = b * m + step
+        x = x - eta * (step + m)
+        yield Step(x=x, e=e, m=m)
