@@ -87,6 +87,7 @@ CONTENTS = {
         "docs/frameworks",
         "docs/wire",
         "docs/scaling",
+        "docs/too-strong",
         "docs/kernels",
         "docs/write-your-own",
         "docs/glossary",
