@@ -1,7 +1,7 @@
 """ARC-Top-K: all workers send the same rows, which a random sketch of the mean chooses.
 
 sum:          P = mean_i p_i V,  V normal, the same on all workers: r numbers for each row
-all_reduce:   the k rows of the largest |P_row|^2, as they are
+all_reduce:   the k rows of P of the largest norm, as they are in p_i
 """
 
 from __future__ import annotations
