@@ -5,7 +5,7 @@ Example::
     python -m ef_optax.planner --params=7e9 --workers=64 --bandwidth=1gbit --latency=20ms \
         --step_time=1.5s
 
-The functions behind it are in :mod:`ef_optax.measure.planner`.
+The functions behind it are in ``ef_optax.measure.planner``.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def around(
       name: of the policy, for error messages.
       rule: a rule with one residual, or a chain with one such rule.
       after: ``after(new, old, step)``, from the rule's new residual and the old one in the same
-        units: what is owed, how much of it to keep, and the policy's next ``extra``. The difference
+        units: the whole residual, how much of it to keep, and the policy's next ``extra``. The difference
         is counted.
       before: ``before(old, step)`` is what the rule gets in place of its old residual.
       begin: ``begin(params)`` is the policy's first ``extra``; () without it.
@@ -97,11 +97,11 @@ def around(
         )
         new = _rule(name, after_rule)
         old = trees.scale(_change_of_units(_rule(name, state.rule), new), old)
-        owed, final, extra = after(memory.read(new.residual), old, step._replace(emitted=emitted))
+        whole, final, extra = after(memory.read(new.residual), old, step._replace(emitted=emitted))
         dropped = jax.tree.map(
             lambda count, x, y: count + jnp.sum(jnp.abs(x - y)).astype(jnp.float32),
             state.dropped,
-            owed,
+            whole,
             final,
         )
         new_state = _with_residual(after_rule, memory.write(final, kept, state.step))

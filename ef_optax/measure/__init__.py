@@ -3,7 +3,7 @@
 :func:`ef_optax.monitor`, :func:`ef_optax.wire_report` and :func:`ef_optax.message_bits` are
 imported from ``ef_optax``. Here are the statistics of a monitored state and of what the rules
 remember, the classes of the wire report, the sizes of entropy codes, whose length depends on the
-data, and :mod:`~ef_optax.measure.planner`, which tells when compression pays.
+data, and ``measure.planner``, which tells when compression pays.
 """
 
 from ef_optax.measure import planner

@@ -1,4 +1,4 @@
-"""A dense step now and then, after which nothing is owed."""
+"""A dense step now and then, after which nothing is left in the residual."""
 
 from __future__ import annotations
 

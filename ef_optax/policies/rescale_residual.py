@@ -17,7 +17,7 @@ def rescale_residual(
 
     .. math:: e \leftarrow \frac{s_t}{s_{t-1}}\,e, \qquad p = g + e
 
-    With a dynamic loss scale s, the gradients and what is owed of earlier ones must have the same
+    With a dynamic loss scale s, the gradients and the residual of earlier ones must have the same
     scale. It is simpler to divide the gradients by s *before* the rule, which then needs no
     rescaling; this policy is for rules that must see scaled gradients, such as casts to float16.
     Powers of two change no bit. The policy refuses rules with further memories, such as momenta.

@@ -98,11 +98,11 @@ def steer_residual(
         return trees.scale(value(injection, step), old)
 
     def after(new: Any, old: Any, step: residuals.Step) -> tuple[Any, Any, Any]:
-        owed = trees.axpy(1 - value(injection, step), old, new)
+        whole = trees.axpy(1 - value(injection, step), old, new)
         norm = jnp.sqrt(trees.squared_norm(trees.wide(step.emitted))).astype(step.extra[1].dtype)
         largest = jnp.maximum(norm, step.extra[1])
-        kept = trees.scale(value(retention, step), owed)
-        return owed, kept, (jnp.where(largest > 0, norm / largest, 1), largest)
+        kept = trees.scale(value(retention, step), whole)
+        return whole, kept, (jnp.where(largest > 0, norm / largest, 1), largest)
 
     return residuals.around(
         "steer_residual", rule, before=before, after=after, begin=begin, axis_name=axis_name

@@ -55,7 +55,7 @@ class Method:
 
     name: str
     compressor: Compressor
-    rule: Rule = error_feedback
+    rule: Rule = dataclasses.field(default_factory=lambda: error_feedback)
     period: int = 1
     dtype: str = "float32"
 
