@@ -59,8 +59,8 @@ def around(
       name: of the policy, for error messages.
       rule: a rule with one residual, or a chain with one such rule.
       after: ``after(new, old, step)``, from the rule's new residual and the old one in the same
-        units: the whole residual, how much of it to keep, and the policy's next ``extra``. The difference
-        is counted.
+        units: the whole residual, how much of it to keep, and the policy's next ``extra``. The
+        difference is counted.
       before: ``before(old, step)`` is what the rule gets in place of its old residual.
       begin: ``begin(params)`` is the policy's first ``extra``; () without it.
       axis_name: the worker axis, so that workers round a stored residual with noise of their own.

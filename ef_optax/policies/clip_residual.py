@@ -25,8 +25,8 @@ def clip_residual(
     .. math:: e_i \leftarrow \text{clip}(e_i, \pm k s), \qquad s = \max_j |g_{ij}|
               \ \text{of the leaf, or its RMS, or 1}
 
-    Error feedback keeps the sum of everything that was sent and is still kept equal to the sum of all
-    gradients. Clipping breaks this by exactly the mass that it drops: ``state.dropped`` has its
+    With error feedback, what was sent and the residual together are the sum of all gradients.
+    Clipping breaks this by exactly the mass that it drops: ``state.dropped`` has its
     1-norm for each leaf and worker. More than 1% of the gradients' mass means that the compression
     is too strong or the limit too low. In a step in which a leaf's gradient is zero, its residual
     is not clipped by a multiple of it.
