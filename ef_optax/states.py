@@ -46,6 +46,7 @@ from ef_optax.local.local_steps import LocalStepsState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
 from ef_optax.local.streaming import StreamingState
 from ef_optax.policies.freeze import FreezeState
+from ef_optax.recipes.one_bit_adam import OneBitAdamState
 
 __all__ = [
     "AdaCompState",
@@ -73,6 +74,7 @@ __all__ = [
     "LocalStepsState",
     "MarinaState",
     "MonitorState",
+    "OneBitAdamState",
     "PageState",
     "ProximalState",
     "QsparseLocalSGDState",

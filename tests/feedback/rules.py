@@ -166,6 +166,7 @@ RECIPES: dict[str, Make] = {
         0.1, 0.4, weight_decay=0.1, steps_per_epoch=1, warmup_epochs=2, axis_name=AXIS
     ),
     "ef_sign_sgd": lambda: ef.recipes.ef_sign_sgd(0.1, axis_name=AXIS),
+    "one_bit_adam": lambda: ef.recipes.one_bit_adam(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "power_sgd_momentum": lambda: ef.recipes.power_sgd_momentum(
         0.1, 1, weight_decay=0.1, axis_name=AXIS
     ),

@@ -452,6 +452,20 @@ MUTATIONS = (
         (f"{RECIPES}::test_recipes_against_numpy",),
     ),
     Mutation(
+        "1-bit Adam: the variance goes on after the warm-up",
+        "ef_optax/recipes/one_bit_adam.py",
+        "warm = state.feedback.exchange.step < freeze_step",
+        "warm = state.feedback.exchange.step >= 0",
+        (f"{RECIPES}::test_recipes_against_numpy",),
+    ),
+    Mutation(
+        "1-bit Adam: what had no gradient is divided by eps",
+        "ef_optax/recipes/one_bit_adam.py",
+        "jnp.where(v == 0, 0, m)",
+        "m",
+        (f"{RECIPES}::test_what_had_no_gradient_does_not_move",),
+    ),
+    Mutation(
         "PowerSGD: the step is the momentum alone",
         "ef_optax/recipes/power_sgd_momentum.py",
         "plus(optax.trace(momentum))",

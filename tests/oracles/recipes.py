@@ -49,6 +49,26 @@ def dgc_sgd(grads, ks, dense, x, eta, m, w, nesterov):
         yield Step(x=x, u=u, v=v, b=b)
 
 
+def one_bit_adam(grads, C, x, eta, freeze_step, b1, b2, eps, w):
+    """Tang et al. 2021, without a server's compression: dense Adam, then C on the momentum."""
+    e = [np.zeros_like(x) for _ in grads]
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    t = 0
+    while True:
+        g = [grad(x) for grad in grads]
+        if t < freeze_step:
+            m = b1 * m + (1 - b1) * np.mean(g, axis=0)
+            v = b2 * v + (1 - b2) * np.mean(g, axis=0) ** 2
+        else:
+            z = [b1 * m + (1 - b1) * gi + ei for gi, ei in zip(g, e, strict=True)]
+            c = [C(zi) for zi in z]
+            e = [zi - ci for zi, ci in zip(z, c, strict=True)]
+            m = np.mean(c, axis=0)
+        x = x - eta * (m / (np.sqrt(v) + eps) + w * x)
+        t += 1
+        yield Step(x=x, e=e, m=m, v=v)
+
+
 def power_sgd_momentum(gradients, q, x, eta, b, w):
     """Vogels et al. 2019, Algorithm 2, for one matrix whose gradients (workers, ...) are given."""
     e = np.zeros(gradients.shape[1:])

@@ -60,6 +60,7 @@ GIVEN: dict[str, Any] = {
     "field": ef.extend.pack(jnp.arange(2), 2),
     "fragments": 2,
     "fresh_weight": 0.5,
+    "freeze_step": 1,
     "gradients": TOP,
     "factor": 0.5,
     "fields": ["nu"],

@@ -12,6 +12,7 @@ import ef_optax as ef
 from tests.feedback.problem import AXIS, GRADS, ROUNDS, START, WORKERS, close, per_leaf, run
 from tests.oracles import compress, ef14, iterates, recipes
 from tests.oracles import run as take
+from tests.parallel.ways import N, workers
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -33,6 +34,18 @@ def warming(t: int) -> int:
 
 def dgc_sgd(**options):
     return ef.recipes.dgc_sgd(0.02, momentum=0.8, weight_decay=0.1, axis_name=AXIS, **options)
+
+
+def rms_sign(x: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x) / np.sqrt(len(x)) * np.where(x >= 0, 1, -1)
+
+
+ADAM = {"eta": 0.02, "freeze_step": 8, "b1": 0.8, "b2": 0.9, "eps": 1e-3, "w": 0.1}
+
+
+def one_bit_adam(**options):
+    own = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1}
+    return ef.recipes.one_bit_adam(0.02, 8, **own, **options)
 
 
 CASES = {
@@ -57,6 +70,10 @@ CASES = {
         lambda: recipes.dgc_sgd(GRADS, warming, DENSE, START, 0.02, 0.8, 0.1, True),
     ),
 }
+CASES["one_bit_adam"] = (
+    lambda: one_bit_adam(compressor=ef.rms_sign(), axis_name=AXIS),
+    lambda: recipes.one_bit_adam(GRADS, per_leaf(rms_sign), START, **ADAM),
+)
 SLOW = {"ef_sign_sgd with top-k", "dgc_sgd"}
 
 
@@ -99,7 +116,23 @@ def twice(g, x, m):
     return 0.02 * (g + 0.1 * x + m), m
 
 
+def adam_frozen_after_8():
+    """Adam without bias correction, whose variance is that of the eighth step from then on."""
+    m, v, t = np.zeros_like(START), np.zeros_like(START), 0
+
+    def step(g, x, _):
+        nonlocal m, v, t
+        m, v, t = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2 if t < 8 else v, t + 1
+        return 0.02 * (m / (np.sqrt(v) + 1e-3) + 0.1 * x), None
+
+    return step
+
+
 EDGES = {
+    "1-bit Adam(C = I) = Adam with a variance that is frozen": (
+        lambda: one_bit_adam(compressor=ef.identity(), axis_name=AXIS),
+        adam_frozen_after_8(),
+    ),
     "EF-signSGD(C = I) = SGD": (
         lambda: ef.recipes.ef_sign_sgd(0.05, compressor=ef.identity(), axis_name=AXIS),
         lambda g, x, m: (0.05 * g, m),
@@ -137,6 +170,43 @@ def test_dgc_sgd_of_vectors_is_sgd_with_momentum_and_coupled_weight_decay() -> N
                 path.append(x["x"])
             seen.append(path)
         np.testing.assert_allclose(*seen, rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["auto", pytest.param("explicit", marks=pytest.mark.slow)])
+def test_one_bit_adam_on_a_mesh(where: str) -> None:
+    """As in the simulation, with the two shots of the default; the server's part is its owner's."""
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+    rng, seen = np.random.default_rng(0), []
+    draw = lambda x: rng.standard_normal((N, *x.shape), np.float32)  # noqa: E731
+    grads = [jax.tree.map(draw, params) for _ in range(4)]
+    for mode in ("simulate", where):
+        tx, x, given = ef.recipes.one_bit_adam(0.1, 2, axis_name="data"), params, grads
+        if mode == "simulate":
+            tx = ef.simulate(tx, N, "data")
+        else:
+            mesh = workers(mode)
+            tx = ef.data_parallel(tx, mesh, "data")
+            x = jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
+            given = jax.device_put(grads, jax.NamedSharding(mesh, jax.P("data")))
+        state, update = tx.init(x), jax.jit(tx.update)
+        for g in given:
+            updates, state = update(g, state, x)
+            x = jax.block_until_ready(optax.apply_updates(x, updates))
+        seen.append(jax.device_get((x, state[0].momentum, state[0].feedback.residual)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), *seen)
+
+
+def test_what_had_no_gradient_does_not_move() -> None:
+    """A sign cannot be zero, so a row without a gradient would get momentum from the others'."""
+    tx = ef.simulate(ef.recipes.one_bit_adam(0.1, 2, axis_name=AXIS), 2, AXIS)
+    params = jnp.zeros((3, 2))
+    state, update, rng = tx.init(params), jax.jit(tx.update), np.random.default_rng(0)
+    for _ in range(5):
+        g = rng.standard_normal((2, 3, 2)).astype(np.float32)
+        g[:, 1] = 0.0
+        updates, state = update(g, state, params)
+        assert not np.any(updates[1]) and np.all(updates[0] != 0)
+    assert np.any(state[0].feedback.residual[:, 1]) and not np.any(state[0].momentum[1])
 
 
 def test_recipes_by_name() -> None:
