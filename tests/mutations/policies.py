@@ -40,8 +40,8 @@ MUTATIONS = (
     Mutation(
         "the part of the residual that is not injected is lost",
         f"{POLICIES}/steer_residual.py",
-        "owed = trees.axpy(1 - value(injection, step), old, new)",
-        "owed = new",
+        "whole = trees.axpy(1 - value(injection, step), old, new)",
+        "whole = new",
         (f"{RESIDUALS}::test_injection_and_flush_lose_nothing",),
     ),
     Mutation(
