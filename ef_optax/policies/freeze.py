@@ -22,12 +22,13 @@ class FreezeState(NamedTuple):
 def freeze(
     tx: optax.GradientTransformation, fields: Sequence[str], step: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps some fields of an optimizer's state as they are, from a given step on.
+    """Puts back some fields of an optimizer's state after every step, from a given step on.
 
-    1-bit Adam and related optimizers freeze the variance ``"nu"`` of Adam when compression begins:
-    a compressed gradient has another variance, and with a frozen one Adam is a momentum method with
-    a fixed preconditioner, for which error feedback works. Use the same step as for
-    :func:`delayed_start`.
+    Within a step the transformation goes by its own rule: ``optax.scale_by_adam`` with a frozen
+    ``"nu"`` divides by ``b2 nu + (1 - b2) g^2`` of this step's gradient, corrected for its bias, and
+    then forgets that gradient. So single steps still follow large gradients, while compressed
+    gradients leave nothing in the variance. 1-bit Adam divides by the frozen variance itself:
+    :func:`ef_optax.recipes.one_bit_adam`. Use the same step as for :func:`delayed_start`.
 
     Args:
       tx: the transformation, such as ``optax.scale_by_adam()``.

@@ -93,7 +93,7 @@ def test_the_published_ratios_of_dgc() -> None:
 
 @pytest.mark.usefixtures("standard_promotion")  # Optax's Adam mixes dtypes
 def test_a_frozen_variance_is_that_of_the_step() -> None:
-    """Adam's other state goes on: 1-bit Adam after its warm-up."""
+    """Adam's other state goes on."""
     frozen = ef.policies.freeze(optax.scale_by_adam(eps=0.0), ["nu"], 2)
     rng, m, v = np.random.default_rng(1), np.zeros(3), np.zeros(3)
     state = frozen.init(jnp.zeros(3))
