@@ -25,8 +25,8 @@ def freeze(
     """Puts back some fields of an optimizer's state after every step, from a given step on.
 
     Within a step the transformation goes by its own rule: ``optax.scale_by_adam`` with a frozen
-    ``"nu"`` divides by ``b2 nu + (1 - b2) g^2`` of this step's gradient, corrected for its bias, and
-    then forgets that gradient. So single steps still follow large gradients, while compressed
+    ``"nu"`` divides by ``b2 nu + (1 - b2) g^2`` of this step's gradient, corrected for its bias,
+    and then forgets that gradient. So single steps still follow large gradients, while compressed
     gradients leave nothing in the variance. 1-bit Adam divides by the frozen variance itself:
     :func:`ef_optax.recipes.one_bit_adam`. Use the same step as for :func:`delayed_start`.
 
