@@ -219,8 +219,12 @@ def test_worst_case_constants_are_not_held_against_a_codec():
 
 
 def test_decay_and_injection_may_hold_an_unbiased_codec_down():
-    for options in ({"decay": 0.5}, {"injection": 0.5}, {"decay": jnp.float32(0.9)}):
+    """With omega = 7: b^2 omega, or (1 - s)^2 + s^2 omega, is below one; an array is not known."""
+    for options in ({"decay": 0.3}, {"injection": 0.2}, {"decay": jnp.float32(0.9)}):
         ef.error_feedback(RARE, **options).init(LONG)
+    for options in ({"decay": 0.5}, {"injection": 0.5}):
+        with pytest.raises(ValueError, match="RandomK is not a contraction .* is 7 times that"):
+            ef.error_feedback(RARE, **options).init(LONG)
 
 
 def test_rules_that_keep_the_mean_of_the_workers_need_additive_codecs():
