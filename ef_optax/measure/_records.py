@@ -134,7 +134,7 @@ def _of_memory(residual: Any, treedef: Any, size: Array) -> dict[str, Array]:
     # There may be a leading worker axis, so these are means over the entries times their number.
     squares = size * _vector([_mean(jnp.square(x)) for x in leaves])
     zeros = size * _vector([_mean((x == 0).astype(jnp.float32)) for x in leaves])
-    result = {"residual": squares, "residual_zeros": zeros, "owed": squares}
+    result = {"residual": squares, "residual_zeros": zeros, "memory": squares}
     if len(stored) == len(leaves):
         result["rounded"] = _vector([jnp.mean(x.lost) for x in stored])
     return result

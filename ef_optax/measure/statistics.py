@@ -197,9 +197,9 @@ def _formulas(s: Mapping[str, Any], xp: Any) -> dict[str, Any]:
         result["residual_norm"] = e
         result["residual_to_gradient"] = _ratio(e, norm("gradient"), xp)
         result["residual_zeros"] = _ratio(s["residual_zeros"], d, xp)
-    if "owed" in s:
+    if "memory" in s:
         bound = 4 * (1 - alpha) * s["largest_gradient"]
-        result["lemma3_ratio"] = _ratio(alpha**2 * s["owed"], bound, xp)
+        result["lemma3_ratio"] = _ratio(alpha**2 * s["memory"], bound, xp)
     if "dropped" in s:
         result["dropped_mass"] = s["dropped"]
         steps = xp.asarray(s["steps"], s["dropped"].dtype)

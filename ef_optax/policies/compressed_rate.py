@@ -18,7 +18,7 @@ def compressed_rate(
 
     Give the same schedule to the optimizer and, as ``learning_rate=``, to
     :func:`ef_optax.error_feedback`: its corrected form rescales the residual whenever the rate
-    changes, so that the change at ``start`` (and every later one) is applied to what is owed too.
+    changes, so that the change at ``start`` (and every later one) is applied to the residual too.
 
     Args:
       learning_rate: a number or an Optax schedule.

@@ -79,12 +79,12 @@ def test_sent_plus_residual_is_what_came_in(name: str, seed: int, exponent: int,
             continue
         came = np.asarray(grads[leaf], np.float64).mean(1).sum(0)
         sent = np.asarray(updates[leaf], np.float64)
-        owed = np.asarray(state.residual[leaf], np.float64)
+        left = np.asarray(state.residual[leaf], np.float64)
         # Each worker rounds its own numbers: residuals may cancel, rounding errors do not.
-        size = sum(np.abs(x).max() for x in (np.asarray(grads[leaf], np.float64), sent, owed))
-        if owed.shape != came.shape:  # the identity has no residual, on any worker
-            owed = owed.mean(0)
-        error = np.abs(sent.sum(0) + owed - came).max()
+        size = sum(np.abs(x).max() for x in (np.asarray(grads[leaf], np.float64), sent, left))
+        if left.shape != came.shape:  # the identity has no residual, on any worker
+            left = left.mean(0)
+        error = np.abs(sent.sum(0) + left - came).max()
         assert error <= 4e-6 * size, (leaf, error, size)
 
 

@@ -284,8 +284,8 @@ def test_top_k_separates_what_a_mask_joins():
 def test_virtual_iterate_of_double_squeeze():
     """``x - gamma (E + mean e_i)`` moves by the exact mean gradient."""
     got = run(optimizer(ef.double_squeeze(ef.top_k(k=2), TOP, axis_name=AXIS)), ROUNDS)
-    owed = flat(got.state[0].server_residual, 1) + flat(got.state[0].residual, 2).mean(1)
-    virtual = np.concatenate([START[None], got.x - GAMMA * owed])
+    left = flat(got.state[0].server_residual, 1) + flat(got.state[0].residual, 2).mean(1)
+    virtual = np.concatenate([START[None], got.x - GAMMA * left])
     x = np.concatenate([START[None], got.x[:-1]])
     mean = np.array([np.mean([g(p) for g in GRADS], axis=0) for p in x])
     close(virtual[1:], virtual[:-1] - GAMMA * mean)
