@@ -137,8 +137,6 @@ def run() -> None:
     if FLAGS.report:
         ef_report.require()
     monitored = (FLAGS.monitor or FLAGS.report) and not FLAGS.tune
-    for method in methods:
-        check(method)
     out_dir = storage.folder(FLAGS.out_dir)
 
     ####################################################################################
@@ -159,6 +157,8 @@ def run() -> None:
     mesh = jax.make_mesh(
         (workers,), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices[:workers]
     )
+    for method in methods:
+        check(method)  # not earlier: keys of compressors are arrays, and they start JAX
     writer = jax.process_index() == 0  # only this process writes files and prints
     replicated = NamedSharding(mesh, PartitionSpec())
     by_step = NamedSharding(mesh, PartitionSpec(None, AXIS))  # (steps, examples, ...)

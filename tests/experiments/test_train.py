@@ -177,6 +177,22 @@ def test_methods_are_short_names_or_expressions_in_one_spelling() -> None:
         methods.check(method)
 
 
+def test_a_key_in_an_expression_does_not_start_jax_before_the_devices_are_made(
+    tmp_path: Path,
+) -> None:
+    """In a fresh process, as users start it; otherwise three workers would be too many."""
+    words = ["--methods=ef21(random_k(0.1, key=0)) | sgd(0.1)", "--workers=3", "--batch_size=9999"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *words, f"--out_dir={tmp_path / 'out'}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "9999 x 3 workers is more than the 1400 training examples" in ran.stderr
+
+
 def test_the_rate_of_the_main_job_multiplies_the_updates_of_an_expression() -> None:
     tx = ef.simulate(methods.optimizer("error_feedback(top_k(k=1)) | sgd(0.5)"), 2, methods.AXIS)
     params = jnp.zeros(2)
