@@ -70,6 +70,9 @@ def test_the_least_error_within_the_bytes() -> None:
         least = min(totals(errors, c) for c in CHOICES if totals(bits, c) <= 8 * budget)
         assert totals(bits, found) <= 8 * budget
         np.testing.assert_allclose(totals(errors, found), least, rtol=1e-6)
+        for parts in range(20, 60, 3):  # however coarse, the limit holds
+            found = picks(ef.policies.within_bytes(GRADS, LEVELS, budget, parts=parts))
+            assert totals(bits, found) <= 8 * budget, parts
     with pytest.raises(ValueError, match="within_bytes: budget=3 is too small: the cheapest"):
         ef.policies.within_bytes(GRADS, LEVELS, 3)
 
@@ -78,9 +81,10 @@ def test_a_contraction_is_held_by_the_cheapest_level() -> None:
     errors, bits = table()
     norms = [float((np.asarray(x, float) ** 2).sum()) for x in jax.tree.leaves(GRADS)]
     for alpha in (0.3, 0.99):
-        for i, pick in enumerate(picks(ef.policies.with_contraction(GRADS, LEVELS, alpha))):
-            enough = [c for c in range(len(LEVELS)) if errors[i][c] <= (1 - alpha) * norms[i]]
-            assert pick == min(enough, key=lambda c: bits[i][c])
+        for levels in (LEVELS, LEVELS[::-1]):
+            for i, pick in enumerate(picks(ef.policies.with_contraction(GRADS, levels, alpha))):
+                enough = [c for c in range(len(LEVELS)) if errors[i][c] <= (1 - alpha) * norms[i]]
+                assert pick == min(enough, key=lambda c: bits[i][c])
     weak = ef.policies.with_contraction(GRADS, LEVELS[:2], 1.0)
     like = jax.ShapeDtypeStruct((20,), jnp.float32)
     assert weak.codec.for_leaf("flat", like) == LEVELS[1].codec  # nothing holds it: the best one
