@@ -373,7 +373,10 @@ MUTATIONS = (
         f"{MADE_OF}/memory.py",
         "return jnp.zeros_like(p, dtype)",
         "return jnp.zeros_like(p)",
-        (f"{TESTS}/test_modes.py::test_types_in_a_checked_map[ef21]",),
+        (
+            f"{TESTS}/test_ef14.py::"
+            "test_residual_is_float32_for_narrow_gradients_and_updates_keep_their_dtype",
+        ),
     ),
     # ---------------------------------------------------------------- stored memories
     Mutation(
