@@ -12,6 +12,7 @@ subject:
 - ``heterogeneity``: workers that differ: weights, cloning, rare features;
 - ``difference``: EF-BV, DIANA, MARINA and three-point compressors;
 - ``benefit``: when error feedback pays;
+- ``tight``: the best steps and rates of EF14, EF21 and compressed gradient descent, attained;
 - ``coordination``: what the step and the batch must do when compression begins.
 
 A constant that could not be compared with its publication is called *unverified* in the docstring.
@@ -51,6 +52,7 @@ from ef_optax.theory.heterogeneity import (
     rare_features_step,
     weights,
 )
+from ef_optax.theory.tight import cgd_rate, cgd_step, tight_rate, tight_step
 
 __all__ = [
     "Cloning",
@@ -58,6 +60,8 @@ __all__ = [
     "Smoothness",
     "ThreePoint",
     "beta",
+    "cgd_rate",
+    "cgd_step",
     "cloning",
     "cloning_step",
     "communication_gain",
@@ -90,6 +94,8 @@ __all__ = [
     "theta",
     "three_point_constants",
     "three_point_step",
+    "tight_rate",
+    "tight_step",
     "weights",
     "xi",
 ]

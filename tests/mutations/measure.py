@@ -10,10 +10,32 @@ OF_ENTROPY = "tests/measure/test_entropy.py::"
 OF_MONITOR = "tests/measure/test_monitor.py::"
 OF_PLANNER = "tests/measure/test_planner.py::"
 OF_REPORT = "tests/report/test_report.py::"
+OF_TIGHT = "tests/theory/test_tight.py::"
 OF_THEORY = "tests/theory/test_theory.py::"
 SPELLINGS = (f"{OF_WIRE}test_report_reads_every_spelling",)
 
 MUTATIONS = (
+    Mutation(
+        "the tight step is that of gradient descent times 1 - q",
+        f"{THEORY}/tight.py",
+        "return 2 / (L + mu) * one_minus_q / (1 + q)",
+        "return 2 / (L + mu) * one_minus_q",
+        (f"{OF_TIGHT}test_the_rate_is_attained",),
+    ),
+    Mutation(
+        "the tight rate is only a bound",
+        f"{THEORY}/tight.py",
+        "root = math.sqrt((L - mu) ** 2 + 16 * L * mu * q / (1 + q) ** 2)",
+        "root = math.sqrt((L - mu) ** 2 + 16 * L * mu * q)",
+        (f"{OF_TIGHT}test_the_rate_is_attained",),
+    ),
+    Mutation(
+        "compressed gradient descent takes the step of gradient descent",
+        f"{THEORY}/tight.py",
+        "return 2 / (one_minus_q * mu + (1 + q) * L)",
+        "return 2 / (mu + L)",
+        (f"{OF_TIGHT}test_the_rate_is_attained",),
+    ),
     Mutation(
         "the number of groups is taken for their size",
         f"{MEASURE}/wire.py",
