@@ -43,4 +43,32 @@ MUTATIONS = (
         "if False:",
         (f"{ERRORS}test_what_is_no_folder_is_refused",),
     ),
+    Mutation(
+        "a window begins in the file before",
+        "experiments/text.py",
+        'side="right"',
+        'side="left"',
+        (f"{TESTS}/test_text.py::test_windows_stay_within_one_file",),
+    ),
+    Mutation(
+        "a truncated shard is trained on",
+        "experiments/text.py",
+        "if held != header[2]:",
+        "if held > header[2]:",
+        (f"{TESTS}/test_text.py::test_what_is_no_token_file_is_refused",),
+    ),
+    Mutation(
+        "keys are not turned",
+        "experiments/transformer.py",
+        "rotate(query), rotate(key)",
+        "rotate(query), key",
+        (f"{TESTS}/test_transformer.py::test_logits_are_those_of_numpy_and_see_only_the_past",),
+    ),
+    Mutation(
+        "attention sees the future",
+        "experiments/transformer.py",
+        "is_causal=True",
+        "is_causal=False",
+        (f"{TESTS}/test_transformer.py::test_logits_are_those_of_numpy_and_see_only_the_past",),
+    ),
 )
