@@ -91,7 +91,7 @@ def test_half_precision_is_of_activations_not_of_parameters_and_logits() -> None
         program = jax.make_jaxpr(model.apply)(made, TOKENS)
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
     products = [e for e in program.jaxpr.eqns if e.primitive.name == "dot_general"]
-    assert products and all(e.outvars[0].aval.dtype == jnp.bfloat16 for e in products)
+    assert {x.aval.dtype for e in products for x in e.invars} == {np.dtype(jnp.bfloat16)}
     assert program.out_avals[0].dtype == jnp.float32
 
 
