@@ -46,7 +46,9 @@ from ef_optax.local.local_steps import LocalStepsState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
 from ef_optax.local.streaming import StreamingState
 from ef_optax.policies.freeze import FreezeState
+from ef_optax.recipes.distro import DistroState
 from ef_optax.recipes.one_bit_adam import OneBitAdamState
+from ef_optax.recipes.signum import SignumState
 
 __all__ = [
     "AdaCompState",
@@ -54,6 +56,7 @@ __all__ = [
     "CompressedMeanState",
     "DGCState",
     "DistEFSGDMState",
+    "DistroState",
     "DoubleSqueezeState",
     "ECQState",
     "EControlState",
@@ -82,6 +85,7 @@ __all__ = [
     "SafeEFState",
     "ScaleComState",
     "ShiftState",
+    "SignumState",
     "StormState",
     "StreamingState",
     "ThreePointState",

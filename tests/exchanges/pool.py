@@ -29,6 +29,9 @@ EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "majority": lambda: ef.exchanges.majority(ef.two_bit()),
     "majority_vote": lambda: ef.exchanges.majority_vote(),
     "mean_of_senders": lambda: ef.exchanges.mean_of_senders(TOP),
+    "mean_of_senders-votes": lambda: ef.exchanges.mean_of_senders(
+        ef.dct_top_k(2, 1), values=ef.sign()
+    ),
     "per_leaf": lambda: ef.per_leaf(lambda path, x: TOP if path == "w" else ef.identity()),
     "perm_k": lambda: ef.exchanges.perm_k(0),
     "power_sgd": lambda: ef.power_sgd(1),

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 
 import ef_optax as ef
 from ef_optax._bits.fields import exact_bits
 from ef_optax._core.codec import Codec
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Mean, Permute, Sum
 from ef_optax._core.workers import Workers
+from ef_optax.compressors.sparse.dct_top_k import DctTopK
 from tests.compressors.pool import CASES, thinned
 from tests.exchanges.pool import EXCHANGES
 
@@ -63,6 +65,8 @@ def fits(name: str, transport: str) -> bool:
     """Which pairs there are, written out."""
     if transport == "leader":
         return name in FOLLOWED
+    if transport == "mean_of_senders" and name == "dct_top_k":
+        return True
     if transport in ("largest_of_sum", "mean_of_senders", "tree"):
         return name in MERGED
     return name not in TOGETHER
@@ -198,6 +202,10 @@ def sign_of_sum(codec: Codec, xs: list[jax.Array]) -> tuple[np.ndarray, np.ndarr
 
 def over_senders(codec: Codec, xs: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
     sent = of_each(codec, xs)
+    if isinstance(codec, DctTopK):  # of the coefficients, in two tiles of 6 x 5
+        spectra = scipy.fft.dctn(sent.reshape(N, 6, 2, 5), axes=(1, 3), norm="ortho")
+        mean = spectra.sum(0) / np.maximum(1, (np.abs(spectra) > 1e-5).sum(0))
+        return scipy.fft.idctn(mean, axes=(0, 2), norm="ortho").reshape(6, 10), sent
     return sent.sum(0) / np.maximum(1, (sent != 0).sum(0)), sent
 
 
@@ -312,6 +320,20 @@ def test_a_pair_that_fits_works(name: str, transport: str) -> None:
 ########################################################################################
 # In an exchange
 ########################################################################################
+
+
+def test_votes_travel_and_values_are_subtracted() -> None:
+    """The mean is that of the senders' signs; they keep what they did not choose."""
+    xs = np.array([[4.0, -1.0, 0.5, 0.0], [0.25, -8.0, 2.0, 0.0]], np.float32)
+    votes = ef.exchanges.mean_of_senders(ef.top_k(k=2), values=ef.sign())
+    assert votes.bits((4,)) == 2 * 2 + 2 + 32  # two positions, two signs, and the word of the sign
+    tx = ef.simulate(ef.error_feedback(votes, axis_name="w"), 2, "w")
+    out, state = tx.update(jnp.asarray(xs), tx.init(jnp.zeros(4)), jnp.zeros(4))
+    assert out.tolist() == [1.0, -1.0, 1.0, 0.0]
+    assert state.residual.tolist() == [[0.0, 0.0, 0.5, 0.0], [0.25, 0.0, 0.0, 0.0]]
+    with pytest.raises(ValueError, match="mean_of_senders: compressor Composed .* plain values"):
+        inner = ef.compose(ef.sign(), ef.top_k(k=2))
+        ef.exchanges.mean_of_senders(inner, values=ef.sign())
 
 
 def test_leaves_travel_in_their_own_ways() -> None:

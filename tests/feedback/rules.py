@@ -162,6 +162,8 @@ WITH_POINTS: dict[str, Make] = {
 """Rules that need gradients at other points."""
 
 RECIPES: dict[str, Make] = {
+    "demo": lambda: ef.recipes.demo(0.1, k=1, chunk=2, weight_decay=0.1, axis_name=AXIS),
+    "distro": lambda: ef.recipes.distro(0.1, k=1, chunk=2, weight_decay=0.1, axis_name=AXIS),
     "dgc_sgd": lambda: ef.recipes.dgc_sgd(
         0.1, 0.4, weight_decay=0.1, steps_per_epoch=1, warmup_epochs=2, axis_name=AXIS
     ),

@@ -83,3 +83,30 @@ def power_sgd_momentum(gradients, q, x, eta, b, w):
         m = b * m + step
         x = x - eta * (step + m)
         yield Step(x=x, e=e, m=m)
+
+
+def demo(grads, forward, inverse, k, x, eta, b, w, ahead=False):
+    """DeMo; with ``ahead`` DisTrO, whose gradients are taken ahead of the parameters.
+
+    ``forward`` gives the coefficients of each tile, ``inverse`` undoes it.
+    """
+    d, q = [np.zeros_like(x) for _ in grads], [np.zeros_like(x) for _ in grads]
+    t, last = 0, 0.0
+    while True:
+        rate, sent = eta(t), []
+        for i, grad in enumerate(grads):
+            g = grad(x - last * np.sign(d[i]) if ahead else x)
+            d[i] = b * (d[i] - q[i]) + rate * g
+            kept = []
+            for tile in forward(d[i]):
+                order = np.argsort(-np.abs(tile), kind="stable")[:k]
+                kept.append(np.where(np.isin(np.arange(len(tile)), order), tile, 0))
+            q[i] = inverse(kept)
+            sent.append(kept)
+        mean = []
+        for tile in zip(*sent, strict=True):
+            senders = np.count_nonzero(tile, axis=0)
+            mean.append(np.sum(tile, axis=0) / np.maximum(1, senders))
+        x = x - rate * (np.sign(inverse(mean)) + w * x)
+        t, last = t + 1, rate
+        yield Step(x=x, d=d, q=q)

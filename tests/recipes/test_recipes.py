@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.fft
 
 import ef_optax as ef
 from tests.feedback.problem import AXIS, GRADS, ROUNDS, START, WORKERS, close, per_leaf, run
@@ -74,6 +75,27 @@ CASES["one_bit_adam"] = (
     lambda: one_bit_adam(compressor=ef.rms_sign(), axis_name=AXIS),
     lambda: recipes.one_bit_adam(GRADS, per_leaf(rms_sign), START, **ADAM),
 )
+
+
+def tiles(x):
+    """The coefficients of tiles of at most 2 x 2: each element of the vector, and the matrix."""
+    return [*x[:3, None], scipy.fft.dctn(x[3:].reshape(2, 2), norm="ortho").reshape(-1)]
+
+
+def untiled(parts):
+    matrix = scipy.fft.idctn(parts[3].reshape(2, 2), norm="ortho")
+    return np.concatenate([*parts[:3], matrix.reshape(-1)])
+
+
+DEMO = {"decay": 0.9, "k": 1, "chunk": 2, "weight_decay": 0.1, "axis_name": AXIS}
+CASES["demo"] = (
+    lambda: ef.recipes.demo(falling, **DEMO),
+    lambda: recipes.demo(GRADS, tiles, untiled, 1, START, falling, 0.9, 0.1),
+)
+CASES["distro"] = (
+    lambda: ef.recipes.distro(falling, votes=False, **DEMO),
+    lambda: recipes.demo(GRADS, tiles, untiled, 1, START, falling, 0.9, 0.1, ahead=True),
+)
 SLOW = {"ef_sign_sgd with top-k", "dgc_sgd"}
 
 
@@ -136,6 +158,10 @@ EDGES = {
     "EF-signSGD(C = I) = SGD": (
         lambda: ef.recipes.ef_sign_sgd(0.05, compressor=ef.identity(), axis_name=AXIS),
         lambda g, x, m: (0.05 * g, m),
+    ),
+    "DeMo(all coefficients) = signSGD of the mean gradient": (
+        lambda: ef.recipes.demo(0.02, k=9, weight_decay=0.1, axis_name=AXIS),
+        lambda g, x, m: (0.02 * (np.sign(g) + 0.1 * x), m),
     ),
     "PowerSGD with momentum, full rank = SGD with its momentum": (
         lambda: ef.recipes.power_sgd_momentum(
@@ -209,6 +235,27 @@ def test_what_had_no_gradient_does_not_move() -> None:
     assert np.any(state[0].feedback.residual[:, 1]) and not np.any(state[0].momentum[1])
 
 
+def test_distro_counts_votes() -> None:
+    """Two workers want opposite means of a tile: values are averaged, votes cancel."""
+    grads = jnp.asarray([[5.0, 5.0], [-1.0, -1.0]])
+    for votes, step in ((True, 0.0), (False, -0.5)):
+        tx = ef.recipes.distro(0.5, k=1, chunk=2, votes=votes, axis_name=AXIS)
+        tx = ef.simulate(tx, 2, AXIS)
+        updates, state = tx.update(grads, tx.init(jnp.zeros(2)), jnp.zeros(2))
+        np.testing.assert_array_equal(updates, [step, step])
+        np.testing.assert_allclose(state[0].feedback.residual, 0, atol=1e-6)  # no votes subtracted
+        np.testing.assert_array_equal(state[0].ahead, [[1, 1], [-1, -1]])
+
+
+def test_signum_keeps_its_momentum_in_float32() -> None:
+    """Whatever the dtypes of parameters and gradients, the state keeps its form."""
+    tx = ef.recipes.signum(0.1)
+    params, grads = jnp.zeros(3, jnp.bfloat16), jnp.ones(3, jnp.float32)
+    state = tx.init(params)
+    _, after = tx.update(grads, state, params)
+    assert state[0].momentum.dtype == after[0].momentum.dtype == jnp.float32
+
+
 def test_recipes_by_name() -> None:
     text = "dgc_sgd(0.1, 0.01, nesterov=True)"
     assert isinstance(ef.parse(text).build("data"), optax.GradientTransformation)
@@ -219,7 +266,7 @@ def test_what_differs_between_workers() -> None:
     """Momentum after the exchange is common, momentum before it is each worker's own."""
     params = {"w": jnp.zeros((3, 2))}
     own = ef.simulate(ef.recipes.signum(0.1, axis_name=AXIS), 2, AXIS).worker_axes(params)
-    assert all(jax.tree.leaves(own[0].ema))
+    assert all(jax.tree.leaves(own[0].momentum))
     tx = ef.recipes.power_sgd_momentum(0.1, 1, axis_name=AXIS)
     own = ef.simulate(tx, 2, AXIS).worker_axes(params)
     assert all(jax.tree.leaves(own[0].residual)) and not any(jax.tree.leaves(own[2]))

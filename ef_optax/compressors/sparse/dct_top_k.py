@@ -11,17 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax._bits import fields
-from ef_optax._core.codec import Codec
-from ef_optax._core.requests import Message
-from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
-from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
+from ef_optax._numeric.dtypes import Array, wide_dtype
 from ef_optax._numeric.linear import einsum
 from ef_optax._numeric.matrix import Matrices, largest_divisor, matrix_view
-from ef_optax._numeric.shapes import Shape, bits_for, size_of
-from ef_optax._select.leaf import top_k_indices
+from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.compressor import Compressor
+from ef_optax.compressors.sparse._coefficients import CoefficientCodec
+from ef_optax.compressors.sparse.block_top_k import BlockTopK
 
 
 @functools.cache
@@ -38,90 +35,39 @@ def dct_matrix(size: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class DctTopK(Codec):
+class DctTopK(CoefficientCodec):
     """The k largest cosine coefficients of each chunk of the leaf's matrix."""
 
     chunk: int
     k: int
     batch_axes: int = 0
 
-    @property
-    def traits(self) -> Traits:
-        return Traits(basis="exact")
-
-    def plan(self, shape: Shape) -> tuple[int, int, int, int, int]:
-        """Rows of all matrices, their columns, both sides of a chunk, and its number of values."""
+    def plan(self, shape: Shape) -> tuple[int, int, int, int]:
+        """Rows of all matrices, their columns, and both sides of a chunk."""
         view = matrix_view(shape, self.batch_axes) or Matrices((), 1, size_of(shape))
         a, b = (largest_divisor(max(1, side), self.chunk) for side in (view.rows, view.columns))
-        k = min(self.k, a * b) if view.columns else 0
-        return view.number * view.rows, view.columns, a, b, k
+        return view.number * view.rows, view.columns, a, b
 
-    def chunks(self, shape: Shape) -> int:
-        """Number of chunks."""
-        rows, columns, a, b, _ = self.plan(shape)
-        return rows * columns // (a * b)
+    def inner(self, shape: Shape) -> BlockTopK:
+        _, _, a, b = self.plan(shape)
+        return BlockTopK(None, self.k, a * b)
 
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        del key
-        rows, columns, a, b, k = self.plan(x.shape)
+    def analysis(self, x: Array) -> Array:
+        rows, columns, a, b = self.plan(x.shape)
         wide = x.astype(wide_dtype(x.dtype)).reshape(rows // a, a, columns // b, b)
         left, right = self._bases(a, b, wide.dtype)
-        spectrum = einsum("fa,iajb,gb->ijfg", left, wide, right).reshape(-1, a * b)
-        indices = jax.vmap(lambda row: top_k_indices(row, k))(spectrum)
-        values = jnp.take_along_axis(spectrum, indices, axis=1)
-        width = bits_for(a * b)
-        return {"indices": fields.pack(indices.reshape(-1), width), "values": values.reshape(-1)}
+        return einsum("fa,iajb,gb->ijfg", left, wide, right).reshape(-1)
 
-    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
-        one = jax.tree.map(lambda m: m[None], message)
-        return self._inverse(self._spectrum(one, like.shape), like)
-
-    def decode_mean(
-        self,
-        messages: Message,
-        like: jax.ShapeDtypeStruct,
-        weights: Array | None = None,
-        total: Array | int | None = None,
-    ) -> Array:
-        """Adds the spectra and transforms the sum back."""
-        n = messages["values"].shape[0]
-        values = messages["values"]
-        if weights is not None:
-            values = values * weights[:, None].astype(values.dtype)
-        values = values / jnp.asarray(n if total is None else total, values.dtype)
-        spectrum = self._spectrum({**messages, "values": values}, like.shape)
-        return self._inverse(spectrum, like)
-
-    def _spectrum(self, messages: Message, shape: Shape) -> Array:
-        """The sum of the coefficients of several messages, which are stacked along a first axis."""
-        _, _, a, b, k = self.plan(shape)
-        chunks, values = self.chunks(shape), messages["values"]
-        width = bits_for(a * b)
-        local = jax.vmap(lambda w: fields.unpack(w, width, chunks * k))(messages["indices"])
-        start = jnp.repeat(jnp.arange(chunks, dtype=jnp.uint32) * jnp.uint32(a * b), k)
-        flat = jnp.zeros(chunks * a * b, values.dtype)
-        return flat.at[(local + start).reshape(-1)].add(values.reshape(-1), mode="drop")
-
-    def _inverse(self, spectrum: Array, like: jax.ShapeDtypeStruct) -> Array:
-        rows, columns, a, b, _ = self.plan(like.shape)
-        left, right = self._bases(a, b, spectrum.dtype)
-        spectrum = spectrum.reshape(rows // a, columns // b, a, b)
+    def synthesis(self, coefficients: Array, like: jax.ShapeDtypeStruct) -> Array:
+        rows, columns, a, b = self.plan(like.shape)
+        left, right = self._bases(a, b, coefficients.dtype)
+        spectrum = coefficients.reshape(rows // a, columns // b, a, b)
         x = einsum("fa,ijfg,gb->iajb", left, spectrum, right)
         return x.astype(like.dtype).reshape(like.shape)
 
     @staticmethod
     def _bases(a: int, b: int, dtype: Any) -> tuple[Array, Array]:
         return jnp.asarray(dct_matrix(a), dtype), jnp.asarray(dct_matrix(b), dtype)
-
-    def bits(self, shape: Shape, dtype: Any = jnp.float32) -> int:
-        _, _, a, b, k = self.plan(shape)
-        return self.chunks(shape) * k * (bits_of(wide_dtype(dtype)) + bits_for(a * b))
-
-    def alpha(self, shape: Shape, num_workers: int = 1) -> float:
-        """k/(a b), since the transform is orthonormal."""
-        del num_workers
-        _, _, a, b, k = self.plan(shape)
-        return k / (a * b) if k else 1.0
 
 
 def dct_top_k(chunk: int, k: int, *, batch_axes: int = 0) -> Compressor:
@@ -132,6 +78,9 @@ def dct_top_k(chunk: int, k: int, *, batch_axes: int = 0) -> Compressor:
     along its only side. Each chunk is transformed by the orthonormal DCT-II, its k largest
     coefficients are sent, and the receiver transforms back. alpha = k/(a b) (exact). If a side is a
     large prime, its chunks have length 1, so it is not compressed along that side.
+
+    DeMo averages each coefficient over the workers that sent it
+    (:func:`ef_optax.exchanges.mean_of_senders`), not over all of them.
 
     Args:
       chunk: the largest side of a chunk; 64 in DeMo.
