@@ -33,6 +33,7 @@ ROOMS = {
     "feedback": "Feedback rules",
     "local": "Local steps",
     "recipes": "Recipes of the literature",
+    "activations": "Activations of a pipeline",
     "estimators": "Gradient estimators",
     "policies": "Policies",
     "parallel": "From one worker to many",
@@ -286,7 +287,7 @@ def introduction(module: str) -> list[str]:
 
 
 RULES = ("feedback", "local", "recipes")
-BOXES = (*RULES, "exchanges", "estimators", "policies")
+BOXES = (*RULES, "exchanges", "estimators", "policies", "activations")
 NUMBERS = (
     "For a leaf of 64 x 64 float32 values and 8 workers; "
     "[what the columns mean](/docs/compressors.md)."

@@ -28,15 +28,16 @@ shortest training steps in Flax, Equinox and plain JAX.
 
 Names that are used less often are in submodules: ``exchanges`` (how messages travel), ``policies``
 (what changes over time), ``estimators`` (of a worker's gradient), ``local`` (several steps between
-two exchanges), ``recipes`` (optimizers of the literature), ``parallel`` (hand-written maps,
-changing the number of workers), ``measure`` (statistics of a run, counting bits), ``theory`` (step
-sizes and bounds), ``states`` (the State classes), ``checkpoint``, ``expressions`` (methods by
-name), and ``extend`` (to write your own).
+two exchanges), ``recipes`` (optimizers of the literature), ``activations`` (what crosses a cut of a
+pipeline), ``parallel`` (hand-written maps, changing the number of workers), ``measure`` (statistics
+of a run, counting bits), ``theory`` (step sizes and bounds), ``states`` (the State classes),
+``checkpoint``, ``expressions`` (methods by name), and ``extend`` (to write your own).
 """
 
 from typing import Any
 
 from ef_optax import (
+    activations,
     checkpoint,
     estimators,
     exchanges,
@@ -274,6 +275,7 @@ __all__ = [
     "parse",
     "query_points",
     # By topic
+    "activations",
     "checkpoint",
     "estimators",
     "exchanges",
@@ -296,7 +298,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Raises an error, which for a public name of a submodule says where it is."""
-    rooms = (exchanges, policies, estimators, local, recipes)
+    rooms = (exchanges, policies, estimators, local, recipes, activations)
     for home in (*rooms, parallel, measure, states, extend, theory):
         if name in home.__all__:
             raise AttributeError(f"ef_optax has no {name}, but {home.__name__}.{name} exists.")

@@ -13,6 +13,7 @@ worker has its own. Use these classes to look inside a state and for annotations
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._exchange.monitored import MonitorState
 from ef_optax._rules.residuals import ResidualPolicyState
+from ef_optax.activations.aq_sgd import AQSGDState
 from ef_optax.estimators.hessian_momentum import HessianMomentumState
 from ef_optax.estimators.igt import IGTState
 from ef_optax.estimators.page import PageState
@@ -51,6 +52,7 @@ from ef_optax.recipes.one_bit_adam import OneBitAdamState
 from ef_optax.recipes.signum import SignumState
 
 __all__ = [
+    "AQSGDState",
     "AdaCompState",
     "CSERState",
     "CompressedMeanState",

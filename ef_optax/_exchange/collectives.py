@@ -125,6 +125,18 @@ def permute(x: jax.Array, pairs: Sequence[tuple[int, int]], axis: AxisName) -> j
     return jnp.where(own >= 0, all_gather(x, axis)[own], jnp.zeros_like(x))
 
 
+def anywhere(flag: jax.Array, axis: AxisName) -> jax.Array:
+    """Whether the boolean scalar is True on any device of the surrounding ``shard_map``.
+
+    The other axes of the mesh count too: devices that take different branches with a ``ppermute``
+    wait for each other, even if no message passes between them.
+    """
+    if axis is None:
+        return flag
+    manual = jax.sharding.get_abstract_mesh().manual_axes if by_device(axis) else axis_names(axis)
+    return pmax(flag.astype(jnp.int32), tuple(manual)) > 0
+
+
 def to_varying(x: jax.Array, axis: AxisName) -> jax.Array:
     """A value that is the same on all workers, with the type of one that differs; no data moves."""
     missing = tuple(n for n in axis_names(axis) if n not in jax.typeof(x).manual_axis_type.varying)

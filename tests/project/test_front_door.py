@@ -49,7 +49,7 @@ def test_a_name_of_a_submodule_is_pointed_to() -> None:
 
 def test_every_state_of_a_rule_is_among_the_states() -> None:
     found = set()
-    for room in ("feedback", "local", "estimators", "policies", "recipes"):
+    for room in ("feedback", "local", "estimators", "policies", "recipes", "activations"):
         for path in (ROOT / "ef_optax" / room).glob("*.py"):
             text = path.read_text(encoding="utf-8")
             found |= set(re.findall(r"^class (\w+State)\(NamedTuple\)", text, re.MULTILINE))

@@ -25,7 +25,7 @@ ORDER = (
     ("exchanges",),
     ("_rules",),
     ("extend",),
-    ("policies", "estimators"),
+    ("policies", "estimators", "activations"),
     ("feedback",),
     ("local",),
     ("recipes",),
