@@ -33,6 +33,8 @@ os.environ["XLA_FLAGS"] = xla_flags
 import jax  # noqa: E402  (the environment above is read when it is imported)
 import pytest  # noqa: E402
 
+from tests.parts import chosen_part  # noqa: E402
+
 # A wire format would hide a float32 that silently widens to the other operand's type.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -71,6 +73,15 @@ def nothing_traced_before(monkeypatch: pytest.MonkeyPatch) -> None:
     from ef_optax._core import transport
 
     monkeypatch.setattr(transport, "traced_once", lambda method, *args: method(*args))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps one part of the tests if ``EF_OPTAX_PART`` says so: ``2/4`` is the second quarter."""
+    chosen = os.environ.get("EF_OPTAX_PART")
+    if chosen:
+        names = chosen_part([item.nodeid for item in items], chosen)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in names])
+        items[:] = [item for item in items if item.nodeid in names]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
