@@ -76,12 +76,15 @@ CALLS = {
         exchanges.leader_top_k(0.01)
         count_sketch(5, 100, 0.01)
         dct_top_k(64, 32)
+        shared_rows(0.25)
+        shared_rows(k=4, transform="dct")
     """,
     "Low rank and rotations": """
         svd(2)
         atomo(2, key=0)
         power_sgd(2)
         acp_sgd(2)
+        dion_factors(2)
         gradiveq(0.1)
         rotate(scaled_sign(), key=0)
         rotate(qsgd(3, key=0, norm="linf"), key=0, kind="dft")

@@ -65,6 +65,7 @@ from ef_optax.compressors.combine.scheduled import scheduled
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.low_rank.acp_sgd import acp_sgd
 from ef_optax.compressors.low_rank.atomo import atomo
+from ef_optax.compressors.low_rank.dion_factors import dion_factors
 from ef_optax.compressors.low_rank.gradiveq import gradiveq
 from ef_optax.compressors.low_rank.power_sgd import power_sgd
 from ef_optax.compressors.low_rank.svd import svd
@@ -108,6 +109,7 @@ from ef_optax.compressors.sparse.random_k import random_k
 from ef_optax.compressors.sparse.redsync import redsync
 from ef_optax.compressors.sparse.row_top_k import row_top_k
 from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
+from ef_optax.compressors.sparse.shared_rows import shared_rows
 from ef_optax.compressors.sparse.threshold import threshold
 from ef_optax.compressors.sparse.top_k import top_k
 from ef_optax.compressors.sparse.wangni import wangni
@@ -138,6 +140,7 @@ from ef_optax.feedback.ef_bv import diana, ef_bv
 from ef_optax.feedback.ef_momentum import ef_momentum
 from ef_optax.feedback.fetch_sgd import fetch_sgd
 from ef_optax.feedback.marina import marina
+from ef_optax.feedback.momentum_feedback import momentum_feedback
 from ef_optax.feedback.neolithic import neolithic
 from ef_optax.feedback.safe_ef import safe_ef
 from ef_optax.feedback.scalecom import scalecom
@@ -179,6 +182,7 @@ __all__ = [
     "redsync",
     "row_top_k",
     "sampled_top_k",
+    "shared_rows",
     "threshold",
     "wangni",
     # Compressors that round the values
@@ -211,6 +215,7 @@ __all__ = [
     # Compressors by low rank, for matrices
     "acp_sgd",
     "atomo",
+    "dion_factors",
     "gradiveq",
     "power_sgd",
     "svd",
@@ -236,6 +241,7 @@ __all__ = [
     "ecq_sgd",
     "ef_momentum",
     "fetch_sgd",
+    "momentum_feedback",
     "safe_ef",
     "scalecom",
     "variance_based",

@@ -47,6 +47,7 @@ from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape, like_of, size_of
 from ef_optax._rules import allocation, arguments, difference, own_models, residuals, shares, steps
 from ef_optax._rules.average import moving_average
+from ef_optax._rules.matrices import IsMatrix, on_matrices
 from ef_optax._rules.memory import Memory, MemoryLike, memory_for
 from ef_optax._rules.needs import (
     ADDITIVE,
@@ -117,6 +118,7 @@ __all__ = [
     "Exchange",
     "ExchangeState",
     "Identity",
+    "IsMatrix",
     "Kept",
     "Memory",
     "MemoryLike",
@@ -127,6 +129,7 @@ __all__ = [
     "collectives",
     "difference",
     "exchange_for",
+    "on_matrices",
     "own_models",
     "memory_for",
     "moving_average",

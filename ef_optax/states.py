@@ -38,6 +38,7 @@ from ef_optax.feedback.ef_bv import EFBVState
 from ef_optax.feedback.ef_momentum import EFMomentumState
 from ef_optax.feedback.fetch_sgd import FetchSGDState
 from ef_optax.feedback.marina import MarinaState
+from ef_optax.feedback.momentum_feedback import MomentumFeedbackState
 from ef_optax.feedback.safe_ef import SafeEFState
 from ef_optax.feedback.scalecom import ScaleComState
 from ef_optax.feedback.three_point_compressor import ThreePointState
@@ -78,6 +79,7 @@ __all__ = [
     "IGTState",
     "LocalStepsState",
     "MarinaState",
+    "MomentumFeedbackState",
     "MonitorState",
     "OneBitAdamState",
     "PageState",

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.core import Tracer
 
 # ---------------------------------------------------------------------------- words and counts
@@ -40,6 +41,14 @@ def axis(value: Any, option: str = "axis_name") -> None:
         raise ValueError(
             f"{option}={value!r} must be the name of an axis, a tuple of names, or None for one "
             "worker."
+        )
+
+
+def transformation(name: str, option: str, value: Any) -> None:
+    """Refuses anything but an Optax transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(
+            f"{name}: {option}={value!r} must be an Optax transformation such as optax.adamw(3e-4)."
         )
 
 

@@ -6,18 +6,29 @@ see the chain, and copy the chain to change a part.
 
 from ef_optax.recipes.demo import demo
 from ef_optax.recipes.dgc_sgd import dgc_sgd
+from ef_optax.recipes.dion import dion
+from ef_optax.recipes.dion2 import dion2
 from ef_optax.recipes.distro import distro
+from ef_optax.recipes.ef21_muon import ef21_muon
 from ef_optax.recipes.ef_sign_sgd import ef_sign_sgd
 from ef_optax.recipes.one_bit_adam import one_bit_adam
+from ef_optax.recipes.orthogonalise import orthogonalise, spectral_scale
 from ef_optax.recipes.power_sgd_momentum import power_sgd_momentum
 from ef_optax.recipes.signum import signum
+from ef_optax.recipes.trion import trion
 
 __all__ = [
     "demo",
     "dgc_sgd",
+    "dion",
+    "dion2",
     "distro",
+    "ef21_muon",
     "ef_sign_sgd",
     "one_bit_adam",
+    "orthogonalise",
     "power_sgd_momentum",
     "signum",
+    "spectral_scale",
+    "trion",
 ]

@@ -239,6 +239,8 @@ WITH_PRODUCTS = {
     "power_sgd": lambda: ef.power_sgd(9),
     "svd": lambda: ef.svd(9),
     "dct_top_k": lambda: ef.dct_top_k(chunk=4, k=2),
+    "dion_factors": lambda: ef.dion_factors(9),
+    "shared_rows": lambda: ef.shared_rows(k=3, transform="dct"),
 }
 
 

@@ -16,6 +16,7 @@ EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "arc_top_k": lambda: ef.arc_top_k(0.3, rank=1),
     "carried": lambda: ef.exchanges.carried("mine", TOP, ef.extend.AllGather()),
     "count_sketch": lambda: ef.count_sketch(3, 5, k=2),
+    "dion_factors": lambda: ef.dion_factors(1),
     "dense": lambda: ef.dense(optax.clip(1.0)),
     "fcc": lambda: ef.fcc(SIGN, 2),
     "global_top_k": lambda: ef.global_top_k(0.3),
@@ -40,6 +41,8 @@ EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "reduce": lambda: ef.exchanges.reduce(TOP),
     "random_k-shared": lambda: ef.random_k(0.3, 1, shared_mask=True),
     "scheduled": lambda: ef.scheduled([1], [ef.identity(), ef.natural(0)]),
+    "shared_rows": lambda: ef.shared_rows(0.5, side="shorter"),
+    "shared_rows-dct": lambda: ef.shared_rows(k=2, transform="dct"),
     "tree": lambda: ef.exchanges.tree(ef.random_k(0.3, 0)),
     "two_shot": lambda: ef.exchanges.two_shot(SIGN),
 }

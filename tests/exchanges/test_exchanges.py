@@ -263,6 +263,8 @@ def messageless():
     return {
         "AcpSgd": ef.acp_sgd(1),
         "ArcTopK": ef.arc_top_k(k=1),
+        "DionFactors": ef.dion_factors(1),
+        "SharedRows": ef.shared_rows(k=1),
         "Carried": ef.exchanges.two_shot(ef.sign()),
         "CountSketch": ef.count_sketch(3, 4, k=1),
         "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),

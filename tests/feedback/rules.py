@@ -96,6 +96,7 @@ RULES: dict[str, Make] = {
         ef.gradiveq(0.5, samples=1, period=2, slice_size=2), axis_name=AXIS
     ),
     "global_top_k": lambda: ef.error_feedback(ef.global_top_k(0.4), axis_name=AXIS),
+    "momentum_feedback": lambda: ef.momentum_feedback(TOP, 0.9, axis_name=AXIS),
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
     "rescale_residual": lambda: given(
         ef.policies.rescale_residual(ef.error_feedback(TOP, axis_name=AXIS)),
@@ -163,16 +164,20 @@ WITH_POINTS: dict[str, Make] = {
 
 RECIPES: dict[str, Make] = {
     "demo": lambda: ef.recipes.demo(0.1, k=1, chunk=2, weight_decay=0.1, axis_name=AXIS),
+    "dion": lambda: ef.recipes.dion(0.1, 1, others=optax.sgd(0.1), axis_name=AXIS),
+    "dion2": lambda: ef.recipes.dion2(0.1, 0.5, others=optax.sgd(0.1), axis_name=AXIS),
     "distro": lambda: ef.recipes.distro(0.1, k=1, chunk=2, weight_decay=0.1, axis_name=AXIS),
     "dgc_sgd": lambda: ef.recipes.dgc_sgd(
         0.1, 0.4, weight_decay=0.1, steps_per_epoch=1, warmup_epochs=2, axis_name=AXIS
     ),
+    "ef21_muon": lambda: ef.recipes.ef21_muon(0.1, TOP, server=SIGN, axis_name=AXIS),
     "ef_sign_sgd": lambda: ef.recipes.ef_sign_sgd(0.1, axis_name=AXIS),
     "one_bit_adam": lambda: ef.recipes.one_bit_adam(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "power_sgd_momentum": lambda: ef.recipes.power_sgd_momentum(
         0.1, 1, weight_decay=0.1, axis_name=AXIS
     ),
     "signum": lambda: ef.recipes.signum(0.1, weight_decay=0.1, axis_name=AXIS),
+    "trion": lambda: ef.recipes.trion(0.1, 1, others=optax.sgd(0.1), axis_name=AXIS),
 }
 """Optimizers of the literature."""
 
@@ -232,6 +237,7 @@ COMPRESSED: Arguments = {
         ef.gradient_shift(C, 0.5, axis_name=AXIS), ef.compressed_mean(SIGN, axis_name=AXIS)
     ),
     ("marina", "compressor"): lambda C: ef.marina(C, 0.5, 0, axis_name=AXIS),
+    ("momentum_feedback", "compressor"): lambda C: ef.momentum_feedback(C, axis_name=AXIS),
     ("qsparse_local_sgd", "compressor"): lambda C: ef.local.qsparse_local_sgd(
         C, 0.1, 2, axis_name=AXIS
     ),

@@ -129,6 +129,10 @@ EDGES = {
         lambda: optimizer(ef.ef_momentum(TOP, 0.0, axis_name=AXIS)),
         classic,
     ),
+    "momentum_feedback(0) = EF14 U1": (
+        lambda: optimizer(ef.momentum_feedback(TOP, 0.0, axis_name=AXIS)),
+        classic,
+    ),
     "ECQ-SGD(1, 1) = EF14 U1": (
         lambda: optimizer(ef.ecq_sgd(TOP, 1.0, 1.0, axis_name=AXIS)),
         classic,

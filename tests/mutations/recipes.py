@@ -6,6 +6,7 @@ from tests.mutations.mutation import Mutation
 
 HERE = "ef_optax/recipes"
 RECIPES = "tests/recipes/test_recipes.py"
+MATRICES = "tests/recipes/test_matrices.py"
 NUMPY = f"{RECIPES}::test_recipes_against_numpy"
 
 MUTATIONS = (
@@ -50,6 +51,62 @@ MUTATIONS = (
         "values=sign() if votes else None",
         "values=None",
         (f"{RECIPES}::test_distro_counts_votes",),
+    ),
+    Mutation(
+        "momentum feedback: what was not sent decays too",
+        "ef_optax/feedback/momentum_feedback.py",
+        "lambda m, c: m - (1 - momentum) * c.astype(m.dtype)",
+        "lambda m, c: momentum * m - 0 * c.astype(m.dtype)",
+        (f"{MATRICES}::test_chosen_rows_against_numpy",),
+    ),
+    Mutation(
+        "Dion: what decays is what is applied",
+        "ef_optax/compressors/low_rank/dion_factors.py",
+        "own=list(zip(P, R, strict=True))",
+        "own=list(zip(P, Q, strict=True))",
+        (f"{MATRICES}::test_dion_against_numpy",),
+    ),
+    Mutation(
+        "Dion: a zero gradient makes the basis zero for ever",
+        "ef_optax/compressors/low_rank/dion_factors.py",
+        "batch.scatter(unless_zero(q, old))",
+        "batch.scatter(q + 0 * old)",
+        (f"{MATRICES}::test_a_zero_gradient_leaves_the_basis_of_dion",),
+    ),
+    Mutation(
+        "shared rows: chosen by the norm of this worker's rows",
+        "ef_optax/compressors/sparse/shared_rows.py",
+        "norms = yield Mean(jnp.sum(jnp.abs(rows), axis=-1))",
+        "norms = jnp.sum(jnp.abs(rows), axis=-1)\n        yield Mean(norms)",
+        (f"{MATRICES}::test_chosen_rows_against_numpy",),
+    ),
+    Mutation(
+        "shared rows: by the 2-norm",
+        "ef_optax/compressors/sparse/shared_rows.py",
+        "jnp.sum(jnp.abs(rows), axis=-1)",
+        "jnp.sum(rows**2, axis=-1)",
+        (f"{MATRICES}::test_chosen_rows_against_numpy",),
+    ),
+    Mutation(
+        "shared rows: all parts count from the first row",
+        "ef_optax/compressors/sparse/shared_rows.py",
+        "local + length * ",
+        "local + 0 * ",
+        (f"{MATRICES}::test_chosen_rows_against_numpy",),
+    ),
+    Mutation(
+        "the scale by width is that of the transposed matrix",
+        f"{HERE}/orthogonalise.py",
+        "(columns / max(1, rows)) ** 0.5",
+        "(rows / max(1, columns)) ** 0.5",
+        (f"{MATRICES}::test_dion2_of_all_rows_is_muon",),
+    ),
+    Mutation(
+        "EF21-Muon: the first message is compressed",
+        f"{HERE}/ef21_muon.py",
+        'init="full", ',
+        "",
+        (f"{MATRICES}::test_ef21_muon_against_numpy",),
     ),
     Mutation(
         "the mean over senders: coefficients are counted as values of the leaf",

@@ -110,3 +110,63 @@ def demo(grads, forward, inverse, k, x, eta, b, w, ahead=False):
         x = x - rate * (np.sign(inverse(mean)) + w * x)
         t, last = t + 1, rate
         yield Step(x=x, d=d, q=q)
+
+
+def newton_schulz(x):
+    """Jordan et al. 2024: five steps of the quintic iteration, along the shorter side."""
+    if x.shape[0] > x.shape[1]:
+        return newton_schulz(x.T).T
+    x = x / (np.linalg.norm(x) + 1e-8)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def dion2(gradients, x, k, parts, eta, mu, w, basis=None):
+    """Dion2 for one matrix, of which columns are chosen if there are not more of them than rows.
+
+    ``basis`` has the rows on which is projected, as in Trion; without it these are unit vectors.
+    """
+    across = x.shape[1] <= x.shape[0]
+    turn = (lambda a: np.swapaxes(a, -2, -1)) if across else (lambda a: a)
+    basis = np.eye(min(x.shape)) if basis is None else basis
+    M, scale = np.zeros_like(turn(gradients[0])), np.sqrt(x.shape[1] / x.shape[0])
+    for g in gradients:
+        M = M + turn(g)
+        S = basis @ M
+        norms = np.abs(S).sum(axis=2).mean(axis=0).reshape(parts, -1)
+        length = norms.shape[1]
+        chosen = [p * length + i for p in range(parts) for i in np.argsort(-norms[p])[:k]]
+        Q, U = basis[chosen], S[:, chosen]
+        M = M - (1 - mu) * Q.T @ U
+        x = x - eta * (scale * turn(Q.T @ newton_schulz(U.mean(axis=0))) + w * x)
+        yield Step(x=x, M=turn(M))
+
+
+def dion(gradients, q, x, eta, mu, w):
+    """Ahn et al. 2025, Algorithm 1, with the two factors averaged over the workers."""
+    M = np.zeros(gradients.shape[1:])
+    for g in gradients:
+        B = M + g
+        P = np.linalg.qr(B.mean(0) @ q)[0]
+        R = B.mean(0).T @ P
+        M = B - (1 - mu) * P @ R.T
+        q = R / np.linalg.norm(R, axis=0)
+        x = x - eta * (np.sqrt(x.shape[1] / x.shape[0]) * P @ q.T + w * x)
+        yield Step(x=x, M=M)
+
+
+def ef21_muon(gradients, x, lmo, C, server, eta, b):
+    """Gruntkowska et al. 2025 for one leaf: EF21 of the momentum, and EF21-P on the way back."""
+    M = G = None
+    model = x
+    for g in gradients:
+        if M is None:
+            M, G = g, g
+        else:
+            M = (1 - b) * M + b * g
+            G = G + np.stack([C(m) for m in M - G])
+        model = model - eta * lmo(G.mean(0))
+        x = x + server(model - x)
+        yield Step(x=x, G=G, ahead=model - x)

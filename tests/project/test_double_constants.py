@@ -38,7 +38,7 @@ EXAMPLES = {
 }
 """Values of options without a default that is a number."""
 
-STATIC = ("capacity", "error_bound", "min_compression", "ratio", "sample")
+STATIC = ("capacity", "error_bound", "fraction", "min_compression", "nonzero", "ratio", "sample")
 """Options that only decide shapes, and powers of two."""
 
 ON_THE_HOST = ("accordion", "with_contraction")
