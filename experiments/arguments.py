@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ef_optax as ef
 
@@ -12,14 +13,23 @@ class UsageError(Exception):
     """An error that the user can fix; shown as one line."""
 
 
-def parse_methods(text: str, known: Sequence[str]) -> list[str]:
-    """The methods to compare: known names and expressions of public names, each in one spelling."""
+def parse_methods(
+    text: str, known: Sequence[str], also: Mapping[str, Callable[..., Any]] | None = None
+) -> list[str]:
+    """The methods to compare: known names and expressions of public names, each in one spelling.
+
+    Args:
+      text: what --methods says.
+      known: the short names.
+      also: further functions that an expression may call.
+    """
 
     def short() -> None:
         """Stands for a known name while the text is read; it has no arguments."""
 
+    names_of = dict.fromkeys(known, short) | dict(also or {})
     try:
-        found = ef.expressions.parse_list(text, dict.fromkeys(known, short)) if text else []
+        found = ef.expressions.parse_list(text, names_of) if text else []
     except ValueError as error:
         raise UsageError(f"--methods: {error} Short names are {', '.join(known)}.") from None
     names = []

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import inspect
 
 import optax
 from absl import flags
 
 import ef_optax as ef
-from experiments.arguments import UsageError
+from experiments import expressions
+from experiments.workers import AXIS
 
 METHODS = ("sgdm", "signsgd", "signsgdm", "ef_signsgd", "top_k", "ef_top_k")
 """The short names, whose learning rate --lr gives."""
-
-AXIS = "data"
 
 flags.DEFINE_float("ratio", 0.01, "Top-k keeps this part of each tensor.")
 flags.DEFINE_float("momentum", 0.9, "Momentum of sgdm and signsgdm; the others have none.")
@@ -63,8 +61,7 @@ def _short(method: str) -> tuple[optax.GradientTransformation, ...]:
 def compressor(method: str) -> ef.Compressor:
     """What `method` would send: the size of a message if nothing is sent (one worker)."""
     if method not in METHODS:
-        made = (call.build(AXIS) for call in ef.parse(method).calls())
-        return next((x for x in made if isinstance(x, ef.Compressor)), ef.identity())
+        return expressions.compressor(ef.parse(method))
     if method == "sgdm":
         return ef.identity()
     if method in ("signsgd", "ef_signsgd"):
@@ -78,19 +75,10 @@ def check(method: str) -> None:
     Raises:
       UsageError: with the remedy.
     """
-    if method in METHODS:
-        return
-    try:
-        optimizer(method)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--methods: {method}: {error}") from None
-    if not any(_has_a_rate(call) for call in ef.parse(method).calls()):
-        raise UsageError(f"--methods: {method} has no learning rate; write {method} | sgd(0.1)")
+    if method not in METHODS:
+        expressions.check(ef.parse(method))
 
 
-def _has_a_rate(call: ef.expressions.Call) -> bool:
-    """Whether this makes steps of gradients; an optional rate of a rule only says its units."""
-    parameters = inspect.signature(call.function).parameters
-    rate = parameters.get("learning_rate", parameters.get("step_size"))
-    of_a_rule = call.function.__module__.startswith("ef_optax.feedback")
-    return rate is not None and not (of_a_rule and rate.default is not rate.empty)
+def period_of(method: str) -> int:
+    """Steps between two exchanges of local steps, else 1."""
+    return 1 if method in METHODS else expressions.period(ef.parse(method))

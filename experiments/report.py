@@ -9,8 +9,9 @@ import itertools
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
@@ -42,6 +43,40 @@ OTHER_DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)))
 Rows = list[dict[str, Any]]
 
 
+class Quantity(NamedTuple):
+    """What a comparison is judged by."""
+
+    key: str  # in metrics.jsonl
+    name: str
+    unit: str
+    scale: float
+    best: Callable[..., float]
+    of_differences: str
+    digits: int
+
+    @property
+    def head(self) -> str:
+        return f"{self.name} ({self.unit})"
+
+
+QUANTITIES = {
+    "accuracy": Quantity("test_accuracy", "test accuracy", "%", 100.0, max, "points", 2),
+    "loss": Quantity("test_loss", "held-out loss", "nats", 1.0, min, "nats", 4),
+}
+"""By the name that config.json gives it."""
+
+
+def quantity(config: dict[str, Any]) -> Quantity:
+    """What the runs of a folder are judged by."""
+    return QUANTITIES[config["about"].get("quantity", "accuracy")]
+
+
+def reference(config: dict[str, Any]) -> str:
+    """The method with which the others are compared: dense SGD with momentum, or the first one."""
+    methods = config["flags"]["methods"]
+    return methods[0] if quantity(config).key == "test_loss" else "sgdm"
+
+
 def style(method: str, methods: list[str]) -> tuple[str, Any]:
     """Colour and dashes of a method among those of a run."""
     if method in STYLES:
@@ -71,47 +106,65 @@ def mean_std(values: list[float]) -> tuple[float, float]:
 def table(config: dict[str, Any], rows: Rows, wire: dict[str, Any]) -> str:
     """The Markdown table; methods in the order of the flags, differences in percentage points."""
     chosen, about = config["flags"], config["about"]
-    workers = chosen["workers"]
+    workers, judged, base = chosen["workers"], quantity(config), reference(config)
     runs = by_method(rows)
     final, best = {}, {}
     for method in chosen["methods"]:
-        seeds = [[100 * row["test_accuracy"] for row in run] for run in runs.get(method, [])]
+        seeds = [[judged.scale * row[judged.key] for row in run] for run in runs.get(method, [])]
         if seeds:
-            final[method] = mean_std([accuracies[-1] for accuracies in seeds])
+            final[method] = mean_std([values[-1] for values in seeds])
             epochs = itertools.zip_longest(*seeds)
-            best[method] = max(
+            best[method] = judged.best(
                 statistics.fmean(a for a in epoch if a is not None) for epoch in epochs
             )
 
-    head = ["method", "learning rate", "test accuracy (%)", "best epoch (%)", "vs sgdm (points)"]
-    head += ["message (bytes/step)", "factor"]
+    head = ["method", "learning rate", judged.head, f"best epoch ({judged.unit})"]
+    head += [f"vs {base} ({judged.of_differences})", "message (bytes/step)", "factor"]
     if workers > 1:
         head += ["link (bytes/step)", "factor"]
     lines = [head, ["---"] * 3 + ["--:"] * (len(head) - 3)]
-    dense = about["dense_bytes"]
+    dense, digits = about["dense_bytes"], judged.digits
     for method in final:
         mean, std = final[method]
-        gap = f"{mean - final['sgdm'][0]:+.2f}" if "sgdm" in final and method != "sgdm" else ""
-        sent = wire[method]
-        spread = f" ± {std:.2f}" if chosen["seeds"] > 1 else ""
+        known = base in final and method != base
+        gap = f"{mean - final[base][0]:+.{digits}f}" if known else ""
+        sent = average(wire[method])
+        spread = f" ± {std:.{digits}f}" if chosen["seeds"] > 1 else ""
         # A bar ends a cell of Markdown, in code too, unless it is escaped.
-        rate = f"{chosen['lr'][method]:g}" if method in LABELS else "its own"
-        line = [f"`{method}`".replace("|", "\\|"), rate, f"{mean:.2f}{spread}"]
-        line += [f"{best[method]:.2f}", gap]
+        short = about.get("expressions", dict.fromkeys(LABELS)).get(method, method) != method
+        rate = f"{chosen['lr'][method]:g}" if short else "its own"
+        line = [f"`{method}`".replace("|", "\\|"), rate, f"{mean:.{digits}f}{spread}"]
+        line += [f"{best[method]:.{digits}f}", gap]
         bound = "≤ " if sent.get("at_most") else ""
         line += [f"{bound}{sent['message_bytes']:,}", _factor(dense, sent["message_bytes"])]
         if workers > 1:
-            base = 2 * (workers - 1) * 2 * dense // workers  # ring all-reduce, sent + received
-            line += [f"{bound}{sent['link_bytes']:,}", _factor(base, sent["link_bytes"])]
+            ring = 2 * (workers - 1) * 2 * dense // workers  # ring all-reduce, sent + received
+            line += [f"{bound}{sent['link_bytes']:,}", _factor(ring, sent["link_bytes"])]
         lines.append(line)
 
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return (
-        f"# {chosen['dataset']}, {chosen['model']}: {workers} worker"
-        f"{'s' if workers > 1 else ''}, batch {chosen['batch_size']} each\n\n{text}\n"
+        f"# {title(config)}: {workers} worker{'s' if workers > 1 else ''}, batch "
+        f"{chosen['batch_size']} each\n\n{text}\n"
         + "\n".join(f"- {note}" for note in _notes(config, wire))
         + "\n"
     )
+
+
+def title(config: dict[str, Any]) -> str:
+    """What is learned, and by which model."""
+    chosen = config["flags"]
+    if "text" in chosen:
+        return f"{chosen['text']}, transformer of {chosen['size']}"
+    return f"{chosen['dataset']}, {chosen['model']}"
+
+
+def average(sent: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of a step on average, where the period of local steps is known; else what is given."""
+    period, sometimes = sent.get("period", 1), sent.get("sometimes")
+    if period == 1 or not sometimes:
+        return sent
+    return {name: round(sent[name] - (1 - 1 / period) * sometimes[name]) for name in sometimes}
 
 
 def _factor(dense: float, sent: float) -> str:
@@ -121,19 +174,10 @@ def _factor(dense: float, sent: float) -> str:
 def _notes(config: dict[str, Any], wire: dict[str, Any]) -> list[str]:
     chosen, about = config["flags"], config["about"]
     seeds = chosen["seeds"]
-    drops = ", ".join(f"{drop:.0%}" for drop in chosen["lr_drops"]) or "never"
-    others = [method for method in chosen["methods"] if method not in LABELS]
     of_what = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    notes = [
-        f"Test accuracy after the last of {chosen['epochs']} epochs, {of_what}; *best epoch*: the "
-        "highest mean over the seeds at any epoch, which peeks at the test set and is given "
-        "because published tables do.",
-        f"Learning rate divided by 10 at: {drops}. Weight decay {chosen['weight_decay']:g} is "
-        "added to the gradient before it is compressed"
-        + (", except in methods that are expressions." if others else "."),
-    ]
-    if {"top_k", "ef_top_k"} & set(chosen["methods"]):
-        notes.append(f"Top-k keeps {chosen['ratio']:.3g} of each tensor's values.")
+    notes = (
+        _notes_on_text(config, of_what) if "text" in chosen else _notes_on_images(config, of_what)
+    )
     if chosen["workers"] > 1:
         notes.append(
             f"Bytes are read from the compiled program. *Message*: what one of the "
@@ -146,14 +190,50 @@ def _notes(config: dict[str, Any], wire: dict[str, Any]) -> list[str]:
             "With one worker nothing travels; *message* is the size its codec states, against "
             f"{about['dense_bytes']:,} bytes of fp32 gradient."
         )
-    if any(sent.get("at_most") for sent in wire.values()):
+    if any(sent.get("period", 1) > 1 for sent in wire.values()):
+        notes.append("Bytes of local steps are the average over the steps between two exchanges.")
+    if any(average(sent).get("at_most") for sent in wire.values()):
         notes.append(
-            "≤: some steps of this method send less or nothing (local steps, schedules); the bytes "
+            "≤: some steps of this method send less or nothing (schedules, policies); the bytes "
             "are those of a step that sends all."
         )
     notes.append(f"{about['parameters']:,} parameters; {about['hardware']}.")
     notes.append(f"Made by `{about['command']}`")
     return notes
+
+
+def _notes_on_images(config: dict[str, Any], of_what: str) -> list[str]:
+    chosen = config["flags"]
+    drops = ", ".join(f"{drop:.0%}" for drop in chosen["lr_drops"]) or "never"
+    others = [method for method in chosen["methods"] if method not in LABELS]
+    notes = [
+        f"Test accuracy after the last of {chosen['epochs']} epochs, {of_what}; *best epoch*: the "
+        "highest mean over the seeds at any epoch, which peeks at the test set and is given "
+        "because published tables do.",
+        f"Learning rate divided by 10 at: {drops}. Weight decay {chosen['weight_decay']:g} is "
+        "added to the gradient before it is compressed"
+        + (", except in methods that are expressions." if others else "."),
+    ]
+    if {"top_k", "ef_top_k"} & set(chosen["methods"]):
+        notes.append(f"Top-k keeps {chosen['ratio']:.3g} of each tensor's values.")
+    return notes
+
+
+def _notes_on_text(config: dict[str, Any], of_what: str) -> list[str]:
+    chosen, about = config["flags"], config["about"]
+    bits = "; a character is a token, so bits a character are nats / 0.693"
+    notes = [
+        f"Loss in nats for each held-out token after {chosen['steps']:,} steps of "
+        f"{about['tokens_per_step']:,} tokens, {of_what}; *best epoch*: the lowest mean over the "
+        f"seeds at any evaluation (every {chosen['eval_every']} steps)"
+        + (bits if chosen["units"] == "characters" and about["characters"] else "")
+        + ".",
+    ]
+    return notes + [
+        f"`{name}`: `{expression}`".replace("|", "\\|")
+        for name, expression in about["expressions"].items()
+        if name != expression
+    ]
 
 
 ########################################################################################
@@ -162,7 +242,7 @@ def _notes(config: dict[str, Any], wire: dict[str, Any]) -> list[str]:
 
 
 def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path) -> None:
-    """Test accuracy and training loss against epochs and against megabytes sent."""
+    """The held-out quantity and the training loss against epochs and against megabytes sent."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,7 +250,9 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
     import numpy as np
     from matplotlib import ticker
 
-    chosen = config["flags"]
+    chosen, judged, per_epoch = config["flags"], quantity(config), 1
+    if "text" in chosen:
+        per_epoch = config["about"]["steps_per_epoch"]
     runs = by_method(rows)
     methods = [method for method in chosen["methods"] if method in runs]
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharey="row", layout="constrained")
@@ -178,13 +260,18 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
     for method in methods:
         length = min(len(run) for run in runs[method])
         epochs = np.arange(1, length + 1)
-        sent = epochs * config["about"]["steps_per_epoch"] * wire[method]["message_bytes"] / 1e6
+        sent = (
+            epochs
+            * config["about"]["steps_per_epoch"]
+            * average(wire[method])["message_bytes"]
+            / 1e6
+        )
         colour, dashes = style(method, methods)
-        for row, key, scale in ((0, "test_accuracy", 100), (1, "train_loss", 1)):
+        for row, key, scale in ((0, judged.key, judged.scale), (1, "train_loss", 1)):
             values = np.array([[scale * r[key] for r in run[:length]] for run in runs[method]])
             mean = values.mean(0)
             (finals if row == 0 else losses).append(mean)
-            for column, x in ((0, epochs), (1, sent)):
+            for column, x in ((0, epochs * per_epoch), (1, sent)):
                 axis = axes[row, column]
                 axis.plot(
                     x,
@@ -201,7 +288,7 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
         axis.grid(True, color="#dddddd", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
-        axis.set_xlabel("epoch")
+        axis.set_xlabel("epoch" if per_epoch == 1 else "step")
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[:, 1]:
         axis.set_xscale("log")
@@ -209,7 +296,7 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         what = "sent by each worker" if chosen["workers"] > 1 else "that a worker would send"
         axis.set_xlabel(f"megabytes {what} (messages, log scale)")
-    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[0, 0].set_ylabel(judged.head)
     axes[1, 0].set_ylabel("training loss (mean of the epoch, log scale)")
     axes[1, 0].set_yscale("log")
     axes[1, 0].yaxis.set_major_formatter(plain)
@@ -218,13 +305,18 @@ def curves(config: dict[str, Any], rows: Rows, wire: dict[str, Any], path: Path)
     # The picture compares the end of training; the first epochs may leave the frame.
     low = min(mean[-1] for mean in finals)
     high = max(mean.max() for mean in finals)
-    axes[0, 0].set_ylim(max(0.0, low - 2.0 * max(high - low, 1.0)), high + 0.4 * (high - low) + 0.5)
+    if judged.best is max:
+        low, high = low - 2.0 * max(high - low, 1.0), high + 0.4 * (high - low) + 0.5
+    else:
+        low, high = min(mean.min() for mean in finals) - 0.05, max(mean[-1] for mean in finals)
+        high += high - low
+    axes[0, 0].set_ylim(max(0.0, low), high)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     columns = 3 if max(map(len, labels)) < 40 else 1  # expressions may be long
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     seeds = chosen["seeds"]
     figure.suptitle(
-        f"{chosen['dataset']}, {chosen['model']}, {chosen['workers']} worker(s) x batch "
+        f"{title(config)}, {chosen['workers']} worker(s) x batch "
         f"{chosen['batch_size']}: mean of {seeds} seed(s), band from lowest to highest"
     )
     temporary = path.with_name(path.name + ".tmp")

@@ -24,7 +24,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "0.2M": Size(4, 64, 2),
+    "0.2M": Size(2, 96, 4),
     "1M": Size(5, 128, 4),
     "3M": Size(4, 256, 4),
     "10M": Size(6, 384, 6),

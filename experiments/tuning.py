@@ -3,6 +3,70 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments import processes, storage
+from experiments.comparison import Epochs, Task, is_writer
+from experiments.workers import Workers
+
+
+def tune(
+    values: flags.FlagValues,
+    task: Task,
+    workers: Workers,
+    out_dir: Path,
+    methods: Sequence[str],
+    grid: list[float],
+    command: str,
+) -> None:
+    """Trains the whole run for each rate, and writes the accuracies on what the task holds out.
+
+    Args:
+      values: the flags of the comparison.
+      task: whose test set is a part of the training set.
+      workers: where.
+      out_dir: gets tuning.md.
+      methods: to find rates for.
+      grid: the rates to try.
+      command: what was typed.
+    """
+    chosen: dict[str, float] = {}
+    lines = []
+    stop = processes.Stop()
+    epochs = Epochs(task, workers, len(grid) * len(methods) * values.seeds * task.epochs)
+    for method in methods:
+        compiled = task.build(method, workers)
+        scores = {}
+        for rate in grid:
+            results = []
+            for seed in range(values.seeds):
+                state, row = compiled.create(seed), {}
+                for epoch in range(task.epochs):
+                    state, row = epochs.train(compiled, state, rate, seed, epoch)
+                    epochs.bar.set_postfix_str(f"{method} {rate:g}: {task.shown(row)}")
+                    if stop.agreed():
+                        raise KeyboardInterrupt
+                    if row["lost"]:
+                        row["test_accuracy"], row["test_loss"] = 0.0, 1e30
+                        epochs.bar.update((task.epochs - epoch - 1) * task.training.blocks)
+                        break
+                results.append((row["test_accuracy"], -row["test_loss"]))
+            scores[rate] = tuple(np.mean(results, axis=0))
+        chosen[method] = robust_rate(scores)
+        lines.append((method, scores))
+        edge = ", the edge of the grid" if chosen[method] in (min(grid), max(grid)) else ""
+        if is_writer():
+            tqdm.write(f"{method}: best rate {chosen[method]:g}{edge}")
+    epochs.bar.close()
+    if is_writer():
+        text = tuning_table(grid, lines, chosen, command)
+        storage.write_text(out_dir / "tuning.md", text)
+        print("\n" + text)
 
 
 def robust_rate(scores: dict[float, tuple[float, float]]) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from experiments import data, libsvm, processes, storage, train
+from experiments import data, libsvm, processes, programs, storage
 from experiments.arguments import UsageError
 from tests.paths import ROOT
 
@@ -39,9 +39,9 @@ def test_the_home_directory_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert storage.folder("runs/a") == Path("runs/a")
 
 
-def state_of(size: int) -> train.State:
+def state_of(size: int) -> programs.State:
     """A state whose parameters take four times as many bytes."""
-    return train.State({"w": jnp.zeros(size)}, {}, ())
+    return programs.State({"w": jnp.zeros(size)}, {}, ())
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(

@@ -104,4 +104,4 @@ def test_a_size_has_the_parameters_of_its_name(name: str) -> None:
     blocks = count - 2 * vocabulary * size.width - norms
     assert blocks == 12 * size.layers * size.width**2
     scale = {"M": 1e6, "B": 1e9}[name[-1]]
-    assert blocks == pytest.approx(float(name[:-1]) * scale, rel=0.08)
+    assert blocks == pytest.approx(float(name[:-1]) * scale, rel=0.11)

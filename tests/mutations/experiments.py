@@ -71,4 +71,18 @@ MUTATIONS = (
         "is_causal=False",
         (f"{TESTS}/test_transformer.py::test_logits_are_those_of_numpy_and_see_only_the_past",),
     ),
+    Mutation(
+        "bytes of local steps are those of a step that sends",
+        "experiments/report.py",
+        "(1 - 1 / period) * sometimes[name]",
+        "0 * sometimes[name]",
+        (f"{TESTS}/test_lm.py::test_the_files_of_a_run_with_local_steps",),
+    ),
+    Mutation(
+        "padding counts as held-out text",
+        "experiments/lm.py",
+        "real = (np.arange(batches * size) < len(rows))",
+        "real = (np.arange(batches * size) >= 0)",
+        (f"{TESTS}/test_lm.py::test_held_out_rows_are_padded_to_the_devices_and_counted_once",),
+    ),
 )
