@@ -146,7 +146,7 @@ def cache(tmp_path, monkeypatch):
 def test_costs_are_measured_once(cache, monkeypatch) -> None:
     calls = []
     answer = planner.CodecSeconds(3e-9, 1e-9)
-    monkeypatch.setattr(timing, "_measured", lambda method: calls.append(method.name) or answer)
+    monkeypatch.setattr(timing, "measure", lambda method: calls.append(method.name) or answer)
     sign = METHODS["scaled_sign"]
     assert planner.codec_seconds(sign) == planner.codec_seconds(sign) == answer
     assert planner.codec_seconds(DENSE) == planner.CodecSeconds(0.0)

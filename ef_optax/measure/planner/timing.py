@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from ef_optax._numeric.shapes import like_of
 from ef_optax.exchanges.carried import Carried
 from ef_optax.exchanges.two_shot import TwoShot
 from ef_optax.measure.planner.methods import Method
+
+Statistic = Callable[[Iterable[float]], float]
 
 SIDE = 1024
 """Codecs are measured on two matrices of this many rows and columns."""
@@ -78,7 +80,7 @@ def codec_seconds(method: Method, *, fresh: bool = False) -> CodecSeconds:
     with contextlib.suppress(KeyError, TypeError):
         if not fresh:
             return CodecSeconds(*(float(x) for x in known[key]))
-    result = _measured(method)
+    result = measure(method)
     known = {**(known if isinstance(known, dict) else {}), key: [result.own, result.other]}
     with contextlib.suppress(OSError):  # a folder that cannot be written: measured again next time
         _write(path, json.dumps(known, indent=1))
@@ -102,7 +104,15 @@ def _write(path: Path, text: str) -> None:
     os.replace(name, path)
 
 
-def _measured(method: Method) -> CodecSeconds:
+def measure(method: Method, statistic: Statistic = min) -> CodecSeconds:
+    """Seconds per value of a method's codec, measured now and not kept.
+
+    Args:
+      method: the method.
+      statistic: of the times of a call. Other work on the machine only makes calls longer, so it is
+        the shortest; where that work belongs to a step, as that of other workers on the same cores,
+        ``statistics.median`` is right.
+    """
     codec = method.compressor.codec
     exchange = Exchange(codec)
     key = jax.random.key(0)
@@ -116,7 +126,7 @@ def _measured(method: Method) -> CodecSeconds:
         out = exchange(tree, state, want=("residual",))
         return out.aggregate, out.residual
 
-    own = _seconds(jax.jit(once), tree, state) / size
+    own = _seconds(statistic, jax.jit(once), tree, state) / size
     inner = codec.inner if isinstance(codec, Carried) else codec
     if not inner.self_contained or (isinstance(codec, Carried) and isinstance(codec.via, TwoShot)):
         return CodecSeconds(own)  # sums arrive decoded, and of each shard there is one message
@@ -126,18 +136,18 @@ def _measured(method: Method) -> CodecSeconds:
         step_key = key if not inner.deterministic else None
         message = jax.jit(inner.encode)(x, step_key)
         copies = jax.tree.map(lambda m: jnp.stack([m] * count), message)
-        return _seconds(jax.jit(lambda m: inner.decode_mean(m, like_of(x))), copies) / x.size
+        decode = jax.jit(lambda m: inner.decode_mean(m, like_of(x)))
+        return _seconds(statistic, decode, copies) / x.size
 
     other = max(0.0, decoded(GATHERED) - decoded(1)) / (GATHERED - 1)
     return CodecSeconds(own, other)
 
 
-def _seconds(function: Callable[..., Any], *args: Any) -> float:
-    """The shortest time of a call: other work on the machine only makes calls longer."""
+def _seconds(statistic: Statistic, function: Callable[..., Any], *args: Any) -> float:
     jax.block_until_ready(function(*args))
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         jax.block_until_ready(function(*args))
         times.append(time.perf_counter() - start)
-    return min(times)
+    return statistic(times)

@@ -1,0 +1,188 @@
+"""One worker of the JAX side: ``jax.distributed`` over Gloo, one device."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+PORT = 29400
+
+
+class Worker:
+    """Answers the requests of the benchmark; methods and programs stay ready between them."""
+
+    def __init__(self, number: int, count: int, size: str, rows: int) -> None:
+        # Not before jax.distributed has started: these start JAX.
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        from benchmarks.slow_network import methods
+        from experiments import text
+
+        self.mesh = jax.make_mesh((count,), (methods.AXIS,), (jax.sharding.AxisType.Auto,))
+        self.own = NamedSharding(self.mesh, PartitionSpec(methods.AXIS))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        data = text.load()
+        rng = np.random.default_rng(0)
+        starts = rng.integers(data.train.starts(methods.LENGTH + 1), size=(64, count, rows))
+        self.tokens = data.train.windows(starts[:, number], methods.LENGTH + 1)
+        self.loss = methods.loss(size, data.vocabulary)
+        self.params = jax.tree.map(np.asarray, methods.start(size, data.vocabulary))
+        self.programs: dict[str, Callable[[int], float]] = {}
+        self.count = count
+
+    def __call__(self, op: str, **options: Any) -> Any:
+        return getattr(self, op)(**options)
+
+    def prepare(self, method: str) -> float:
+        """Compiles a method's step and takes it once; gives the seconds."""
+        begin = time.perf_counter()
+        make = self._alone if method == "compute" else self._together
+        self.programs[method] = make(method)
+        self.programs[method](0)
+        return time.perf_counter() - begin
+
+    def run(self, method: str, steps: int) -> dict[str, Any]:
+        """Takes one step, then times others.
+
+        Returns:
+          The seconds of each of them, the loss of the last, and the bytes that the interface
+          received and sent in all of them.
+        """
+        from benchmarks.slow_network.fleet import traffic
+
+        step = self.programs[method]
+        step(0)
+        self.meet()
+        before, seconds, loss = traffic(), [], 0.0
+        for i in range(steps):
+            begin = time.perf_counter()
+            loss = step(i)
+            seconds.append(time.perf_counter() - begin)
+        moved = [after - b for after, b in zip(traffic(), before, strict=True)]
+        return {"seconds": seconds, "loss": loss, "received": moved[0], "sent": moved[1]}
+
+    def probe(self, kind: str, size: int, times: int) -> list[float]:
+        """Seconds of a collective alone, with this many bytes from each worker."""
+        from jax.sharding import PartitionSpec
+
+        from benchmarks.slow_network import methods
+
+        def collective(x: jax.Array) -> jax.Array:
+            if kind == "gather":
+                return jax.lax.all_gather(x, methods.AXIS, tiled=True)
+            if kind == "all_to_all":
+                whole = x.reshape(self.count, -1)
+                return jax.lax.all_to_all(whole, methods.AXIS, 0, 0, tiled=True).reshape(x.shape)
+            return jax.lax.psum(x, methods.AXIS)
+
+        spec = PartitionSpec(methods.AXIS)
+        program = jax.jit(
+            jax.shard_map(
+                collective, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
+            )
+        )
+        each = max(1, size // 4 // self.count) * self.count
+        x = jax.make_array_from_process_local_data(self.own, np.ones(each, np.float32))
+        jax.block_until_ready(program(x))
+        seconds = []
+        for _ in range(times):
+            self.meet()
+            begin = time.perf_counter()
+            jax.block_until_ready(program(x))
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    def codec(self, method: str) -> list[float]:
+        """The planner's measurement of a codec, by all workers at the same time."""
+        from benchmarks.slow_network import methods
+        from ef_optax.measure.planner import timing
+
+        self.meet()
+        found = timing.measure(methods.chosen()[method], statistics.median)
+        return [found.own, found.other]
+
+    def shapes(self) -> dict[str, list[int]]:
+        """The shapes of the parameters, by path."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        return {jax.tree_util.keystr(path): list(x.shape) for path, x in leaves}
+
+    def meet(self) -> None:
+        """Returns when all workers are there."""
+        from jax.experimental import multihost_utils
+
+        multihost_utils.process_allgather(np.zeros(1))
+
+    def _together(self, name: str) -> Callable[[int], float]:
+        import optax
+
+        import ef_optax as ef
+        from benchmarks.slow_network import methods
+
+        tx = ef.data_parallel(methods.optimizer(methods.chosen()[name]), self.mesh, methods.AXIS)
+        value_and_grad = ef.worker_value_and_grad(self.loss, self.mesh, methods.AXIS)
+
+        def step(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any, jax.Array]:
+            losses, grads = value_and_grad(ef.query_points(state, params), tokens)
+            updates, state = tx.update(grads["params"], state, params, grads=grads)
+            return optax.apply_updates(params, updates), state, losses
+
+        params = jax.device_put(self.params, self.replicated)
+        state = tx.init(params)
+        keep = jax.tree.map(lambda x: x.sharding, (params, state))
+        program = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*keep, None))
+
+        def place(i: int) -> jax.Array:
+            rows = self.tokens[i % len(self.tokens)]
+            return jax.make_array_from_process_local_data(self.own, rows)
+
+        return _loop(program, params, state, place)
+
+    def _alone(self, _: str) -> Callable[[int], float]:
+        """The same computation without an exchange: the gradient of one worker, and Adam."""
+        import optax
+
+        from benchmarks.slow_network import methods
+
+        tx = optax.adam(methods.RATE)
+
+        def step(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any, jax.Array]:
+            loss, grads = jax.value_and_grad(self.loss)(params, tokens)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, loss
+
+        device = jax.local_devices()[0]
+        params = jax.device_put(self.params, device)
+        program = jax.jit(step, donate_argnums=(0, 1))
+        place = lambda i: jax.device_put(self.tokens[i % len(self.tokens)], device)  # noqa: E731
+        return _loop(program, params, tx.init(params), place)
+
+
+def _loop(
+    program: Any, params: Any, state: Any, place: Callable[[int], jax.Array]
+) -> Callable[[int], float]:
+    held = [params, state]
+
+    def step(i: int) -> float:
+        *held[:], loss = jax.block_until_ready(program(*held, place(i)))
+        return float(np.mean(loss.addressable_shards[0].data))
+
+    return step
+
+
+def main(number: str, count: str, address: str, size: str, rows: str) -> None:
+    """Joins the others, then answers."""
+    from benchmarks.slow_network.fleet import serve
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"{address}:{PORT}", int(count), int(number))
+    serve(Worker(int(number), int(count), size, int(rows)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

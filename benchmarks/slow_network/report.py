@@ -1,0 +1,103 @@
+"""The tables of the slow network: measured, against the limit, and beside the planner's answer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.slow_network import records as raw
+from benchmarks.slow_network.predict import Model
+
+DENSE = "dense float32"
+
+
+def rate_name(rate: float | None) -> str:
+    """A rate in words."""
+    if rate is None:
+        return "no limit"
+    return f"{rate / 1e9:g} Gbit/s" if rate >= 1e9 else f"{rate / 1e6:g} Mbit/s"
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    """A table in Markdown; the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """All tables of all numbers of workers."""
+    cells = raw.cells(records)
+    counts = sorted({workers for _, workers, _ in cells})
+    text = []
+    for workers in counts:
+        model = Model(records, workers)
+        text.append(
+            f"### {workers} workers\n\n{measured(cells, model)}\n\n{predicted(cells, model)}"
+        )
+    return "\n\n".join([*text, errors(records, counts)])
+
+
+def _rates(cells: dict[Any, raw.Cell], workers: int) -> list[float | None]:
+    found = {rate for _, count, rate in cells if count == workers}
+    return sorted(found, key=lambda rate: rate or float("inf"))
+
+
+def _names(cells: dict[Any, raw.Cell], workers: int) -> list[str]:
+    return list(dict.fromkeys(name for name, count, _ in cells if count == workers))
+
+
+def measured(cells: dict[Any, raw.Cell], model: Model) -> str:
+    """Seconds of a step; times its limit; how many times as fast as our own dense step."""
+    rates = _rates(cells, model.workers)
+    rows = []
+    for name in _names(cells, model.workers):
+        row = [name]
+        for rate in rates:
+            cell = cells.get((name, model.workers, rate))
+            if cell is None:
+                row.append("")
+                continue
+            text = f"{cell.median:.3g}"
+            limit = model.limit(cell)
+            dense = cells.get((DENSE, model.workers, rate))
+            if limit is not None and not name.endswith("compute"):
+                text += f" ({cell.median / limit:.2f} limit"
+                text += f", {dense.median / cell.median:.3g}x)" if dense else ")"
+            row.append(text)
+        rows.append(row)
+    head = ["seconds of a step (by its limit, x dense)", *map(rate_name, rates)]
+    return table(head, rows)
+
+
+def predicted(cells: dict[Any, raw.Cell], model: Model) -> str:
+    """The planner's seconds beside the measured ones."""
+    rates = _rates(cells, model.workers)
+    rows = []
+    for name in _names(cells, model.workers):
+        if name not in model.methods:
+            continue
+        row = [name]
+        for rate in rates:
+            cell = cells.get((name, model.workers, rate))
+            row.append(f"{model.seconds(name, rate):.3g} / {cell.median:.3g}" if cell else "")
+        rows.append(row)
+    return table(["planner / measured", *map(rate_name, rates)], rows)
+
+
+def errors(records: list[dict[str, Any]], counts: list[int]) -> str:
+    """How far the planner is off: the median over all cells, and the worst cell."""
+    cells, found = raw.cells(records), []
+    for workers in counts:
+        model = Model(records, workers)
+        for (name, count, rate), cell in cells.items():
+            if count == workers and name in model.methods:
+                found.append((model.seconds(name, rate) / cell.median, name, count, rate))
+    if not found:
+        return ""
+    middle = statistics.median(abs(ratio - 1) for ratio, *_ in found)
+    ratio, name, count, rate = max(found, key=lambda one: max(one[0], 1 / one[0]))
+    return (
+        f"The planner is off by {middle:.1%} in the median of {len(found)} cells; the worst is "
+        f"{name} with {count} workers at {rate_name(rate)}, planned / measured {ratio:.2f}."
+    )
