@@ -182,7 +182,7 @@ def test_a_run_writes_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
     model, dense = Model(found, 2), found[-1]
     leaves = planner.leaves_of(model.shapes)
     (reduce,) = planner.rounds_of(chosen()["dense float32"], leaves, 2)
-    # Beside the message: 66 bytes of headers for each 1,448, as much for an acknowledgement of each,
+    # Beside the message: 66 bytes of headers for each 1,448, as much for its acknowledgement,
     # and what the processes say to their coordinator.
     message = reduce.received_bytes(2)
     assert message < dense["received"] < message * (1514 + 66) / 1448 + 50_000
