@@ -139,6 +139,7 @@ from ef_optax.feedback.ef21_w import ef21_w
 from ef_optax.feedback.ef_bv import diana, ef_bv
 from ef_optax.feedback.ef_momentum import ef_momentum
 from ef_optax.feedback.fetch_sgd import fetch_sgd
+from ef_optax.feedback.hierarchical import hierarchical
 from ef_optax.feedback.marina import marina
 from ef_optax.feedback.momentum_feedback import momentum_feedback
 from ef_optax.feedback.neolithic import neolithic
@@ -242,6 +243,7 @@ __all__ = [
     "ef_momentum",
     "fetch_sgd",
     "momentum_feedback",
+    "hierarchical",
     "safe_ef",
     "scalecom",
     "variance_based",

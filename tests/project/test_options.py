@@ -124,6 +124,7 @@ GIVEN: dict[str, Any] = {
     "strength": 0.5,
     "three_point": theory.three_point_constants("clag", alpha=0.5, zeta=1.0),
     "threshold": 0.5,
+    "tiers": [("data", TOP)],
     "tolerance": 0.5,
     "top": 2,
     "tx": ef.error_feedback(TOP, axis_name="data"),
