@@ -145,6 +145,7 @@ from ef_optax.feedback.momentum_feedback import momentum_feedback
 from ef_optax.feedback.neolithic import neolithic
 from ef_optax.feedback.safe_ef import safe_ef
 from ef_optax.feedback.scalecom import scalecom
+from ef_optax.feedback.sharded_optimizer import sharded_optimizer
 from ef_optax.feedback.three_point_compressor import three_point_compressor
 from ef_optax.feedback.variance_based import variance_based
 from ef_optax.flat import flatten
@@ -246,6 +247,7 @@ __all__ = [
     "hierarchical",
     "safe_ef",
     "scalecom",
+    "sharded_optimizer",
     "variance_based",
     # Rules that remember an estimate of the gradient: EF21 and related rules
     "clip21",

@@ -11,7 +11,8 @@ The rules of this library import only from here, and public functions from each 
 - **A rule** is an Optax transformation with an :class:`Exchange` inside. :func:`exchange_for` makes
   the exchange and checks that the compressor has what the rule needs; :func:`memory_for` makes its
   :class:`Memory`. ``difference`` has the estimates of EF21 and related rules, ``own_models`` has
-  several steps between two exchanges, and ``steps`` has first, dense and silent steps.
+  several steps between two exchanges, ``owned`` has trees that are split over the workers, and
+  ``steps`` has first, dense and silent steps.
 - ``check`` refuses bad options by name, ``trees`` has arithmetic on trees, and ``collectives`` has
   the collectives over the worker axis that rules may use besides an exchange.
 
@@ -44,8 +45,18 @@ from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.random import as_key
+from ef_optax._numeric.rounding import rounded
 from ef_optax._numeric.shapes import Shape, like_of, size_of
-from ef_optax._rules import allocation, arguments, difference, own_models, residuals, shares, steps
+from ef_optax._rules import (
+    allocation,
+    arguments,
+    difference,
+    own_models,
+    owned,
+    residuals,
+    shares,
+    steps,
+)
 from ef_optax._rules.average import moving_average
 from ef_optax._rules.matrices import IsMatrix, on_matrices
 from ef_optax._rules.memory import Memory, MemoryLike, memory_for
@@ -68,6 +79,7 @@ from ef_optax.compressors.compressor import Compressor, codec_of
 from ef_optax.compressors.sparse._sparse import Followable, SparseCodec
 from ef_optax.compressors.sparse._threshold import ThresholdCodec
 from ef_optax.compressors.sparse.count_sketch import sketch, sketch_estimates
+from ef_optax.exchanges.shards import GatherShards, ReduceScatter
 
 __all__ = [
     # A compressor: one operator for one leaf, and its message
@@ -113,6 +125,8 @@ __all__ = [
     # A transport: how any codec's messages travel
     "AllGather",
     "AllReduce",
+    "GatherShards",
+    "ReduceScatter",
     "Transport",
     # A rule: its exchange, its memory, and what rules share
     "Exchange",
@@ -131,6 +145,7 @@ __all__ = [
     "exchange_for",
     "on_matrices",
     "own_models",
+    "owned",
     "memory_for",
     "moving_average",
     "plus",
@@ -155,6 +170,7 @@ __all__ = [
     "check",
     "like_of",
     "path_string",
+    "rounded",
     "safe_divisor",
     "size_of",
     "trees",

@@ -41,6 +41,7 @@ from ef_optax.feedback.marina import MarinaState
 from ef_optax.feedback.momentum_feedback import MomentumFeedbackState
 from ef_optax.feedback.safe_ef import SafeEFState
 from ef_optax.feedback.scalecom import ScaleComState
+from ef_optax.feedback.sharded_optimizer import ShardedOptimizerState
 from ef_optax.feedback.three_point_compressor import ThreePointState
 from ef_optax.feedback.variance_based import VarianceBasedState
 from ef_optax.local.cser import CSERState
@@ -88,6 +89,7 @@ __all__ = [
     "ResidualPolicyState",
     "SafeEFState",
     "ScaleComState",
+    "ShardedOptimizerState",
     "ShiftState",
     "SignumState",
     "StormState",

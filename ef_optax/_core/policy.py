@@ -1,8 +1,8 @@
-"""Policies: codecs that choose another codec by the leaf, by the step, or by both.
+"""Policies: codecs that choose another codec by the leaf, the number of workers, or the step.
 
 The exchange resolves them once, before any protocol runs: first the codec of each leaf
-(:func:`for_leaf`), then the stages of this codec (:func:`stages_of`). Codecs that are not policies
-are not concerned.
+(:func:`for_leaf`), then that for its workers (:func:`for_workers`), then the stages of this codec
+(:func:`stages_of`). Codecs that are not policies are not concerned.
 """
 
 from __future__ import annotations
@@ -82,9 +82,22 @@ class StepPolicy(Codec):
         return self.stages.at(step).codec
 
 
+class WorkersPolicy(Codec):
+    """A codec that depends on the number of workers, and on the leaf's shape and dtype."""
+
+    @abc.abstractmethod
+    def for_workers(self, like: jax.ShapeDtypeStruct, num_workers: int) -> Codec:
+        """The codec that is used for such a leaf between so many workers."""
+
+
 def for_leaf(codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> Codec:
     """The codec that is used for this leaf: the codec itself, or a policy's choice."""
     return codec.for_leaf(path, like) if isinstance(codec, LeafPolicy) else codec
+
+
+def for_workers(codec: Codec, like: jax.ShapeDtypeStruct, num_workers: int) -> Codec:
+    """The codec that is used between so many workers: the codec itself, or a policy's choice."""
+    return codec.for_workers(like, num_workers) if isinstance(codec, WorkersPolicy) else codec
 
 
 def stages_of(codec: Codec) -> Stages:

@@ -27,7 +27,7 @@ import numpy as np
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
 from ef_optax._core.once import identity_of
-from ef_optax._core.policy import Stage, for_leaf, stages_of
+from ef_optax._core.policy import Stage, for_leaf, for_workers, stages_of
 from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
@@ -197,7 +197,8 @@ class Exchange:
         specs = slices.leaf_specs(paths)
         states, workers = [], coll.bound_size(self.axis_name)
         for i, (path, like) in enumerate(zip(paths, likes, strict=True)):
-            state = for_leaf(self.codec, path, like).init(like, path, workers)
+            codec = for_workers(for_leaf(self.codec, path, like), like, workers)
+            state = codec.init(like, path, workers)
             if specs is not None and context.spec_axes(specs[i]):
                 count = slices.slice_count(specs[i])
                 state = jax.tree.map(lambda x, c=count: jnp.stack([x] * c), state)
@@ -229,10 +230,12 @@ class _Run:
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], tuple[Array, Any]]]:
-        plans = [
-            stages_of(for_leaf(self.exchange.codec, path, like_of(x)))
+        codec, workers = self.exchange.codec, coll.axis_size(self.exchange.axis_name)
+        chosen = [
+            for_workers(for_leaf(codec, path, like_of(x)), like_of(x), workers)
             for path, x in zip(self.paths, leaves, strict=True)
         ]
+        plans = [stages_of(one) for one in chosen]
         timeline = merged([plan.timeline for plan in plans])
         phases: dict[Any, list[Stage]] = {}  # what differs between the segments -> its stages
         segments = []

@@ -4,6 +4,7 @@
 >>> tx = ef.error_feedback(ef.exchanges.two_shot(ef.top_k(0.01)), axis_name="data")
 
 =========================== ========================================================================
+:func:`auto`                the cheapest of the next four, by leaf; :func:`choices` lists them
 :func:`gather`              all workers receive every message; this is the default
 :func:`reduce`              messages are decoded first, and the dense arrays are averaged on the way
 :func:`two_shot`            every worker averages one shard and compresses it again
@@ -20,6 +21,7 @@ protocol, since its permutation is the method. :func:`carried` makes a compresso
 any ``Transport``; to write one, see ``docs/write-your-own.md``.
 """
 
+from ef_optax.exchanges.auto import Choice, Choices, auto, choices
 from ef_optax.exchanges.carried import carried
 from ef_optax.exchanges.gather import gather
 from ef_optax.exchanges.global_top_k_of_sum import global_top_k_of_sum, largest_of_sum
@@ -32,7 +34,11 @@ from ef_optax.exchanges.tree import tree
 from ef_optax.exchanges.two_shot import two_shot
 
 __all__ = [
+    "Choice",
+    "Choices",
+    "auto",
     "carried",
+    "choices",
     "gather",
     "global_top_k_of_sum",
     "largest_of_sum",

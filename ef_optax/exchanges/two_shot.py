@@ -9,20 +9,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ef_optax._core.codec import Codec
-from ef_optax._core.outcome import Outcome, Protocol
-from ef_optax._core.requests import AllToAll, Gather, Gathered, Message
+from ef_optax._core.outcome import Protocol
 from ef_optax._core.traits import Traits, common
 from ef_optax._core.transport import Transport
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array, wide_dtype
-from ef_optax._numeric.shapes import Shape, size_of
+from ef_optax._numeric.shapes import Shape
+from ef_optax._numeric.shards import is_real, joined, shard_size
 from ef_optax.compressors.combine._single import single_codec
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.exchanges.carried import carried
+from ef_optax.exchanges.shards import GatherShards, ReduceScatter
 
 
 class TwoShotState(NamedTuple):
@@ -41,88 +41,54 @@ class TwoShot(Transport):
 
     def run(self, codec: Codec, x: Array, state: TwoShotState, workers: Workers) -> Protocol:
         n, server = workers.size, self._server(codec)
-        row = jax.ShapeDtypeStruct((_chunk(x.shape, n),), x.dtype)
-        _check_shards(state, row, x.shape, n)
-        rows = jnp.pad(x.reshape(-1), (0, n * row.shape[0] - x.size)).reshape(n, -1)
-
-        message = _encode_rows(codec, rows, workers)
-        received: Gathered = yield AllToAll(message)
-        real = jnp.arange(row.shape[0], dtype=jnp.int32) < x.size - workers.index * row.shape[0]
-        mean = codec.decode_mean(received.messages, row, received.weights, received.total)
-        shard = jnp.where(real, mean + state.residual.astype(x.dtype), 0)
-        answer = server.encode(shard, server.step_key(workers))
-        after = jnp.where(real, server.residual(shard, answer), 0)
-        gathered: Gathered = yield Gather(answer)
-        result = jax.vmap(lambda m: server.decode(m, row))(gathered.messages)
-
-        def whole(parts: Array) -> Array:
-            return parts.reshape(-1)[: x.size].reshape(x.shape)
-
-        return Outcome(
-            aggregate=whole(result),
+        _check_shards(state, x.shape, n)
+        up = yield from ReduceScatter().run(codec, x, (), workers)
+        real = is_real(x.shape, workers.index, n)
+        shard = jnp.where(real, up.aggregate + state.residual.astype(x.dtype), 0)
+        down = yield from GatherShards().run(server, shard, (), workers)
+        after = jnp.where(real, down.residual(), 0)
+        return dataclasses.replace(
+            up,
+            aggregate=joined(down.aggregate, x.shape),
             state=TwoShotState(after.astype(state.residual.dtype)),
-            sent=lambda: whole(jax.vmap(lambda m: codec.decode(m, row))(message)),
-            residual=lambda: whole(jax.vmap(codec.residual)(rows, message)),
-            support=lambda: whole(jax.vmap(codec.support)(rows, message)),
         )
 
     def init(self, codec: Codec, like: Any, num_workers: int) -> TwoShotState:
-        return TwoShotState(jnp.zeros(_chunk(like.shape, num_workers), wide_dtype(like.dtype)))
+        return TwoShotState(jnp.zeros(shard_size(like.shape, num_workers), wide_dtype(like.dtype)))
 
     def _server(self, codec: Codec) -> Codec:
         return codec if self.server is None else self.server
 
     def traffic(self, codec: Codec, shape: Shape, dtype: Any, num_workers: int) -> tuple[int, ...]:
         """Bits of a worker's rows, then of the shard it serves."""
-        chunk = _chunk(shape, num_workers)
-        rows = num_workers * codec.bits((chunk,), dtype)
-        return rows, self._server(codec).bits((chunk,), dtype)
+        shard = self._server(codec).bits((shard_size(shape, num_workers),), dtype)
+        return *ReduceScatter().traffic(codec, shape, dtype, num_workers), shard
 
     def traits(self, codec: Codec) -> Traits:
         both = common(codec.traits, self._server(codec).traits)
-        return Traits(
+        return dataclasses.replace(
+            ReduceScatter().traits(codec),
             homogeneous=both.homogeneous,
             deterministic=both.deterministic,
-            additive=False,
-            broadcast=False,
             stateful=True,
-            basis=common(codec.traits).basis,
         )
 
     def alpha(self, codec: Codec, shape: Shape, num_workers: int) -> float | None:
         """The alpha of the worker's part, which is the least alpha of its rows."""
-        return codec.alpha((_chunk(shape, num_workers),), num_workers)
+        return ReduceScatter().alpha(codec, shape, num_workers)
 
     def noise_error(self, codec: Codec, shape: Shape, num_workers: int) -> float:
         """For the worker's part; 0 if a row may be padding."""
-        chunk = _chunk(shape, num_workers)
-        padded = size_of(shape) != num_workers * chunk
-        return 0.0 if padded else codec.noise_error((chunk,), num_workers)
+        return ReduceScatter().noise_error(codec, shape, num_workers)
 
 
-def _encode_rows(codec: Codec, rows: Array, workers: Workers) -> Message:
-    """The messages of the rows, each with its own key."""
-    key = codec.step_key(workers)
-    if key is None:
-        return jax.vmap(codec.encode)(rows)
-
-    def one(j: Array, row: Array) -> Message:
-        return codec.encode(row, jax.tree.map(lambda k: jax.random.fold_in(k, j), key))
-
-    return jax.vmap(one)(jnp.arange(len(rows)), rows)
-
-
-def _chunk(shape: Shape, n: int) -> int:
-    """Length of each worker's shard; the last one is padded with zeros."""
-    return -(-size_of(shape) // n)
-
-
-def _check_shards(state: TwoShotState, row: jax.ShapeDtypeStruct, shape: Shape, n: int) -> None:
+def _check_shards(state: TwoShotState, shape: Shape, n: int) -> None:
     """Refuses a state that was made for another number of workers."""
-    if state.residual.shape != row.shape:
+    size = shard_size(shape, n)
+    if state.residual.shape != (size,):
         raise ValueError(
             f"two_shot: the state of a leaf of shape {shape} is for shards of "
-            f"{state.residual.shape[0]} values, but {n} workers have shards of {row.shape[0]}. "
+            f"{state.residual.shape[0]} values, but {n} workers have shards of {size}. "
             "Call init where update is called, inside the map over the workers, as "
             "ef_optax.data_parallel and ef_optax.simulate do; change_workers carries a state over "
             "to another number of them."

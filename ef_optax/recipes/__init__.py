@@ -11,6 +11,7 @@ from ef_optax.recipes.dion2 import dion2
 from ef_optax.recipes.distro import distro
 from ef_optax.recipes.ef21_muon import ef21_muon
 from ef_optax.recipes.ef_sign_sgd import ef_sign_sgd
+from ef_optax.recipes.loco import loco
 from ef_optax.recipes.one_bit_adam import one_bit_adam
 from ef_optax.recipes.orthogonalise import orthogonalise, spectral_scale
 from ef_optax.recipes.power_sgd_momentum import power_sgd_momentum
@@ -32,3 +33,4 @@ __all__ = [
     "spectral_scale",
     "trion",
 ]
+__all__ = ["dgc_sgd", "ef_sign_sgd", "loco", "one_bit_adam", "power_sgd_momentum", "signum"]

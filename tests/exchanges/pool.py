@@ -14,6 +14,7 @@ TOP, SIGN = ef.top_k(k=2), ef.scaled_sign()
 EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "acp_sgd": lambda: ef.acp_sgd(1),
     "arc_top_k": lambda: ef.arc_top_k(0.3, rank=1),
+    "auto": lambda: ef.exchanges.auto(TOP),
     "carried": lambda: ef.exchanges.carried("mine", TOP, ef.extend.AllGather()),
     "count_sketch": lambda: ef.count_sketch(3, 5, k=2),
     "dion_factors": lambda: ef.dion_factors(1),

@@ -115,6 +115,9 @@ RULES: dict[str, Make] = {
     ),
     "two_shot": lambda: ef.error_feedback(ef.exchanges.two_shot(SIGN), axis_name=AXIS),
     "scalecom": lambda: ef.scalecom(k=2, beta=0.5, axis_name=AXIS),
+    "sharded_optimizer": lambda: ef.sharded_optimizer(
+        optax.sgd(0.1, 0.9), TOP, SIGN, axis_name=AXIS
+    ),
     "three_point clag": lambda: ef.three_point_compressor("clag", TOP, zeta=2.0, axis_name=AXIS),
     "three_point v1": lambda: ef.three_point_compressor("v1", TOP, axis_name=AXIS, init="full"),
     "three_point v2": lambda: ef.three_point_compressor("v2", TOP, second=UNBIASED, axis_name=AXIS),
@@ -172,6 +175,9 @@ RECIPES: dict[str, Make] = {
     ),
     "ef21_muon": lambda: ef.recipes.ef21_muon(0.1, TOP, server=SIGN, axis_name=AXIS),
     "ef_sign_sgd": lambda: ef.recipes.ef_sign_sgd(0.1, axis_name=AXIS),
+    "loco": lambda: ef.recipes.loco(
+        optax.adam(0.1), reset_every=2, weights=ef.block_quantize(8), axis_name=AXIS
+    ),
     "one_bit_adam": lambda: ef.recipes.one_bit_adam(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "power_sgd_momentum": lambda: ef.recipes.power_sgd_momentum(
         0.1, 1, weight_decay=0.1, axis_name=AXIS
@@ -188,6 +194,9 @@ ALL = EVERY | RECIPES
 MIXED = {"dgc_sgd"}
 """With dense leaves beside others. Their residual is zero on all workers, which ``worker_axes``
 knows and JAX's types do not, so these are not run in a checked map with specs made from it."""
+
+UNSPLIT = {"loco", "sharded_optimizer"}
+"""Optimizers on flat shards of the leaves, which refuse leaves that are split over model axes."""
 
 FEW = ("dgc warm-up", "ef21", "ef21_p", "fetch_sgd", "pp-marina", "qsparse_local_sgd", "two_shot")
 """One of each kind: these always run, the others only in the slow run."""
@@ -267,7 +276,7 @@ def side_by_side(rules: dict[str, Any]) -> optax.GradientTransformation:
 
 
 WHOLE = {"cser", "cser without gradients", "ef21_p", "ef21_prox", "qsparse_local_sgd"}
-WHOLE |= {"diloco", "local_steps", "sparse_loco", "streaming", *RECIPES}
+WHOLE |= {"diloco", "local_steps", "sharded_optimizer", "sparse_loco", "streaming", *RECIPES}
 """Whole optimizers: their updates are steps already."""
 
 

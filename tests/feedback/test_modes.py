@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
-from tests.feedback.rules import ALL, AXIS, MIXED, RULES, N, together
+from tests.feedback.rules import ALL, AXIS, MIXED, RULES, UNSPLIT, N, together
 
 ROUNDS = 3
 
@@ -167,14 +167,18 @@ MODES = {
     "split explicit": lambda names: on_mesh(names, AxisType.Explicit, split=True),
 }
 TYPED = tuple(name for name in ALL if name not in MIXED)
-KINDS = {FEW: "few", TYPED: "all", tuple(MIXED): "mixed"}
+SPLIT = tuple(name for name in TYPED if name not in UNSPLIT)
+KINDS = {FEW: "few", TYPED: "all", SPLIT: "all", tuple(MIXED): "mixed"}
 reference = functools.cache(simulated)
 
 
 @pytest.mark.parametrize(
     ("mode", "names"),
     [(mode, FEW) for mode in ("auto", "split auto")]
-    + [pytest.param(mode, TYPED, marks=pytest.mark.slow) for mode in MODES]
+    + [
+        pytest.param(mode, SPLIT if "split" in mode else TYPED, marks=pytest.mark.slow)
+        for mode in MODES
+    ]
     + [(mode, tuple(MIXED)) for mode in ("auto", "shard_map unchecked")],
     ids=lambda x: x if isinstance(x, str) else KINDS[x],
 )

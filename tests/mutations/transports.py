@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.mutations.mutation import Mutation
 
 FEEDBACK, EXCHANGES = "ef_optax/feedback", "ef_optax/exchanges"
+AUTO = "tests/exchanges/test_auto.py"
+SHARDED = "tests/feedback/test_sharded_optimizer.py"
 TIERS = "tests/parallel/test_tiers.py"
 
 MUTATIONS = (
@@ -29,5 +31,77 @@ MUTATIONS = (
         "seen |= names",
         "names.clear()",
         (f"{TIERS}::test_what_is_no_list_of_tiers_is_refused",),
+    ),
+    # ---------------------------------------------------------------- the cheapest transport
+    Mutation(
+        "the cheapest transport is taken for the dearest",
+        f"{EXCHANGES}/auto.py",
+        "costs[way] <= WORTH * min(costs.values())",
+        "costs[way] >= max(costs.values()) / WORTH",
+        (f"{AUTO}::test_the_cheapest_is_chosen",),
+    ),
+    Mutation(
+        "rounds cost nothing",
+        f"{EXCHANGES}/auto.py",
+        "+ price * len(_WAYS[way][1])",
+        "+ 0 * price",
+        (f"{AUTO}::test_by_codec_workers_latency_and_choice",),
+    ),
+    Mutation(
+        "a choice between transports promises what only one of them keeps",
+        f"{EXCHANGES}/auto.py",
+        "return dataclasses.replace(common(*each), stateful=any(one.stateful for one in each))",
+        "return dataclasses.replace(each[0], stateful=any(one.stateful for one in each))",
+        (f"{AUTO}::test_what_does_not_fit_is_refused",),
+    ),
+    Mutation(
+        "a transport is chosen as if there were one worker",
+        "ef_optax/_exchange/exchange.py",
+        "for_workers(for_leaf(codec, path, like_of(x)), like_of(x), workers)",
+        "for_workers(for_leaf(codec, path, like_of(x)), like_of(x), 1)",
+        (f"{AUTO}::test_it_exchanges_as_what_it_chose",),
+    ),
+    # ---------------------------------------------------------------- shards
+    Mutation(
+        "what a worker's message drops of its shard is forgotten",
+        f"{FEEDBACK}/sharded_optimizer.py",
+        "trees.sub(ahead, own)",
+        "trees.sub(own, own)",
+        (f"{SHARDED}::test_the_path_of_the_weights_is_ef21_p",),
+    ),
+    Mutation(
+        "the optimizer sees the common weights in place of the exact ones",
+        f"{FEEDBACK}/sharded_optimizer.py",
+        "x = trees.add(state.behind, w)",
+        "x = trees.wide(w)",
+        (f"{SHARDED}::test_the_optimizer_sees_the_exact_weights",),
+    ),
+    Mutation(
+        "the rounding of bfloat16 parameters is lost",
+        f"{FEEDBACK}/sharded_optimizer.py",
+        "own = jax.tree.map(_applied, out.sent, w, updates)",
+        "own = out.sent",
+        (f"{SHARDED}::test_bfloat16_parameters_lose_nothing",),
+    ),
+    Mutation(
+        "the exact weights of another number of workers are mixed",
+        f"{FEEDBACK}/sharded_optimizer.py",
+        'roles = {"inner": "shards", "behind": "shards"}',
+        'roles = {"inner": "shards"}',
+        (f"{SHARDED}::test_another_number_of_workers_has_the_same_weights",),
+    ),
+    Mutation(
+        "LoCo injects beta of its residual",
+        "ef_optax/recipes/loco.py",
+        "injection=1.0 - beta",
+        "injection=beta",
+        (f"{SHARDED}::test_loco_in_the_letters_of_the_paper[simulate]",),
+    ),
+    Mutation(
+        "shards are taken from the first worker's place",
+        "ef_optax/_rules/owned.py",
+        "index = 0 if n == 1 else coll.axis_index(axis_name)",
+        "index = 0",
+        (f"{SHARDED}::test_loco_in_the_letters_of_the_paper[simulate]",),
     ),
 )

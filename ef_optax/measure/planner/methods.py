@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from ef_optax._core.codec import Codec
-from ef_optax._core.policy import for_leaf, stages_of
+from ef_optax._core.policy import for_leaf, for_workers, stages_of
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Permute
 from ef_optax._core.workers import Workers
 from ef_optax._exchange.rounds import HEADER_WORDS
@@ -129,7 +129,8 @@ def rounds_of(method: Method, leaves: tuple[Leaf, ...], workers: int) -> tuple[R
     dtype = jnp.dtype(method.dtype)
     for leaf in leaves:
         like = jax.ShapeDtypeStruct(leaf.shape, dtype)
-        codec = _settled(for_leaf(method.compressor.codec, leaf.path, like))
+        own = for_leaf(method.compressor.codec, leaf.path, like)
+        codec = _settled(for_workers(own, like, workers))
         if id(codec) not in known:
             known[id(codec)] = tuple(_kinds(codec, workers))
         traffic = codec.traffic(leaf.shape, dtype, workers)
