@@ -52,12 +52,19 @@ class Choice(NamedTuple):
     reason: str
 
 
-class Choices(tuple[Choice, ...]):
-    """The choice for each leaf, in the order of the tree; printing it gives a table."""
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The choice for each leaf, in the order of the tree; printing it gives a table.
+
+    Attributes:
+      leaves: a :class:`Choice` for each leaf.
+    """
+
+    leaves: tuple[Choice, ...]
 
     def __str__(self) -> str:
         rows = [("leaf", "shape", "transport", "reason")]
-        rows += [(c.path, str(c.shape), c.transport, c.reason) for c in self]
+        rows += [(c.path, str(c.shape), c.transport, c.reason) for c in self.leaves]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join([*map(str.ljust, row, widths), row[3]]) for row in rows]
         return "\n".join(lines)
@@ -208,7 +215,7 @@ def choices(compressor: Compressor, params: Any, num_workers: int) -> Choices:
       num_workers: the number of workers.
 
     Returns:
-      A tuple with a :class:`Choice` for each leaf; printing it gives a table.
+      A :class:`Choices`, whose ``leaves`` has a row for each leaf; printing it gives a table.
 
     Raises:
       TypeError: if ``compressor`` is not a Compressor.
@@ -216,8 +223,9 @@ def choices(compressor: Compressor, params: Any, num_workers: int) -> Choices:
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
-      >>> chosen = ef.exchanges.choices(ef.exchanges.auto(ef.top_k(k=8)), jnp.zeros(1024), 8)
-      >>> chosen[0].transport, chosen[0].link_bytes["gather"], chosen[0].link_bytes["leader"]
+      >>> (chosen,) = ef.exchanges.choices(
+      ...     ef.exchanges.auto(ef.top_k(k=8)), jnp.zeros(1024), 8).leaves
+      >>> chosen.transport, chosen.link_bytes["gather"], chosen.link_bytes["leader"]
       ('leader', 588, 147)
     """
     codec = codec_of(compressor)
@@ -227,7 +235,7 @@ def choices(compressor: Compressor, params: Any, num_workers: int) -> Choices:
         like = jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
         own = for_leaf(codec, path_string(path), like)
         rows.append(_row(own, path_string(path), like, num_workers))
-    return Choices(rows)
+    return Choices(tuple(rows))
 
 
 def _row(codec: Codec, path: str, like: jax.ShapeDtypeStruct, num_workers: int) -> Choice:

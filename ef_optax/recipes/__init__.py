@@ -26,6 +26,7 @@ __all__ = [
     "distro",
     "ef21_muon",
     "ef_sign_sgd",
+    "loco",
     "one_bit_adam",
     "orthogonalise",
     "power_sgd_momentum",
@@ -33,4 +34,3 @@ __all__ = [
     "spectral_scale",
     "trion",
 ]
-__all__ = ["dgc_sgd", "ef_sign_sgd", "loco", "one_bit_adam", "power_sgd_momentum", "signum"]

@@ -176,7 +176,7 @@ RECIPES: dict[str, Make] = {
     "ef21_muon": lambda: ef.recipes.ef21_muon(0.1, TOP, server=SIGN, axis_name=AXIS),
     "ef_sign_sgd": lambda: ef.recipes.ef_sign_sgd(0.1, axis_name=AXIS),
     "loco": lambda: ef.recipes.loco(
-        optax.adam(0.1), reset_every=2, weights=ef.block_quantize(8), axis_name=AXIS
+        optax.sgd(0.1, 0.9), reset_every=2, weights=ef.block_quantize(8), axis_name=AXIS
     ),
     "one_bit_adam": lambda: ef.recipes.one_bit_adam(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "power_sgd_momentum": lambda: ef.recipes.power_sgd_momentum(
