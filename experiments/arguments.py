@@ -13,6 +13,10 @@ class UsageError(Exception):
     """An error that the user can fix; shown as one line."""
 
 
+class Diverged(UsageError):
+    """All workers skip every step, because the loss of one is not finite."""
+
+
 def parse_methods(
     text: str, known: Sequence[str], also: Mapping[str, Callable[..., Any]] | None = None
 ) -> list[str]:

@@ -46,8 +46,8 @@ def run() -> None:
     ####################################################################################
     # The main job, once per batch size
     ####################################################################################
-    if FLAGS.tune:
-        raise UsageError("--tune: rates are tuned by experiments.train with the same flags")
+    if FLAGS.tune or FLAGS.sweep:
+        raise UsageError("--tune and --sweep belong to experiments.train, with the same flags")
     if not all(size.isdecimal() and int(size) for size in FLAGS.batch_sizes):
         raise UsageError(f"--batch_sizes={FLAGS.batch_sizes}: not a list of whole numbers")
     sizes = [int(size) for size in FLAGS.batch_sizes]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import ef_optax as ef
 from ef_optax import report as ef_report
 from experiments import data, processes, programs, storage
-from experiments.arguments import UsageError
+from experiments.arguments import Diverged, UsageError
 from experiments.programs import Programs, State, Training
 from experiments.workers import Workers
 
@@ -40,6 +40,13 @@ def define_flags(values: flags.FlagValues, out_dir: str, seeds: int) -> None:
         "seeds", seeds, "Runs per method; seed s decides start and order of the data.", **given
     )
     flags.DEFINE_string("out_dir", out_dir, "Where the results go.", **given)
+    flags.DEFINE_string(
+        "sweep",
+        "",
+        "Run all combinations of these values and write one table, as 'peak=1e-3,3e-3; "
+        "ratio=0.01,0.1'. A name is a flag, or stands in braces in other flags: top_k({ratio}).",
+        **given,
+    )
     flags.DEFINE_bool("resume", False, "Continue what --out_dir holds, bit-exactly.", **given)
     flags.DEFINE_bool(
         "overwrite", False, "Replace what --out_dir holds, even with --resume.", **given
@@ -237,7 +244,7 @@ def compare(
             for epoch in range(first, task.epochs):
                 state, row = epochs.train(compiled, state, rates[method], seed, epoch)
                 if row.pop("lost"):
-                    raise UsageError(
+                    raise Diverged(
                         f"{method}, seed {seed}: the loss is not finite at the end of {task.unit} "
                         f"{epoch + 1} and all workers skip every step; --lr={method}="
                         f"{rates[method]:g} is probably too large. Finished {task.unit}s are kept "

@@ -30,7 +30,7 @@ import optax
 from absl import flags
 from jax.sharding import PartitionSpec
 
-from experiments import comparison, report, storage, text, workers
+from experiments import comparison, report, storage, sweep, text, workers
 from experiments.arguments import UsageError
 from experiments.lm_methods import SHORT, Methods
 from experiments.programs import Training
@@ -263,7 +263,7 @@ def main(argv: list[str]) -> None:
         rest = FLAGS(argv)
     except flags.Error as error:
         sys.exit(f"error: {error}")
-    comparison.guarded(FLAGS, rest, run)
+    comparison.guarded(FLAGS, rest, lambda: sweep.run(FLAGS, run))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import comparison, data, models, report, storage, tuning, workers
+from experiments import comparison, data, models, report, storage, sweep, tuning, workers
 from experiments.arguments import UsageError, parse_floats, parse_methods, parse_rates
 from experiments.methods import METHODS, check, compressor, optimizer, period_of
 from experiments.programs import Training
@@ -233,7 +233,12 @@ def count_parameters(model: Any, dataset: data.Dataset) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def main(argv: list[str], job: Callable[[], None] = run) -> None:
+def job() -> None:
+    """The run, or all runs of --sweep."""
+    sweep.run(FLAGS, run)
+
+
+def main(argv: list[str], job: Callable[[], None] = job) -> None:
     """Runs the job, and turns errors that the user can fix into one line and a non-zero exit."""
     comparison.guarded(FLAGS, argv, job)
 

@@ -85,4 +85,11 @@ MUTATIONS = (
         "real = (np.arange(batches * size) >= 0)",
         (f"{TESTS}/test_lm.py::test_held_out_rows_are_padded_to_the_devices_and_counted_once",),
     ),
+    Mutation(
+        "names in braces keep their first value",
+        "experiments/sweep.py",
+        "filled = _filled(text, chosen)",
+        "filled = _filled(text, combinations[0])",
+        (f"{TESTS}/test_sweep.py::test_all_combinations_run_and_one_table_joins_them",),
+    ),
 )
