@@ -12,6 +12,7 @@ import pytest
 from experiments import expressions, lm, report, storage
 from experiments.lm_methods import SHORT, Methods
 from experiments.transformer import SIZES, Size
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -128,3 +129,32 @@ def test_held_out_rows_are_padded_to_the_devices_and_counted_once() -> None:
     assert rows.shape == (1, 8, 3) and real.sum() == 5 and rows.sum() == 15
     rows, real = lm.batched(np.ones((130, 3), np.int32), devices=4)
     assert rows.shape == (3, 64, 3) and real.sum() == 130
+
+
+PRESETS = sorted((ROOT / "experiments" / "presets").glob("lm_*.flags"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_complete_and_say_what_they_are(preset: Path) -> None:
+    lm.FLAGS.unparse_flags()
+    lm.FLAGS(["lm", f"--flagfile={preset}"])
+    Methods(lm.FLAGS.methods, lm.FLAGS.lr, lm.FLAGS.steps, lm.FLAGS.warmup)
+    assert lm.FLAGS.steps % lm.FLAGS.eval_every == 0
+    header = preset.read_text().split("\n--")[0]
+    for word in ("Result:", "Command:", "Hardware:", "Learning rates:"):
+        assert word in header, f"{preset.name} does not state its {word}"
+
+
+@pytest.mark.slow
+def test_the_preset_for_a_gpu_at_a_thousandth_of_its_steps(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a small model, because eight programs are compiled."""
+    monkeypatch.setitem(SIZES, "10M", Size(layers=1, width=16, heads=2))
+    words = (ROOT / "experiments" / "presets" / "lm_gpu.flags").read_text().splitlines()
+    given = [word for word in words if word.startswith("--")]
+    given += ["--steps=1", "--eval_every=1", "--length=8", "--batch_size=1", "--eval_tokens=64"]
+    given = [word for word in given if not word.startswith("--out_dir")]
+    folder = run("preset", *given)
+    rows = storage.read_rows(folder)
+    assert len(rows) == 8 and all(math.isfinite(row["test_loss"]) for row in rows)
