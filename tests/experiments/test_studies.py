@@ -149,7 +149,7 @@ STUDY_OF = {
     path: found.group(1)
     for path in sorted((Path(span.__file__).parent / "presets").glob("*.flags"))
     if (found := re.search(r"Command: python -m experiments\.(\w+)", path.read_text()))
-    and found.group(1) not in ("train", "batch_size_table")
+    and found.group(1) not in ("train", "batch_size_table", "lm")
 }
 
 
