@@ -86,6 +86,7 @@ CALLS = {
         acp_sgd(2)
         dion_factors(2)
         gradiveq(0.1)
+        greedy_lore(2)
         rotate(scaled_sign(), key=0)
         rotate(qsgd(3, key=0, norm="linf"), key=0, kind="dft")
         rotate(uniform(4), key=0, kind="kashin")

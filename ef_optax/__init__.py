@@ -67,6 +67,7 @@ from ef_optax.compressors.low_rank.acp_sgd import acp_sgd
 from ef_optax.compressors.low_rank.atomo import atomo
 from ef_optax.compressors.low_rank.dion_factors import dion_factors
 from ef_optax.compressors.low_rank.gradiveq import gradiveq
+from ef_optax.compressors.low_rank.greedy_lore import greedy_lore
 from ef_optax.compressors.low_rank.power_sgd import power_sgd
 from ef_optax.compressors.low_rank.svd import svd
 from ef_optax.compressors.quantize.adaq import adaq
@@ -219,6 +220,7 @@ __all__ = [
     "atomo",
     "dion_factors",
     "gradiveq",
+    "greedy_lore",
     "power_sgd",
     "svd",
     # Compressors made from other compressors, and the identity

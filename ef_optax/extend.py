@@ -43,7 +43,9 @@ from ef_optax._exchange.exchange import Exchange, ExchangeState
 from ef_optax._numeric import check, trees
 from ef_optax._numeric.division import safe_divisor
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
+from ef_optax._numeric.linear import einsum
 from ef_optax._numeric.magnitude import magnitude_order
+from ef_optax._numeric.matrix import from_thin_rows, orthonormal, thin_rows
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.rounding import rounded
 from ef_optax._numeric.shapes import Shape, like_of, size_of
@@ -168,11 +170,15 @@ __all__ = [
     "as_key",
     "bits_of",
     "check",
+    "einsum",
+    "from_thin_rows",
     "like_of",
+    "orthonormal",
     "path_string",
     "rounded",
     "safe_divisor",
     "size_of",
+    "thin_rows",
     "trees",
     "wide_dtype",
 ]

@@ -50,6 +50,8 @@ from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
 from ef_optax.local.streaming import StreamingState
 from ef_optax.policies.freeze import FreezeState
 from ef_optax.recipes.distro import DistroState
+from ef_optax.recipes.ldadam import LDAdamState
+from ef_optax.recipes.micro_adam import MicroAdamState
 from ef_optax.recipes.one_bit_adam import OneBitAdamState
 from ef_optax.recipes.signum import SignumState
 
@@ -78,8 +80,10 @@ __all__ = [
     "FreezeState",
     "HessianMomentumState",
     "IGTState",
+    "LDAdamState",
     "LocalStepsState",
     "MarinaState",
+    "MicroAdamState",
     "MomentumFeedbackState",
     "MonitorState",
     "OneBitAdamState",

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.dtypes import Array, wide_dtype
 from ef_optax._numeric.linear import matmul
 from ef_optax._numeric.shapes import Shape
 
@@ -47,6 +48,26 @@ def matrix_view(shape: Shape, batch_axes: int = 0) -> Matrices | None:
     if isinstance(shape, int) or len(shape) < 2 + batch_axes or 0 in shape:
         return None
     return Matrices(tuple(shape[:batch_axes]), math.prod(shape[batch_axes:-1]), shape[-1])
+
+
+def thin_rows(x: Array, batch_axes: int = 0) -> Array:
+    """The matrices of a leaf with the shorter side as rows, in float32 or wider.
+
+    They are transposed if they have as many columns as rows, or fewer: (matrices, shorter, longer).
+
+    >>> thin_rows(jnp.arange(6).reshape(3, 2) / 1.0).tolist()
+    [[[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]]
+    """
+    rows, columns = math.prod(x.shape[batch_axes:-1]), x.shape[-1]
+    wide = x.astype(wide_dtype(x.dtype)).reshape(math.prod(x.shape[:batch_axes]), rows, columns)
+    return jnp.swapaxes(wide, 1, 2) if columns <= rows else wide
+
+
+def from_thin_rows(rows: Array, like: jax.ShapeDtypeStruct, batch_axes: int = 0) -> Array:
+    """The inverse of :func:`thin_rows`."""
+    across = like.shape[-1] <= math.prod(like.shape[batch_axes:-1])
+    rows = jnp.swapaxes(rows, 1, 2) if across else rows
+    return rows.reshape(like.shape).astype(like.dtype)
 
 
 def largest_divisor(size: int, limit: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,6 +60,18 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 def squared_norm(a: Any) -> Array:
     """The sum of squares over all leaves."""
     return optax.tree.norm(a, squared=True)
+
+
+def map_several(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Any) -> tuple[Any, ...]:
+    """The trees of a function's first results, second results, and so on.
+
+    >>> map_several(lambda x, y: (x + y, x - y), {"a": 5}, {"a": 2})
+    ({'a': 7}, {'a': 3})
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    others = [treedef.flatten_up_to(other) for other in rest]
+    results = [function(*args) for args in zip(leaves, *others, strict=True)]
+    return tuple(treedef.unflatten(one) for one in zip(*results, strict=True))
 
 
 def emit(aggregate: Any, updates: Any) -> Any:

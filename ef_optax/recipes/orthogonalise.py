@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from ef_optax.extend import Array, check, resolve_k, wide_dtype
+from ef_optax.extend import Array, check, from_thin_rows, like_of, resolve_k, thin_rows
 
 
 def orthogonalise(
@@ -62,15 +62,11 @@ def orthogonalise(
             )
         if x.size == 0:
             return x
-        rows, columns = _sides(x, batch_axes)
-        wide = x.astype(wide_dtype(x.dtype)).reshape(-1, rows, columns)
-        across = columns <= rows
-        wide = jnp.swapaxes(wide, 1, 2) if across else wide
-        count = min(rows, columns)
+        rows = thin_rows(x, batch_axes)
+        count = rows.shape[1]
         kept = parts * resolve_k(nonzero, None, count // parts) if count % parts == 0 else count
-        wide = newton_schulz(wide) if kept == count else _of_largest(wide, kept)
-        wide = jnp.swapaxes(wide, 1, 2) if across else wide
-        return wide.reshape(x.shape).astype(x.dtype)
+        rows = newton_schulz(rows) if kept == count else _of_largest(rows, kept)
+        return from_thin_rows(rows, like_of(x), batch_axes)
 
     return optax.stateless(lambda updates, _: jax.tree.map(one, updates))
 
@@ -99,14 +95,10 @@ def spectral_scale(*, batch_axes: int = 0) -> optax.GradientTransformation:
     check.count("spectral_scale", "batch_axes", batch_axes, least=0)
 
     def one(x: Array) -> Array:
-        rows, columns = _sides(x, batch_axes)
+        rows, columns = math.prod(x.shape[batch_axes:-1]), x.shape[-1]
         return x * jnp.asarray((columns / max(1, rows)) ** 0.5, x.dtype)
 
     return optax.stateless(lambda updates, _: jax.tree.map(one, updates))
-
-
-def _sides(x: Array, batch_axes: int) -> tuple[int, int]:
-    return math.prod(x.shape[batch_axes:-1]), x.shape[-1]
 
 
 def _of_largest(x: Array, count: int) -> Array:

@@ -236,6 +236,7 @@ WITH_PRODUCTS = {
     "acp_sgd": lambda: ef.acp_sgd(9),
     "arc_top_k": lambda: ef.arc_top_k(0.1),
     "gradiveq": lambda: ef.gradiveq(0.5, samples=2, period=5, slice_size=32),
+    "greedy_lore": lambda: ef.greedy_lore(9),
     "power_sgd": lambda: ef.power_sgd(9),
     "svd": lambda: ef.svd(9),
     "dct_top_k": lambda: ef.dct_top_k(chunk=4, k=2),

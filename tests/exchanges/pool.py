@@ -26,6 +26,7 @@ EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "global_top_k_of_sum-tree": lambda: ef.exchanges.global_top_k_of_sum(0.3, tree=True),
     "gradiveq": lambda: ef.gradiveq(0.5, samples=1, period=2, slice_size=2),
     "largest_of_sum": lambda: ef.exchanges.largest_of_sum(ef.mix_k(1, 1, 0)),
+    "greedy_lore": lambda: ef.greedy_lore(1, period=2),
     "leader": lambda: ef.exchanges.leader(ef.block_top_k(k=1, block=2)),
     "leader_top_k": lambda: ef.exchanges.leader_top_k(k=2),
     "majority": lambda: ef.exchanges.majority(ef.two_bit()),

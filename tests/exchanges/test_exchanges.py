@@ -268,6 +268,7 @@ def messageless():
         "Carried": ef.exchanges.two_shot(ef.sign()),
         "CountSketch": ef.count_sketch(3, 4, k=1),
         "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),
+        "GreedyLore": ef.greedy_lore(1, period=2),
         "JointSparse": ef.Compressor(ef.top_k(k=1).codec.joint()),
         "PerLeaf": ef.per_leaf(lambda path, like: ef.top_k(k=1)),
         "PowerSgd": ef.power_sgd(1),

@@ -175,6 +175,8 @@ RECIPES: dict[str, Make] = {
     ),
     "ef21_muon": lambda: ef.recipes.ef21_muon(0.1, TOP, server=SIGN, axis_name=AXIS),
     "ef_sign_sgd": lambda: ef.recipes.ef_sign_sgd(0.1, axis_name=AXIS),
+    "ldadam": lambda: ef.recipes.ldadam(0.1, 1, others=optax.sgd(0.1), axis_name=AXIS),
+    "micro_adam": lambda: ef.recipes.micro_adam(0.1, 0.5, window=2, axis_name=AXIS),
     "loco": lambda: ef.recipes.loco(
         optax.sgd(0.1, 0.9), reset_every=2, weights=ef.block_quantize(8), axis_name=AXIS
     ),

@@ -7,6 +7,7 @@ from tests.mutations.mutation import Mutation
 HERE = "ef_optax/recipes"
 RECIPES = "tests/recipes/test_recipes.py"
 MATRICES = "tests/recipes/test_matrices.py"
+STATES = "tests/recipes/test_optimizer_states.py"
 NUMPY = f"{RECIPES}::test_recipes_against_numpy"
 
 MUTATIONS = (
@@ -107,6 +108,48 @@ MUTATIONS = (
         'init="full", ',
         "",
         (f"{MATRICES}::test_ef21_muon_against_numpy",),
+    ),
+    Mutation(
+        "LDAdam: what the change of basis loses of the momentum is lost",
+        f"{HERE}/ldadam.py",
+        "    E = E + b1 / (1 - b1) * (previous",
+        "    E = E + 0 * b1 * (previous",
+        (f"{STATES}::test_ldadam_against_numpy",),
+    ),
+    Mutation(
+        "LDAdam: the second moment is carried over by fourth powers, as in the official code",
+        f"{HERE}/ldadam.py",
+        "turn**2, v / safe2",
+        "turn**4, v / safe2",
+        (f"{STATES}::test_ldadam_against_numpy",),
+    ),
+    Mutation(
+        "LDAdam: the basis follows the gradient alone",
+        f"{HERE}/ldadam.py",
+        "target = rho * previous / safe1 + (1 - rho) * G",
+        "target = 0 * rho * previous + G",
+        (f"{STATES}::test_ldadam_against_numpy",),
+    ),
+    Mutation(
+        "MicroAdam: the window counts its steps in the wrong direction",
+        f"{HERE}/micro_adam.py",
+        "age = (t - jnp.arange(window, dtype=t.dtype)) % window",
+        "age = (jnp.arange(window, dtype=t.dtype) - t) % window",
+        (f"{STATES}::test_micro_adam_against_numpy",),
+    ),
+    Mutation(
+        "MicroAdam: the residual is not in 4 bits",
+        f"{HERE}/micro_adam.py",
+        "rule = error_feedback(largest, memory=memory)",
+        "rule = error_feedback(largest)",
+        (f"{STATES}::test_micro_adam_against_numpy", f"{STATES}::test_what_the_states_weigh"),
+    ),
+    Mutation(
+        "GreedyLore: the directions of this worker",
+        "ef_optax/compressors/low_rank/greedy_lore.py",
+        "lam = yield Mean(jnp.sum(",
+        "lam = (lambda x: x)(jnp.sum(",
+        (f"{STATES}::test_greedy_lore_against_numpy",),
     ),
     Mutation(
         "the mean over senders: coefficients are counted as values of the leaf",

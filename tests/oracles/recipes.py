@@ -170,3 +170,49 @@ def ef21_muon(gradients, x, lmo, C, server, eta, b):
         model = model - eta * lmo(G.mean(0))
         x = x + server(model - x)
         yield Step(x=x, G=G, ahead=model - x)
+
+
+def ldadam(gradients, x, r, eta, b1, b2, rho, eps, w):
+    """Robert et al. 2025 for a matrix, projected along its shorter side."""
+    across = x.shape[1] <= x.shape[0]
+    turn = (lambda a: a.T) if across else (lambda a: a)
+    E = np.zeros_like(turn(x))
+    P = m = v = None
+    for t, g in enumerate(gradients):
+        G = turn(g) + E
+        if t == 0:
+            new = np.linalg.svd(G)[0][:, :r]
+            m = v = np.zeros((r, G.shape[1]))
+            before, carried = np.zeros_like(G), m
+        else:
+            before = P @ m
+            b = rho * before / (1 - b1**t) + (1 - rho) * G
+            new = np.linalg.qr(b @ b.T @ P)[0]
+            S = new.T @ P
+            carried = S @ m
+            v = v / (1 - b2**t) - (m / (1 - b1**t)) ** 2
+            v = np.abs(S**2 @ v + (carried / (1 - b1**t)) ** 2) * (1 - b2**t)
+        P = new
+        h = P.T @ G
+        E = G - P @ h + b1 / (1 - b1) * (before - P @ carried)
+        m = b1 * carried + (1 - b1) * h
+        v = b2 * v + (1 - b2) * h**2
+        step = m / (1 - b1 ** (t + 1)) / (np.sqrt(v / (1 - b2 ** (t + 1))) + eps)
+        x = x - eta * (turn(P @ step) + w * x)
+        yield Step(x=x, E=turn(E))
+
+
+def micro_adam(gradients, x, C, Q, window, eta, b1, b2, eps, w):
+    """Modoranu et al. 2024: the moments are sums over the last sparse gradients."""
+    e, kept = np.zeros_like(x), []
+    for t, g in enumerate(gradients):
+        a = g + e
+        V = C(a)
+        e = Q(a - V)
+        kept = [*kept, V][-window:]
+        m = sum(b1 ** (len(kept) - 1 - j) * V for j, V in enumerate(kept))
+        v = sum(b2 ** (len(kept) - 1 - j) * V**2 for j, V in enumerate(kept))
+        m = m * (1 - b1) / (1 - b1 ** (t + 1))
+        v = v * (1 - b2) / (1 - b2 ** (t + 1))
+        x = x - eta * (m / (np.sqrt(v) + eps) + w * x)
+        yield Step(x=x, e=e)

@@ -1,6 +1,6 @@
 """Optimizers that update matrices as matrices, against NumPy, on three workers that differ.
 
-All of them run in one program, each on its own copy of the parameters.
+Several run in one program, each on its own copy of the parameters.
 """
 
 from __future__ import annotations
@@ -40,11 +40,20 @@ MAKE = {
 }
 
 
+FAST = ("dion", "dion2", "ef21_muon", "trion")
+"""What runs in one program; the others are another one."""
+
+
+def trajectory(name: str) -> tuple[Any, Any, Any]:
+    """First state, then parameters and states after every round."""
+    slow = tuple(other for other in MAKE if other not in FAST)
+    return trajectories(FAST if name in FAST else slow)[name]
+
+
 @functools.cache
-def trajectories() -> dict[str, tuple[Any, Any, Any]]:
-    """First state, then parameters and states after every round, of each optimizer."""
+def trajectories(names: tuple[str, ...]) -> dict[str, tuple[Any, Any, Any]]:
     with jax.enable_x64(True):
-        lifted = {name: ef.simulate(make(), WORKERS, AXIS) for name, make in MAKE.items()}
+        lifted = {name: ef.simulate(MAKE[name](), WORKERS, AXIS) for name in names}
         start = jax.tree.map(jnp.asarray, START)
 
         def step(carry: Any, grads: Any) -> Any:
@@ -58,7 +67,7 @@ def trajectories() -> dict[str, tuple[Any, Any, Any]]:
         grads = jax.tree.map(jnp.asarray, GRADIENTS)
         seen = jax.jit(lambda c, g: jax.lax.scan(step, c, g)[1])(first, grads)
         seen, first = jax.device_get((seen, first))
-    return {name: (first[name][1], *seen[name]) for name in MAKE}
+    return {name: (first[name][1], *seen[name]) for name in names}
 
 
 def matrix_state(state: Any) -> Any:
@@ -70,9 +79,11 @@ BASIS = scipy.fft.dct(np.eye(4), axis=0, norm="ortho")
 ROWS = {"dion2": (2, 1, None), "dion2 of two parts": (1, 2, None), "trion": (2, 1, BASIS)}
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else (pytest.mark.slow,)) for n in ROWS]
+)
 def test_chosen_rows_against_numpy(name: str) -> None:
-    _, x, state = trajectories()[name]
+    _, x, state = trajectory(name)
     k, parts, basis = ROWS[name]
     for leaf in ("wide", "tall"):
         steps = recipes.dion2(GRADIENTS[leaf], START[leaf], k, parts, RATE, 0.8, 0.2, basis)
@@ -82,7 +93,7 @@ def test_chosen_rows_against_numpy(name: str) -> None:
 
 
 def test_dion_against_numpy() -> None:
-    first, x, state = trajectories()["dion"]
+    first, x, state = trajectory("dion")
     for leaf in ("wide", "tall"):
         q = matrix_state(first).exchange.codec[leaf].T
         expected = list(recipes.dion(GRADIENTS[leaf], q, START[leaf], RATE, 0.8, 0.2))
@@ -95,7 +106,7 @@ def flat_top_k(k: int) -> Any:
 
 
 def test_ef21_muon_against_numpy() -> None:
-    _, x, state = trajectories()["ef21_muon"]
+    _, x, state = trajectory("ef21_muon")
     for leaf, lmo in (("wide", recipes.newton_schulz), ("b", np.sign)):
         expected = recipes.ef21_muon(
             GRADIENTS[leaf],
@@ -114,13 +125,14 @@ def test_ef21_muon_against_numpy() -> None:
 
 @pytest.mark.parametrize("name", ["dion", "dion2", "trion"])
 def test_other_leaves_have_their_own_optimizer(name: str) -> None:
-    _, x, _ = trajectories()[name]
+    _, x, _ = trajectory(name)
     close(x["b"], START["b"] - RATE * np.cumsum(GRADIENTS["b"].mean(axis=1), axis=0))
 
 
+@pytest.mark.slow
 def test_dion2_of_all_rows_is_muon() -> None:
     """With the momentum M = mu M + G."""
-    _, x, _ = trajectories()["dion2 of all"]
+    _, x, _ = trajectory("dion2 of all")
     M, w = np.zeros(WIDE), START["wide"]
     for t, g in enumerate(GRADIENTS["wide"].mean(axis=1)):
         M = 0.8 * M + g
@@ -128,9 +140,10 @@ def test_dion2_of_all_rows_is_muon() -> None:
         close(x["wide"][t], w)
 
 
+@pytest.mark.slow
 def test_dion_of_full_rank_decays_all_of_its_momentum() -> None:
     """In the mean over the workers; the basis of one round has all directions."""
-    _, _, state = trajectories()["dion of full rank"]
+    _, _, state = trajectory("dion of full rank")
     for leaf in ("wide", "tall"):
         M = np.zeros(START[leaf].shape)
         for t, g in enumerate(GRADIENTS[leaf].mean(axis=1)):
