@@ -179,13 +179,15 @@ programs, in the rounds of its own protocol. Links follow the alpha-beta model
 (`help(ef.measure.planner.cost)`): a gather of m bytes makes each of n devices receive (n - 1) m, an
 all-reduce 2 (n - 1)/n m, an all-to-all (n - 1)/n m; each round waits for log2 n latencies (twice
 for an all-reduce; `--ring` for n - 1). TCP leaves 94% of a link. Nothing is hidden behind
-computation unless `--overlap` says so. By default the codec's time is measured on the machine that
-runs the planner; for this page it is an *assumption*, 2e-11 s per value.
+computation unless `--overlap` says so. Inside of a worker there may be several tiers of links, as
+`--tiers=8@400GB/s@2us,4@50GB/s@10us`: each moves what the faster ones have left of it. By default
+the codec's time is measured on the machine that runs the planner; for this page it is an
+*assumption*, 2e-11 s per value.
 
 **What is not in it.** The loss. A message that is hundreds of times smaller reaches it later than
 one that is 30 times smaller, and local steps need their own learning rates. Nor congestion,
-stragglers, and the software's own time for a collective, which `--latency` must contain. Nothing
-in the first tables has been measured on a network: they are arithmetic.
+stragglers, and the software's own time for a collective, which `--latency` and `--software` must
+contain. Nothing in the first tables has been measured on a network: they are arithmetic.
 
 ## What to use
 

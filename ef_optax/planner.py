@@ -11,10 +11,11 @@ The functions behind it are in ``ef_optax.measure.planner``.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
-from ef_optax.measure.planner import Link, plan
+from ef_optax.measure.planner import Link, Tier, plan
 
 _ABOUT = """\
 The time of a training step with each method: exact bytes of every message, a model of the links
@@ -41,10 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     link.add_argument("--latency", default="0ms", help="of one message one way (default: 0ms)")
     link.add_argument("--sharing", default="1", help="devices that share a link (default: 1)")
     link.add_argument("--efficiency", default="0.94", help="what the protocol leaves of it (0.94)")
+    link.add_argument("--software", help="rate of the software where no link limits it: 8gbit")
     link.add_argument("--ring", action="store_true", help="n - 1 latencies a round, not log2 n")
     link.add_argument("--devices", default="1", help="devices in a worker, each with a part (HSDP)")
     link.add_argument("--inside", help="bandwidth between the devices of a worker: 400GB/s")
     link.add_argument("--inside_latency", default="0ms", help="latency there (default: 0ms)")
+    link.add_argument(
+        "--tiers",
+        help="several links inside of a worker, from the fastest: 8@400GB/s@2us,4@50GB/s@10us",
+    )
     step = parser.add_argument_group("the step")
     step.add_argument("--overlap", default="0", help="share of the computation that hides transfer")
     step.add_argument("--steps", help="steps of an epoch, for its time")
@@ -72,6 +78,13 @@ def _number(option: str, text: str, kind: type[int] | type[float]) -> float:
     return kind(value)
 
 
+def _tier(text: str) -> Tier:
+    """A tier such as ``8@400GB/s@2us``; its latency may be left out."""
+    devices, _, link = text.partition("@")
+    rate, _, latency = link.partition("@")
+    return Tier(int(_number("tiers", devices, int)), Link(rate, latency or "0ms"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a plan; returns 2 after one line of explanation if an option is wrong."""
     given = _parser().parse_args(arguments)
@@ -81,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             codec = _number("codec", codec, float)
         whole = lambda option: int(_number(option, getattr(given, option), int))  # noqa: E731
         inside = None
-        if given.inside is not None:
+        if given.tiers is not None:
+            inside = [_tier(text) for text in given.tiers.split(",")]
+        elif given.inside is not None:
             inside = Link(given.inside, given.inside_latency)
         result = plan(
             _number("params", given.params, float),
@@ -91,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 given.latency,
                 sharing=whole("sharing"),
                 efficiency=_number("efficiency", given.efficiency, float),
+                software=math.inf if given.software is None else given.software,
             ),
             given.step_time,
             inside=inside,

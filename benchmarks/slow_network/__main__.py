@@ -169,7 +169,7 @@ def measure(flags: argparse.Namespace, workers: int, rates: list[float | None]) 
         )
         with fleet:
             bench.model(fleet)
-            bench.codecs(fleet, [name for name in ours if not methods.chosen()[name].dense])
+            bench.codecs(fleet, ours)
             for name in ["compute", *ours]:
                 seconds = max(fleet.ask(op="prepare", method=name))
                 print(f"prepared {name}, {workers} workers: {seconds:.1f} s", flush=True)

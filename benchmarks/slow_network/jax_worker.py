@@ -99,12 +99,15 @@ class Worker:
         return seconds
 
     def codec(self, method: str) -> list[float]:
-        """The planner's measurement of a codec, by all workers at the same time."""
+        """The planner's measurement of a codec, by all workers at the same time.
+
+        A dense mean has a cost too: leaves are put together into one message and taken apart.
+        """
         from benchmarks.slow_network import methods
         from ef_optax.measure.planner import timing
 
         self.meet()
-        found = timing.measure(methods.chosen()[method], statistics.median)
+        found = timing.measure(methods.sent(methods.chosen()[method]), statistics.median)
         return [found.own, found.other]
 
     def shapes(self) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -36,6 +37,14 @@ def chosen() -> dict[str, Method]:
     return {method.name: method for method in methods() if method.name not in LEFT_OUT}
 
 
+def sent(method: Method) -> Method:
+    """The method with what it really sends here."""
+    if method.dtype != "bfloat16":
+        return method
+    C = ef.exchanges.two_shot(ef.cast("bfloat16"))
+    return dataclasses.replace(method, compressor=C, dtype="float32")
+
+
 def optimizer(method: Method, rate: float = RATE) -> optax.GradientTransformation:
     """A method with Adam: after the exchange, or as the inner optimizer of local steps."""
     adam = optax.adam(rate)
@@ -44,10 +53,8 @@ def optimizer(method: Method, rate: float = RATE) -> optax.GradientTransformatio
     if method.name.startswith("SparseLoCo"):
         C = method.compressor  # its mean over the senders is part of it
         return ef.local.sparse_loco(adam, method.period, C, mean="workers", axis_name=AXIS)
-    C = method.compressor
-    if method.dtype == "bfloat16":
-        C = ef.exchanges.two_shot(ef.cast("bfloat16"))
-    return optax.chain(method.rule(C, axis_name=AXIS), adam)
+    method = sent(method)
+    return optax.chain(method.rule(method.compressor, axis_name=AXIS), adam)
 
 
 def model(size: str, vocabulary: int) -> Transformer:

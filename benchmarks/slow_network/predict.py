@@ -73,16 +73,17 @@ class Model:
     def link(self, rate: float | None) -> planner.Link:
         """The link between the workers."""
         software = self.software()
-        if rate is None or rate * raw.FRAMES > software:
-            return planner.Link(software, self.alpha(rate), efficiency=1.0)
-        return planner.Link(rate, self.alpha(rate), efficiency=raw.FRAMES)
+        bandwidth = rate or software
+        return planner.Link(
+            bandwidth, self.alpha(rate), efficiency=raw.FRAMES if rate else 1, software=software
+        )
 
     def seconds(self, name: str, rate: float | None) -> float:
         """The planner's time of a step."""
         method = self.methods[name]
         dense = compared.chosen()["dense float32"]
-        costs = {**self.costs, **{m.name: planner.CodecSeconds(0.0) for m in (method, dense)}}
-        costs |= {name: self.costs[name]} if name in self.costs else {}
+        free = planner.CodecSeconds(0.0)
+        costs = {m.name: self.costs.get(m.name, free) for m in (method, dense)}
         plan = planner.plan(
             self.shapes,
             self.workers,

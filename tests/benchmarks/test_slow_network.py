@@ -178,7 +178,7 @@ def test_a_run_writes_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         found = records.read(tmp_path / "records.jsonl")
         kinds = [record["kind"] for record in found]
-        assert kinds == ["about", "model", "probe", "probe", "probe", "run", "run"]
+        assert kinds == ["about", "model", "codec", "probe", "probe", "probe", "run", "run"]
     model, dense = Model(found, 2), found[-1]
     leaves = planner.leaves_of(model.shapes)
     (reduce,) = planner.rounds_of(chosen()["dense float32"], leaves, 2)

@@ -110,6 +110,31 @@ def test_devices_of_a_worker_exchange_their_own_part() -> None:
     assert row.inside == pytest.approx(2 * 3 / 4 * 4e8 / 50e9, rel=1e-6)
 
 
+def test_tiers_inside_of_a_worker_by_hand() -> None:
+    """Each tier reduces what the faster ones have left of it; the slow link moves the last part."""
+    link = lambda rate, latency: Link(rate, latency, efficiency=1.0)  # noqa: E731
+    tiers = [
+        planner.Tier(4, link("400gbit", "1us")),
+        planner.Tier(2, link("80gbit", "1ms")),
+        planner.Tier(4, link("8gbit", "2ms")),
+    ]
+    row = a_plan(inside=tiers).row("dense float32")
+    want = 2 * 3 / 4 * 4e8 / 50e9 + 2 * 2 * 1e-6
+    want += 2 * 1 / 2 * 1e8 / 10e9 + 2 * 1e-3
+    want += 2 * 3 / 4 * 5e7 / 1e9 + 2 * 2 * 2e-3
+    assert row.inside == pytest.approx(want, rel=1e-6)
+    assert row.transfer == pytest.approx(4.8 / 32 + 0.04, rel=1e-3)
+    one, two = a_plan(inside=tiers[:1]), a_plan(inside=tiers[0].link, devices=4)
+    assert one.row("dense float32") == two.row("dense float32")
+
+
+def test_no_message_is_faster_than_the_software() -> None:
+    fast = planner.plan(1e8, 4, Link("400gbit", software="1gbit"), 0.5, codec="free")
+    assert fast.row("dense float32").transfer == pytest.approx(4.8, rel=1e-6)
+    slow = Link("100mbit", software="1gbit")
+    assert slow.bytes_per_second == Link("100mbit").bytes_per_second
+
+
 def test_break_even_is_where_the_order_changes() -> None:
     method = METHODS["power_sgd(4)"]
     costs = {name: planner.CodecSeconds(1e-9 if name == method.name else 0) for name in METHODS}
@@ -191,6 +216,9 @@ def test_bandwidths(text, value: float) -> None:
         (lambda: planner.leaves_of({}), "params has no parameters"),
         (lambda: a_plan(overlap=2), "overlap=2"),
         (lambda: a_plan(devices=2), "give inside"),
+        (lambda: a_plan(devices=2, inside=[]), "devices=2 with several tiers"),
+        (lambda: planner.Tier(0, Link("1gbit")), "devices=0 must be"),
+        (lambda: Link("1gbit", software="slow"), "software='slow' is not a bandwidth"),
         (lambda: a_plan(codec="quick"), "codec='quick'"),
         (lambda: a_plan(codec={}), "codec has no entry"),
         (lambda: a_plan(methods=[METHODS["scaled_sign"]]), "no dense method"),
@@ -221,6 +249,7 @@ def test_the_shell_prints_the_plan(capsys) -> None:
         ("--workers=0", "error: workers=0 must be an integer of at least 1."),
         ("--params=many", "error: params='many' is not a number, such as 0.5."),
         ("--bandwidth=wide", "error: bandwidth='wide' is not a bandwidth; "),
+        ("--tiers=many@1gbit", "error: tiers='many' is not a whole number"),
         ("--codec=slow", "error: codec='slow' is not a number"),
     ],
 )

@@ -192,6 +192,20 @@ MUTATIONS = (
         (f"{OF_PLANNER}test_rounds_are_those_of_the_compiled_program",),
     ),
     Mutation(
+        "planner: an outer tier moves the whole gradient",
+        f"{MEASURE}/planner/cost.py",
+        "size /= tier.devices",
+        "size /= 1",
+        (f"{OF_PLANNER}test_tiers_inside_of_a_worker_by_hand",),
+    ),
+    Mutation(
+        "planner: the software is never slower than the link",
+        f"{MEASURE}/planner/links.py",
+        "return min(wire, float(self.software)) / 8",
+        "return wire / 8",
+        (f"{OF_PLANNER}test_no_message_is_faster_than_the_software",),
+    ),
+    Mutation(
         "planner: local steps pay for an exchange in every step",
         f"{MEASURE}/planner/plan.py",
         "transfer = transfer_seconds(rounds, workers, link, ring=ring) / method.period",

@@ -11,7 +11,7 @@
 models of 1 to 70 billion parameters. It says nothing about the loss that a method reaches.
 """
 
-from ef_optax.measure.planner.cost import Round, transfer_seconds
+from ef_optax.measure.planner.cost import Round, Tier, inside_seconds, transfer_seconds
 from ef_optax.measure.planner.links import Link, bandwidth, seconds
 from ef_optax.measure.planner.methods import Method, methods, rounds_of, state_bytes
 from ef_optax.measure.planner.plan import Plan, Row, plan
@@ -26,8 +26,10 @@ __all__ = [
     "Plan",
     "Round",
     "Row",
+    "Tier",
     "bandwidth",
     "codec_seconds",
+    "inside_seconds",
     "leaves_of",
     "methods",
     "plan",

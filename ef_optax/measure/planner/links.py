@@ -91,6 +91,9 @@ class Link:
         for a message belongs to it.
       sharing: how many devices share the link, as the devices of a host share its network card.
       efficiency: what the protocol leaves of the bandwidth, in (0, 1].
+      software: bits per second at which the software moves a message where no link limits it, which
+        copies, adds and asks the system; measured with one large collective between processes of
+        one machine. Infinite if nothing is known of it.
 
     Raises:
       ValueError: for a value out of range; the message has the option and the remedy.
@@ -98,12 +101,15 @@ class Link:
     Example:
       >>> Link("1gbit", "20ms", sharing=8, efficiency=1.0).bytes_per_second
       15625000.0
+      >>> Link("100gbit", software="4gbit").bytes_per_second
+      500000000.0
     """
 
     bandwidth: float | str
     latency: float | str = 0.0
     sharing: int = 1
     efficiency: float = ETHERNET
+    software: float | str = math.inf
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bandwidth", bandwidth(self.bandwidth))
@@ -112,6 +118,8 @@ class Link:
             raise ValueError(f"sharing={self.sharing!r} must be an integer of at least 1.")
         if not 0 < self.efficiency <= 1:
             raise ValueError(f"efficiency={self.efficiency!r} must be in (0, 1].")
+        if self.software != math.inf:
+            object.__setattr__(self, "software", bandwidth(self.software, "software"))
 
     @property
     def alpha(self) -> float:
@@ -121,7 +129,8 @@ class Link:
     @property
     def bytes_per_second(self) -> float:
         """What one device can send, and receive at the same time."""
-        return bandwidth(self.bandwidth) * self.efficiency / 8 / self.sharing
+        wire = bandwidth(self.bandwidth) * self.efficiency / self.sharing
+        return min(wire, float(self.software)) / 8
 
     def at(self, rate: float) -> Link:
         """The same link with another bandwidth."""

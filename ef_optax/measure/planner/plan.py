@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ef_optax.measure.planner.cost import Round, transfer_seconds
+from ef_optax.measure.planner.cost import Round, Tier, inside_seconds, transfer_seconds
 from ef_optax.measure.planner.links import Link, seconds
 from ef_optax.measure.planner.methods import Method, rounds_of, state_bytes
 from ef_optax.measure.planner.methods import methods as all_methods
@@ -160,7 +160,7 @@ def plan(
     step_time: float | str,
     *,
     methods: Sequence[Method] | None = None,
-    inside: Link | None = None,
+    inside: Link | Sequence[Tier] | None = None,
     devices: int = 1,
     overlap: float = 0.0,
     codec: str | float | Mapping[str, CodecSeconds] = "measured",
@@ -182,8 +182,9 @@ def plan(
       link: the link of each device to the other workers.
       step_time: seconds of the computation of a step alone, or text such as ``"0.4s"``.
       methods: what to compare, by default all of :func:`methods`; at least one must be dense.
-      inside: the fast link between the devices of a worker.
-      devices: how many devices a worker has.
+      inside: the fast link between the devices of a worker; or several :class:`Tier`, from the
+        fastest outwards, such as 8 devices of a host and 4 hosts of a pod.
+      devices: how many devices a worker has, if ``inside`` is one link.
       overlap: the share of the computation behind which a transfer can be hidden, in [0, 1]; 0 is
         what a step does whose exchange begins when all gradients are there.
       codec: ``"measured"`` on this machine, ``"free"``, the same number of seconds per value for
@@ -205,13 +206,12 @@ def plan(
     methods = all_methods() if methods is None else methods
     _check(workers=workers, devices=devices, overlap=overlap, steps=steps, methods=methods)
     compute, leaves = seconds(step_time, "step_time"), leaves_of(params)
-    if devices > 1 and inside is None:
-        raise ValueError(f"devices={devices} need the link between them; give inside=Link(...).")
+    tiers = _tiers(inside, devices)
+    devices = math.prod(tier.devices for tier in tiers)
     total = sum(leaf.size for leaf in leaves)
     own = tuple(_part(leaf, devices) for leaf in leaves)
     costs = _costs(codec, methods)
-    whole = [Round("reduce", 4 * total)]
-    fast = transfer_seconds(whole, devices, inside, ring=ring) if inside is not None else 0.0
+    fast = inside_seconds(4 * total, tiers, ring=ring)
 
     def step_seconds(method: Method, rounds: Sequence[Round], link: Link) -> float:
         transfer = transfer_seconds(rounds, workers, link, ring=ring) / method.period
@@ -262,6 +262,19 @@ def _check(
             "methods has no dense method to compare with; add planner.methods()[0] (float32) or "
             "planner.methods()[1] (bfloat16)."
         )
+
+
+def _tiers(inside: Link | Sequence[Tier] | None, devices: int) -> tuple[Tier, ...]:
+    """The tiers inside of a worker; none if it is one device."""
+    if inside is None:
+        if devices > 1:
+            raise ValueError(f"devices={devices} need the link between them; give inside=Link(..).")
+        return ()
+    if isinstance(inside, Link):
+        return (Tier(devices, inside),)
+    if devices > 1:
+        raise ValueError(f"devices={devices} with several tiers, which have their own numbers.")
+    return tuple(inside)
 
 
 def _part(leaf: Leaf, devices: int) -> Leaf:
