@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from ef_optax._numeric.random import is_key
+
 _ARRAYS = jax.Array | np.ndarray | np.generic
 
 
@@ -83,6 +85,22 @@ def identity_of(value: Any) -> Hashable:
         return type(value), *(identity_of(v) for v in fields)
     known = isinstance(value, int | float | str | bool | None)
     return (type(value), value) if known else id(value)
+
+
+def by_value(codec: Any) -> Hashable:
+    """A key that is equal for codecs with equal hyper-parameters; concrete random keys too.
+
+    It serves as static data of a state, which must be the same in another process.
+    """
+    if isinstance(codec, tuple):
+        return tuple(by_value(part) for part in codec)
+    if dataclasses.is_dataclass(codec) and not isinstance(codec, type):
+        fields = [getattr(codec, field.name) for field in dataclasses.fields(codec)]
+        return type(codec), *(by_value(value) for value in fields)
+    if is_key(codec) and not isinstance(codec, Tracer):
+        with jax.ensure_compile_time_eval():  # a trace would make an array of the program of it
+            return str(codec.dtype), np.asarray(jax.random.key_data(codec)).tobytes()
+    return identity_of(codec)
 
 
 def _holds_tracer(value: Any) -> bool:

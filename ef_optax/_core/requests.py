@@ -16,11 +16,16 @@ packed by :func:`ef_optax.extend.pack`."""
 class Gather:
     """Asks for the messages of all workers; the answer is a :class:`Gathered`.
 
-    ``finite`` is whether this leaf was finite, or None if the driver must read the leaf to know.
+    Attributes:
+      message: what this worker sends.
+      finite: whether this leaf was finite, or None if the driver must read the leaf to know.
+      early: whether the message was made in an earlier step. It then travels by itself, without the
+        header, so that its transfer waits for nothing of this step; it carries no weight.
     """
 
     message: Message
     finite: Array | None = None
+    early: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,10 +101,14 @@ class Rounds:
         """One round: fuse by kind, transfer, answer."""
         axis, size = self.axis, coll.axis_size(self.axis)
         kinds: dict[type, list[int]] = {}
+        early: list[int] = []
         for i, request in enumerate(requests):
+            if isinstance(request, Gather) and request.early:
+                early.append(i)
+                continue
             kind = Sum if isinstance(request, Mean) else type(request)
             kinds.setdefault(kind, []).append(i)
-        raw: dict[int, Any] = {}
+        raw = self._gather_early(requests, early)
         carrier = self._carrier(kinds) if self.header_due else None
         transfers = {
             AllToAll: (exchange_trees, None),
@@ -129,6 +133,16 @@ class Rounds:
             raw.update(zip(members, received, strict=True))
         raw.update(self._permute(requests, kinds.get(Permute, [])))
         return [self._incoming(requests[i], raw[i]) for i in range(len(requests))]
+
+    def _gather_early(self, requests: list[Any], members: list[int]) -> dict[int, Any]:
+        """One transfer for all messages of an earlier step, which waits for nothing of this one."""
+        if members and self.weight is not None:
+            raise ValueError(
+                "weight is not None, but a message of the step before (exchanges.delayed) carries "
+                "no weight; leave out delayed, or the weights."
+            )
+        received = gather_trees([requests[i].message for i in members], self.axis)
+        return dict(zip(members, received, strict=True))
 
     def _permute(self, requests: list[Any], members: list[int]) -> dict[int, Any]:
         """One transfer for all messages that go between the same workers."""

@@ -17,15 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ef_optax._core.codec import Codec
-from ef_optax._core.once import identity_of, traced_once
+from ef_optax._core.once import by_value, traced_once
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import slices
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.linear import einsum
-from ef_optax._numeric.random import is_key
 
 
 class Kept(abc.ABC):
@@ -76,7 +74,7 @@ class Form:
     @functools.cached_property
     def _identity(self) -> Any:
         """Equal for equal hyper-parameters; concrete keys count by value, unlike in a trace."""
-        return _by_value(self.codec), self.path, self.like.shape, self.like.dtype, self.sliced
+        return by_value(self.codec), self.path, self.like.shape, self.like.dtype, self.sliced
 
     def encode(
         self, value: Array, step: Any, worker: Any, slice_index: Any = 0
@@ -99,18 +97,6 @@ class Form:
         if count is not None:
             message, lost = jax.tree.map(lambda x: jnp.stack([x] * count), (message, lost))
         return Stored(message, lost, self)
-
-
-def _by_value(codec: Any) -> Any:
-    if isinstance(codec, tuple):
-        return tuple(_by_value(part) for part in codec)
-    if dataclasses.is_dataclass(codec) and not isinstance(codec, type):
-        fields = [getattr(codec, field.name) for field in dataclasses.fields(codec)]
-        return type(codec), *(_by_value(value) for value in fields)
-    if is_key(codec) and not isinstance(codec, Tracer):
-        with jax.ensure_compile_time_eval():  # a trace would make an array of the program of it
-            return str(codec.dtype), np.asarray(jax.random.key_data(codec)).tobytes()
-    return identity_of(codec)
 
 
 @functools.partial(

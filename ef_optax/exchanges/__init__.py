@@ -8,6 +8,7 @@
 :func:`gather`              all workers receive every message; this is the default
 :func:`reduce`              messages are decoded first, and the dense arrays are averaged on the way
 :func:`two_shot`            every worker averages one shard and compresses it again
+:func:`delayed`             messages travel during the next step, and are applied one step late
 :func:`leader`              one worker chooses the positions, and all workers' values are summed
 :func:`largest_of_sum`      only the largest entries of the sum are applied
 :func:`tree`                the same, but messages are merged pairwise
@@ -23,6 +24,7 @@ any ``Transport``; to write one, see ``docs/write-your-own.md``.
 
 from ef_optax.exchanges.auto import Choice, Choices, auto, choices
 from ef_optax.exchanges.carried import carried
+from ef_optax.exchanges.delayed import delayed
 from ef_optax.exchanges.gather import gather
 from ef_optax.exchanges.global_top_k_of_sum import global_top_k_of_sum, largest_of_sum
 from ef_optax.exchanges.leader import leader, leader_top_k
@@ -39,6 +41,7 @@ __all__ = [
     "auto",
     "carried",
     "choices",
+    "delayed",
     "gather",
     "global_top_k_of_sum",
     "largest_of_sum",

@@ -11,6 +11,7 @@ import numpy as np
 from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.linear import einsum
 from ef_optax._rules.stored import Kept
+from ef_optax.exchanges.delayed import OnItsWay
 
 MEAN, FRESH, COPY, SHARDS, OPTIMIZER = "mean", "fresh", "copy", "shards", "optimizer"
 """Roles of a State's per-worker fields: keep the mean, use the new start, copy worker 0's row, cut
@@ -42,7 +43,8 @@ def change_workers(state: Any, fresh: Any) -> Any:
     (the default for integers and keys) takes the value of ``fresh``; ``"copy"`` repeats worker 0's
     row; ``"shards"`` cuts the rows, which together are one array, into new rows; ``"optimizer"``
     keeps the mean of floating leaves, worker 0's integers (the count that belongs to these moments)
-    and new keys.
+    and new keys. Messages that are on their way (:func:`ef_optax.exchanges.delayed`) return to the
+    residuals they were taken from.
 
     Args:
       state: the state with n workers.
@@ -70,7 +72,57 @@ def change_workers(state: Any, fresh: Any) -> Any:
             "change_workers: state and fresh come from different chains: "
             f"{jax.tree.structure(state)} against {jax.tree.structure(fresh)}."
         )
+    state = _landed(state, fresh)
     return jax.tree.map(_carry_leaf, state, fresh, _roles(state), is_leaf=_is_kept)
+
+
+def _landed(state: Any, fresh: Any) -> Any:
+    """The state with messages that are on their way back in the residuals they were taken from.
+
+    Messages cannot be mixed. The mean of residual and message is kept, and nothing is on its way.
+    """
+
+    def one(old: Any, new: Any) -> Any:
+        if not _has_residual(old):
+            return old
+        started = jax.tree.leaves(new.exchange.codec, is_leaf=_is_on_its_way)
+        codecs, treedef = jax.tree.flatten(old.exchange.codec, is_leaf=_is_on_its_way)
+        pairs = list(zip(codecs, started, strict=True))
+        if not any(_is_on_its_way(c) and not _same_shapes(c, s) for c, s in pairs):
+            return old
+        residual = jax.tree.map(_with_message, old.residual, old.exchange.codec, is_leaf=_is_kept)
+        begun = [s if _is_on_its_way(c) else c for c, s in pairs]
+        return old._replace(
+            residual=residual, exchange=old.exchange._replace(codec=treedef.unflatten(begun))
+        )
+
+    return jax.tree.map(one, state, fresh, is_leaf=_has_residual)
+
+
+def _has_residual(x: Any) -> bool:
+    return {"residual", "exchange"} <= set(getattr(x, "_fields", ()))
+
+
+def _is_on_its_way(x: Any) -> bool:
+    return isinstance(x, OnItsWay)
+
+
+def _same_shapes(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(x.shape == y.shape for x, y in pairs)
+
+
+def _with_message(residual: Any, codec: Any) -> Any:
+    """A leaf of a residual, plus what is on its way of it."""
+    if not _is_on_its_way(codec):
+        return residual
+    if _is_kept(residual) or residual.shape[1:] != codec.form.like.shape:
+        raise ValueError(
+            "change_workers: a delayed message of a leaf that is split over model axes, or whose "
+            "residual is stored by a compressor (memory=), cannot be added to it; apply it first "
+            "by a step with zero gradients, or keep the number of workers."
+        )
+    return residual + codec.of_workers().astype(residual.dtype)
 
 
 def _is_kept(x: Any) -> bool:

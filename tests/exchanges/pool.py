@@ -19,6 +19,7 @@ EXCHANGES: dict[str, Callable[[], ef.Compressor]] = {
     "count_sketch": lambda: ef.count_sketch(3, 5, k=2),
     "dion_factors": lambda: ef.dion_factors(1),
     "dense": lambda: ef.dense(optax.clip(1.0)),
+    "delayed": lambda: ef.exchanges.delayed(TOP),
     "fcc": lambda: ef.fcc(SIGN, 2),
     "global_top_k": lambda: ef.global_top_k(0.3),
     "gather": lambda: ef.exchanges.gather(ef.identity()),

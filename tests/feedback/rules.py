@@ -53,6 +53,7 @@ RULES: dict[str, Make] = {
     "clip_residual": lambda: ef.policies.clip_residual(
         ef.error_feedback(TOP, axis_name=AXIS), 0.5, axis_name=AXIS
     ),
+    "delayed": lambda: ef.error_feedback(ef.exchanges.delayed(TOP), axis_name=AXIS),
     "delayed_start": lambda: ef.ef21(ef.policies.delayed_start(TOP, 1), axis_name=AXIS),
     "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
     "dgc warm-up": lambda: ef.dgc(ef.policies.dgc_warmup(0.4, 1, 2), axis_name=AXIS),

@@ -402,7 +402,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a memory of another process has another form, because its key is another object",
-        f"{MADE_OF}/stored.py",
+        "ef_optax/_core/once.py",
         "return str(codec.dtype), np.asarray(jax.random.key_data(codec)).tobytes()",
         "return id(codec)",
         (f"{STORED}::test_a_checkpoint_goes_on_to_the_bit",),
@@ -430,7 +430,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the key of a stored memory becomes an array of the program that makes the state",
-        f"{MADE_OF}/stored.py",
+        "ef_optax/_core/once.py",
         "with jax.ensure_compile_time_eval():",
         "if True:",
         (f"{STORED}::test_a_state_may_be_made_inside_a_program",),

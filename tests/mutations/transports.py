@@ -6,6 +6,7 @@ from tests.mutations.mutation import Mutation
 
 FEEDBACK, EXCHANGES = "ef_optax/feedback", "ef_optax/exchanges"
 AUTO = "tests/exchanges/test_auto.py"
+DELAYED = "tests/exchanges/test_delayed.py"
 SHARDED = "tests/feedback/test_sharded_optimizer.py"
 TIERS = "tests/parallel/test_tiers.py"
 
@@ -103,5 +104,27 @@ MUTATIONS = (
         "index = 0 if n == 1 else coll.axis_index(axis_name)",
         "index = 0",
         (f"{SHARDED}::test_loco_in_the_letters_of_the_paper[simulate]",),
+    ),
+    # ---------------------------------------------------------------- messages one step late
+    Mutation(
+        "the message of this step is sent in this step",
+        f"{EXCHANGES}/delayed.py",
+        "yield Gather(state.message, finite, early=True)",
+        "yield Gather(message, finite, early=True)",
+        (f"{DELAYED}::test_the_mean_of_the_step_before_is_applied[simulate]",),
+    ),
+    Mutation(
+        "an early message travels with the header, which waits for the gradient",
+        "ef_optax/_exchange/rounds.py",
+        "if isinstance(request, Gather) and request.early:",
+        "if isinstance(request, Permute) and self.weight is not None:",
+        (f"{DELAYED}::test_the_transfer_needs_only_the_state_and_the_residual_needs_no_transfer",),
+    ),
+    Mutation(
+        "what is on its way is forgotten if the number of workers changes",
+        "ef_optax/parallel/change_workers.py",
+        "return residual + codec.of_workers().astype(residual.dtype)",
+        "return residual",
+        (f"{DELAYED}::test_another_number_of_workers_keeps_what_is_on_its_way",),
     ),
 )

@@ -112,7 +112,7 @@ def test_every_estimator_is_part_of_a_rule_in_the_list() -> None:
     assert not missing, f"add rules with {missing} to WITH_POINTS of tests/feedback/rules.py"
 
 
-NO_NUMBERS = {"auto", "carried", "dense", "per_leaf", "scheduled", "dgc_warmup"}
+NO_NUMBERS = {"auto", "carried", "delayed", "dense", "per_leaf", "scheduled", "dgc_warmup"}
 """Compressors whose message depends on a transport, a transformation, a policy or a schedule."""
 
 
