@@ -19,18 +19,21 @@ class Contender:
       name: what the table calls it.
       prepare: makes fresh arguments; not timed.
       run: does the step on them and waits for the result; timed.
+      repeats: how many steps ``run`` does; times are divided by it.
     """
 
     name: str
     prepare: Callable[[], Any]
     run: Callable[[Any], Any]
+    repeats: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of each round."""
+    """Seconds of each round, by the clock and of all cores together."""
 
     seconds: tuple[float, ...]
+    processor: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -67,6 +70,7 @@ def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str
       The timing of each contender by name.
     """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    processor: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for contender in contenders:
         contender.run(contender.prepare())
     for _ in range(rounds):
@@ -76,11 +80,12 @@ def measure(contenders: list[Contender], rounds: int, budget: float) -> dict[str
                 continue
             before, arguments = contender.prepare(), contender.prepare()
             contender.run(before)
-            start = time.perf_counter()
+            begun, start = time.process_time(), time.perf_counter()
             result = contender.run(arguments)
-            taken.append(time.perf_counter() - start)
+            taken.append((time.perf_counter() - start) / contender.repeats)
+            processor[contender.name].append((time.process_time() - begun) / contender.repeats)
             del result, arguments  # after the clock is read: returning memory takes time
-    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+    return {name: Timing(tuple(x), tuple(processor[name])) for name, x in seconds.items()}
 
 
 def lines(timings: dict[str, Timing]) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
 from ef_optax._core.once import identity_of
+from ef_optax._core.outcome import Outcome
 from ef_optax._core.policy import Stage, for_leaf, for_workers, stages_of
 from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
@@ -132,9 +133,9 @@ class Exchange:
             return treedef.flatten_up_to(again())
 
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
-            header, weight, count = shared
+            header, weight, count, look = shared
             leaf_specs = specs or [None] * len(leaves)
-            run = _Run(self, paths, slices, leaf_specs, count, leaves_again, nan_if_bad, record)
+            run = _Run(self, paths, slices, leaf_specs, count, leaves_again, nan_if_bad, look)
             return run(leaves, states, header, weight, names)
 
         record = monitored.applies(state.monitor, treedef)
@@ -147,25 +148,18 @@ class Exchange:
         finite = None if specs is None else all_finite(leaves)
         reaches_all = lift is not None and set(lift.axes) <= set(coll.axis_names(self.axis_name))
         accepted = lift.accepted if lift is not None and reaches_all else None
-        shared = ((finite, accepted), weight, state.step)
+        look = monitored.look(state.monitor, state.step) if record else None
+        shared = ((finite, accepted), weight, state.step, look)
         if specs is None:
-            results, (states, (ok, costs)) = send(leaves, states, shared, [0] * len(leaves))
+            results, (states, (ok, seen)) = send(leaves, states, shared, [0] * len(leaves))
         else:
-            results, (states, (ok, costs)) = slices.over_slices(
+            results, (states, (ok, seen)) = slices.over_slices(
                 send, leaves, states, shared, specs, ("aggregate", *names)
             )
         monitor = state.monitor
         if record:
-            monitor = monitored.after(
-                monitor,
-                leaves,
-                results,
-                costs,
-                self.axis_name,
-                weight=weight,
-                normalize=self.normalize,
-                local=lift is None or not lift.axis_sizes,
-            )
+            weighting = {"weight": weight, "normalize": self.normalize}
+            monitor = monitored.after(monitor, seen, leaves, results, self.axis_name, **weighting)
         trees = {name: treedef.unflatten(results[name]) for name in ("aggregate", *want)}
         return Exchanged(
             aggregate=trees["aggregate"],
@@ -220,7 +214,7 @@ class _Run:
     step: Array
     again: Callable[[], list[Array] | None]  # computes the leaves a second time, if possible
     nan_if_bad: bool  # whether aggregates become NaN if some worker's numbers are not finite
-    record: bool  # whether to say what it costs
+    look: monitored.Look | None  # what a monitored exchange needs to record itself
 
     def __call__(
         self,
@@ -268,7 +262,7 @@ class _Run:
         weight: Array | None,
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], list[Any], tuple[Array, Any]]:
-        """One exchange with these codecs: results, states, whether all were finite, and costs."""
+        """One exchange with these codecs: results, states, whether all were finite, a record."""
         axis = self.exchange.axis_name
         bundles = bundles_of(codecs, leaves, self.specs)
         taken = [b.take(leaves) for b in bundles]
@@ -280,11 +274,20 @@ class _Run:
         outcomes = rounds.drive(protocols, taken)
         again = functools.cache(self.again)  # once per stage: switch branches share no arrays
 
-        def inputs(bundle: Bundle, name: str) -> tuple[Any, ...]:
-            """The arguments of the outcome's function: a copy of the leaf, if the codec streams."""
+        def value(bundle: Bundle, outcome: Outcome, name: str) -> Any:
+            """A result of a bundle; it differs between workers, so its type must too."""
+            # A codec that streams its residual gets a copy of the leaf, if there is one.
             streams = name == "residual" and bundle.kind == "leaf" and bundle.codec.streams
             copies = again() if streams else None
-            return () if copies is None else (bundle.take(copies),)
+            found = getattr(outcome, name)(*(() if copies is None else (bundle.take(copies),)))
+            return jax.tree.map(lambda x: coll.to_varying(x, axis), found)
+
+        def result(name: str) -> list[Array]:
+            """A result of all leaves, for the record."""
+            found: list[Any] = [None] * len(leaves)
+            for bundle, outcome in zip(bundles, outcomes, strict=True):
+                self._put(found, bundle, value(bundle, outcome, name), rows)
+            return found
 
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
@@ -295,14 +298,16 @@ class _Run:
             if self.nan_if_bad:
                 aggregate = jax.tree.map(lambda x: jnp.where(rounds.ok, x, jnp.nan), aggregate)
             self._put(results["aggregate"], bundle, aggregate, rows)
-            for name in want:  # these differ between workers, so their types must too
-                value = getattr(outcome, name)(*inputs(bundle, name))
-                value = jax.tree.map(lambda x: coll.to_varying(x, axis), value)
-                self._put(results[name], bundle, value, rows)
+            for name in want:
+                self._put(results[name], bundle, value(bundle, outcome, name), rows)
             if bundle.codec.stateful:
                 self._put(after, bundle, outcome.state, rows)
-        costs = self._costs(codecs, leaves, bundles, rounds.bits) if self.record else ()
-        return results, after, (rounds.ok, costs)
+        if self.look is None:
+            return results, after, (rounds.ok, ())
+        costs = self._costs(codecs, leaves, bundles, rounds.bits)
+        split = [() if spec is None else context.spec_axes(spec) for spec in self.specs]
+        seen = monitored.seen(self.look, leaves, result, results, costs, split, axis)
+        return results, after, (rounds.ok, (seen, costs))
 
     def _costs(
         self,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ef_optax._numeric.dtypes import Array, wide_dtype
+from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.norms import leaf_sums
 
 _SMALL = 1 << 16
@@ -28,41 +28,37 @@ MOMENTS = (
 """The sums that :func:`moments` gives, in its order."""
 
 
-def moments(
-    inputs: Sequence[Array], sent: Sequence[Array], errors: Sequence[Array], *, local: bool
-) -> list[Array]:
-    """The sums ``MOMENTS`` of every leaf.
+def moments(inputs: Sequence[Array], sent: Sequence[Array], errors: Sequence[Array]) -> Array:
+    """The sums ``MOMENTS`` of every leaf, each on a single device.
 
     Args:
       inputs: p, any shapes, float32 or float64.
       sent: c, of the same shapes.
       errors: p - c.
-      local: whether each array lies on a single device, so that it may be flattened and stacked.
 
     Returns:
-      A float32 vector for each leaf.
+      Shape (leaves, len(MOMENTS)), float32.
 
     >>> p, c = jnp.array([3.0, -1.0, 0.0]), jnp.array([3.0, 0.0, 0.0])
-    >>> moments([p], [c], [p - c], local=True)[0].tolist()
-    [10.0, 4.0, 9.0, 9.0, 1.0, 1.0, 2.0]
+    >>> moments([p], [c], [p - c]).tolist()
+    [[10.0, 4.0, 9.0, 9.0, 1.0, 1.0, 2.0]]
     """
-    rows: list[Array] = [jnp.zeros(len(MOMENTS), jnp.float32)] * len(inputs)
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for i, x in enumerate(inputs):
-        alone = not local or x.size > _SMALL
-        groups.setdefault((x.dtype, x.size, i if alone else None), []).append(i)
-    for (_, size, _), members in groups.items():
-        if not local:
-            for i in members:
-                rows[i] = _of_split_leaf(inputs[i], sent[i], errors[i])
-        elif size:
-            stacks = [
-                jnp.stack([xs[i].reshape(-1) for i in members]) for xs in (inputs, sent, errors)
-            ]
-            found = _of_stack(*stacks)
-            for row, i in enumerate(members):
-                rows[i] = found[row]
-    return rows
+    return _by_size(_moments, inputs, sent, errors, columns=len(MOMENTS))
+
+
+def squared_norms(leaves: Sequence[Array], *, local: bool = True) -> Array:
+    """The sums of squares, (leaves,) float32.
+
+    Args:
+      leaves: any shapes, floating.
+      local: whether each of them lies on a single device, so that it may be flattened and stacked.
+
+    >>> squared_norms([jnp.array([3.0, 4.0]), jnp.zeros((2, 0))]).tolist()
+    [25.0, 0.0]
+    """
+    if local:
+        return _by_size(_squared_norm, leaves, columns=1)[:, 0]
+    return jnp.stack([squared_norm(x) for x in leaves]) if leaves else jnp.zeros(0, jnp.float32)
 
 
 def squared_norm(x: Array) -> Array:
@@ -72,22 +68,45 @@ def squared_norm(x: Array) -> Array:
     return total.astype(jnp.float32)
 
 
-def _terms(p: Array, c: Array, r: Array) -> tuple[Array, ...]:
-    ones = (c != 0).astype(p.dtype), (r == 0).astype(p.dtype)
-    return p * p, jnp.abs(p), c * c, p * c, r * r, *ones
+def _by_size(sums: Callable[..., Array], *operands: Sequence[Array], columns: int) -> Array:
+    """``sums`` of every leaf as a row; small leaves of one size are stacked."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, xs in enumerate(zip(*operands, strict=True)):
+        size = xs[0].size
+        if size:
+            groups.setdefault((xs[0].dtype, size, i if size > _SMALL else None), []).append(i)
+    parts, order = [jnp.zeros((1, columns), jnp.float32)], [0] * len(operands[0])
+    rows = 1  # the first one is that of the leaves without entries
+    for members in groups.values():
+        stacks = [jnp.stack([xs[i].reshape(-1) for i in members]) for xs in operands]
+        parts.append(_of_stack(sums, *stacks))
+        for i in members:
+            order[i], rows = rows, rows + 1
+    return jnp.concatenate(parts)[np.asarray(order, np.int32)]
 
 
-@jax.jit
-def _of_stack(p: Array, c: Array, r: Array) -> Array:
+@jax.jit(static_argnums=0)
+def _of_stack(sums: Callable[..., Array], *stacks: Array) -> Array:
     """The sums of several leaves of one size, which are the rows of the arguments."""
-
-    def one(p: Array, c: Array, r: Array) -> Array:
-        return jnp.stack(leaf_sums(*_terms(p, c, r))).astype(jnp.float32)
-
-    return one(p[0], c[0], r[0])[None] if p.shape[0] == 1 else jax.vmap(one)(p, c, r)
+    if stacks[0].shape[0] == 1:
+        return sums(*(x[0] for x in stacks))[None]
+    return jax.vmap(sums)(*stacks)
 
 
-@jax.jit
-def _of_split_leaf(p: Array, c: Array, r: Array) -> Array:
-    """The sums of a leaf that must keep its shape, because its dimensions lie on devices."""
-    return jnp.stack([jnp.sum(x) for x in _terms(p, c, r)]).astype(jnp.float32)
+def _moments(p: Array, c: Array, r: Array) -> Array:
+    terms = p * p, jnp.abs(p), c * c, p * c, r * r, _nonzero(c), _nonzero(r)
+    *sums, nonzeros = leaf_sums(*terms)
+    return jnp.stack([x.astype(jnp.float32) for x in (*sums, p.size - nonzeros)])
+
+
+def _squared_norm(x: Array) -> Array:
+    wide = x.astype(wide_dtype(x.dtype))
+    return jnp.stack(leaf_sums(wide * wide)).astype(jnp.float32)
+
+
+def _nonzero(x: Array) -> Array:
+    """1 for entries that are not zero, else 0; by bits, which takes a third of a comparison."""
+    integer = jnp.dtype(f"uint{bits_of(x.dtype)}")
+    rest = np.asarray(jnp.iinfo(integer).max >> 1, integer)  # all bits but the sign
+    magnitude = lax.bitcast_convert_type(x, integer) & rest
+    return ((magnitude + rest) >> np.asarray(bits_of(x.dtype) - 1, integer)).astype(jnp.uint32)

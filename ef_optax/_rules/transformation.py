@@ -54,7 +54,7 @@ def _with_gradient(state: Any, gradient: Any) -> Any:
     def noted(x: Any) -> Any:
         if not (_is_exchange(x) and x.monitor):
             return x
-        return x._replace(monitor=monitored.with_gradient(x.monitor, gradient))
+        return x._replace(monitor=monitored.with_gradient(x.monitor, gradient, x.step))
 
     exchanges = jax.tree.leaves(state, is_leaf=_is_exchange)
     if not any(_is_exchange(x) and x.monitor for x in exchanges):

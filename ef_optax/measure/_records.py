@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ef_optax._core.context import path_string
 from ef_optax._exchange.exchange import ExchangeState
-from ef_optax._exchange.monitored import DENSE, GRADIENT, MOMENTS, TRAFFIC
+from ef_optax._exchange.monitored import DENSE, GRADIENT, MOMENTS, TRAFFIC, asked
 from ef_optax._numeric.dtypes import Array
 from ef_optax._rules.memory import Memory
 from ef_optax._rules.residuals import ResidualPolicyState
@@ -90,7 +90,7 @@ def _has_exchange(x: Any) -> bool:
 
 def leaf_names(found: Found) -> list[str]:
     """The paths of the leaves of an exchange."""
-    located = jax.tree_util.tree_leaves_with_path(found.state.monitor.traffic)
+    located = jax.tree_util.tree_leaves_with_path(found.state.monitor.size)
     return [path_string(path) or "params" for path, _ in located]
 
 
@@ -105,18 +105,18 @@ def sums(found: Found) -> dict[str, Array]:
         **_columns(monitor.traffic, TRAFFIC),
         **_columns(monitor.gradient, GRADIENT),
     }
-    if monitor.dense != ():
+    if asked(monitor.dense):
         result |= _columns(monitor.dense, DENSE)
-    if monitor.loss != ():
-        result["loss"] = _vector([jnp.mean(x) for x in jax.tree.leaves(monitor.loss)])
-    size = result["size"].astype(jnp.float32)
-    if monitor.age != ():
+    if asked(monitor.loss):
+        result["loss"] = _mean_of_workers(monitor.loss, 1)
+    result["size"] = size = _vector([x.astype(jnp.float32) for x in jax.tree.leaves(monitor.size)])
+    if asked(monitor.age):
         ages = jax.tree.leaves(monitor.age)
         result["age"] = size * _vector([_mean(x.astype(jnp.float32)) for x in ages])
         result["oldest"] = _vector([jnp.max(x, initial=0).astype(jnp.float32) for x in ages])
     if found.residual is not None:
         result |= {"residual": result["error"], "residual_zeros": result["error_zeros"]}
-        result |= _of_memory(found.residual, jax.tree.structure(monitor.traffic), size)
+        result |= _of_memory(found.residual, jax.tree.structure(monitor.size), size)
     if found.dropped is not None:
         result["dropped"] = _vector([jnp.mean(x) for x in jax.tree.leaves(found.dropped)])
     return result
@@ -140,13 +140,15 @@ def _of_memory(residual: Any, treedef: Any, size: Array) -> dict[str, Array]:
     return result
 
 
-def _columns(rows: Any, names: tuple[str, ...]) -> dict[str, Array]:
-    """The rows of all leaves by quantity; the mean over the workers, if they have their own."""
-    leaves = jax.tree.leaves(rows)
-    table = jnp.zeros((0, len(names)), jnp.float32)
-    if leaves:
-        table = jnp.stack([jnp.mean(x, 0) if x.ndim > 1 else x for x in leaves])
+def _columns(rows: Array, names: tuple[str, ...]) -> dict[str, Array]:
+    """The columns of a matrix with a row for each leaf, by name."""
+    table = _mean_of_workers(rows, 2)
     return {name: table[:, i] for i, name in enumerate(names)}
+
+
+def _mean_of_workers(x: Array, ndim: int) -> Array:
+    """The mean over the workers, if each has its own array of so many dimensions."""
+    return jnp.mean(x, 0) if x.ndim > ndim else x
 
 
 def _mean(x: Array) -> Array:

@@ -17,11 +17,12 @@ def monitor(
     age: bool = False,
     dense_mean: bool = False,
     conservation: bool = False,
+    every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The same transformation, whose exchanges record what goes in, what is sent, and its cost.
 
     For the input p of an exchange, what this worker sends c and the gradient g of the rule, the
-    record has, for each leaf, the sums of one pass over p and c:
+    record has, for each leaf, the sums of one pass over p and c and of one over g:
 
     .. math:: \|p\|_2^2,\ \|p\|_1,\ \|c\|_2^2,\ \langle p, c\rangle,\ \|p - c\|_2^2,\ \|g\|_2^2
 
@@ -37,6 +38,9 @@ def monitor(
       dense_mean: also compare the aggregate with the mean of the inputs. This costs a dense sum
         over the workers at every step, so it is for finding faults and not for saving bytes.
       conservation: also check that sent and residual together are the input; costs a decode.
+      every: record only every so many exchanges, beginning with the first; the bytes and ``age``
+        are those of all exchanges. In the others a rule with a residual computes nothing for the
+        record. Statistics of p, c and g are then those of the last recorded exchange.
 
     Returns:
       The transformation. Its state is that of ``tx``, in which every
@@ -44,7 +48,8 @@ def monitor(
 
     Raises:
       TypeError: if ``tx`` is not a transformation, or an option is not a bool.
-      ValueError: if ``tx`` is lifted already; the monitor belongs inside the lift.
+      ValueError: for ``every`` below 1, and if ``tx`` is lifted already; the monitor belongs inside
+        the lift.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp, optax
@@ -68,7 +73,8 @@ def monitor(
     options = {"age": age, "dense_mean": dense_mean, "conservation": conservation}
     for name, value in options.items():
         check.flag("monitor", name, value)
-    wanted = Wanted(**options)
+    check.count("monitor", "every", every)
+    wanted = Wanted(**options, every=every)
 
     def init_fn(params: Any) -> Any:
         with monitoring(wanted):
