@@ -12,7 +12,8 @@ The rules of this library import only from here, and public functions from each 
   the exchange and checks that the compressor has what the rule needs; :func:`memory_for` makes its
   :class:`Memory`. ``difference`` has the estimates of EF21 and related rules, ``own_models`` has
   several steps between two exchanges, ``owned`` has trees that are split over the workers, and
-  ``steps`` has first, dense and silent steps.
+  ``steps`` has first, dense and silent steps. In gossip,
+  :func:`exchange_with_neighbours` takes the place of ``exchange_for``.
 - ``check`` refuses bad options by name, ``trees`` has arithmetic on trees, and ``collectives`` has
   the collectives over the worker axis that rules may use besides an exchange.
 
@@ -53,6 +54,7 @@ from ef_optax._rules import (
     allocation,
     arguments,
     difference,
+    gossip,
     own_models,
     owned,
     residuals,
@@ -60,6 +62,7 @@ from ef_optax._rules import (
     steps,
 )
 from ef_optax._rules.average import moving_average
+from ef_optax._rules.gossip import GraphLike, exchange_with_neighbours
 from ef_optax._rules.matrices import IsMatrix, on_matrices
 from ef_optax._rules.memory import Memory, MemoryLike, memory_for
 from ef_optax._rules.needs import (
@@ -133,6 +136,7 @@ __all__ = [
     # A rule: its exchange, its memory, and what rules share
     "Exchange",
     "ExchangeState",
+    "GraphLike",
     "Identity",
     "IsMatrix",
     "Kept",
@@ -146,6 +150,8 @@ __all__ = [
     "difference",
     "exchange_for",
     "on_matrices",
+    "exchange_with_neighbours",
+    "gossip",
     "own_models",
     "owned",
     "memory_for",

@@ -44,12 +44,16 @@ from ef_optax.feedback.scalecom import ScaleComState
 from ef_optax.feedback.sharded_optimizer import ShardedOptimizerState
 from ef_optax.feedback.three_point_compressor import ThreePointState
 from ef_optax.feedback.variance_based import VarianceBasedState
+from ef_optax.local.beer import BeerState
+from ef_optax.local.choco_sgd import ChocoState
 from ef_optax.local.cser import CSERState
 from ef_optax.local.local_steps import LocalStepsState
+from ef_optax.local.noloco import NoLoCoState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
 from ef_optax.local.streaming import StreamingState
 from ef_optax.policies.freeze import FreezeState
 from ef_optax.recipes.distro import DistroState
+from ef_optax.recipes.gpa import GPAState
 from ef_optax.recipes.ldadam import LDAdamState
 from ef_optax.recipes.micro_adam import MicroAdamState
 from ef_optax.recipes.one_bit_adam import OneBitAdamState
@@ -58,7 +62,9 @@ from ef_optax.recipes.signum import SignumState
 __all__ = [
     "AQSGDState",
     "AdaCompState",
+    "BeerState",
     "CSERState",
+    "ChocoState",
     "CompressedMeanState",
     "DGCState",
     "DistEFSGDMState",
@@ -78,6 +84,7 @@ __all__ = [
     "ExchangeState",
     "FetchSGDState",
     "FreezeState",
+    "GPAState",
     "HessianMomentumState",
     "IGTState",
     "LDAdamState",
@@ -86,6 +93,7 @@ __all__ = [
     "MicroAdamState",
     "MomentumFeedbackState",
     "MonitorState",
+    "NoLoCoState",
     "OneBitAdamState",
     "PageState",
     "ProximalState",

@@ -34,6 +34,7 @@ from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange import monitored, slices
 from ef_optax._exchange.bundles import Bundle, bundles_of
+from ef_optax._exchange.neighbours import Graph, NeighbourRounds
 from ef_optax._exchange.rounds import Rounds
 from ef_optax._exchange.traffic import NOTHING, Bits, divided
 from ef_optax._numeric import check, offsets
@@ -72,11 +73,14 @@ class Exchange:
       codec: the codec (or policy) for the leaves.
       axis_name: the worker axis, a tuple of axes, or None for one worker.
       normalize: ``"workers"`` divides by n, ``"present"`` by the sum of the weights.
+      graph: the graph of a number of workers, if only neighbours hear each other; the aggregate is
+        then each worker's own. None if all workers hear all others.
     """
 
     codec: Codec
     axis_name: coll.AxisName = None
     normalize: str = "workers"
+    graph: Callable[[int], Graph] | None = None
 
     def __post_init__(self) -> None:
         check.axis(self.axis_name)
@@ -270,7 +274,7 @@ class _Run:
             b.codec.protocol(x, b.take(states), self._workers(b))
             for b, x in zip(bundles, taken, strict=True)
         ]
-        rounds = Rounds(axis, self.exchange.normalize, *header, weight)
+        rounds = self._rounds(header, weight)
         outcomes = rounds.drive(protocols, taken)
         again = functools.cache(self.again)  # once per stage: switch branches share no arrays
 
@@ -308,6 +312,13 @@ class _Run:
         split = [() if spec is None else context.spec_axes(spec) for spec in self.specs]
         seen = monitored.seen(self.look, leaves, result, results, costs, split, axis)
         return results, after, (rounds.ok, (seen, costs))
+
+    def _rounds(self, header: tuple[Array | None, Array | None], weight: Array | None) -> Rounds:
+        axis, graph = self.exchange.axis_name, self.exchange.graph
+        if graph is None:
+            return Rounds(axis, self.exchange.normalize, *header, weight)
+        joined = graph(coll.axis_size(axis))
+        return NeighbourRounds(axis, self.exchange.normalize, *header, weight, graph=joined)
 
     def _costs(
         self,

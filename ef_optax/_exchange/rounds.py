@@ -67,8 +67,7 @@ class Rounds:
         while pending or (self.header_due and protocols):
             order = list(pending)
             for i in order:
-                cost = bits_of_request(pending[i], coll.axis_size(self.axis))
-                self.bits[i] = self.bits.get(i, NOTHING).plus(cost)
+                self.bits[i] = self.bits.get(i, NOTHING).plus(self._cost(pending[i]))
             answers = self._serve([pending[i] for i in order])
             pending = {}
             for i, answer in zip(order, answers, strict=True):
@@ -85,6 +84,10 @@ class Rounds:
         else:
             if isinstance(request, Gather) and request.finite is not None:
                 self.flags.setdefault(i, request.finite)
+
+    def _cost(self, request: Request) -> Bits:
+        """What one worker pays for a request."""
+        return bits_of_request(request, coll.axis_size(self.axis))
 
     def _good(self) -> Array:
         """Whether this worker's gradients are accepted and its numbers finite."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,43 @@ def every(
       axis_name: the worker axis, or None.
     """
     return collectives.agreed_cond(count % period == 0, synchronise, go_on, axis=axis_name)
+
+
+def renewed(
+    period: int | None,
+    count: Array,
+    params: Any,
+    ahead: Any,
+    others: Sequence[Any],
+    axis_name: AxisName,
+) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Moves the common model to the mean of the workers' models, which stay where they are.
+
+    Args:
+      period: in every how many steps, by one all-reduce of the model; None for never.
+      count: steps made, this one included.
+      params: x.
+      ahead: a_i, in float32 or wider.
+      others: further trees that are relative to x, like ``ahead``.
+      axis_name: the worker axis, or None.
+
+    Returns:
+      The step of x, and ``ahead`` and ``others`` relative to the new x.
+    """
+
+    def renew() -> tuple[Any, Any, tuple[Any, ...]]:
+        n = collectives.axis_size(axis_name)
+
+        def mean(a: Array, p: Array) -> Array:
+            return (collectives.psum(a, axis_name) / jnp.asarray(n, a.dtype)).astype(p.dtype)
+
+        step = jax.tree.map(mean, ahead, params)
+        return step, trees.sub(ahead, step), tuple(trees.sub(tree, step) for tree in others)
+
+    def stay() -> tuple[Any, Any, tuple[Any, ...]]:
+        return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params), ahead, tuple(others)
+
+    return stay() if period is None else every(period, count, renew, stay, axis_name)
 
 
 def inner_step(

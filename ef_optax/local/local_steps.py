@@ -69,7 +69,7 @@ def local_steps(
     SparseLoCo          ``error_feedback(C, decay=0.95, axis_name=a)``, then ``optax.sgd(1)``:
                         :func:`sparse_loco`
     MuLoCo              inner ``optax.contrib.muon``; ``error_feedback(C, decay=0.9, axis_name=a)``,
-                        then Nesterov's momentum as in DiLoCo
+                        C once more, and Nesterov's momentum: :func:`ef_optax.recipes.muloco`
     Qsparse-local-SGD   inner ``optax.sgd``; ``error_feedback(C, axis_name=a)``, then
                         ``optax.scale(-1)``
     ==================  ===========================================================================

@@ -11,9 +11,11 @@ from ef_optax.recipes.dion2 import dion2
 from ef_optax.recipes.distro import distro
 from ef_optax.recipes.ef21_muon import ef21_muon
 from ef_optax.recipes.ef_sign_sgd import ef_sign_sgd
+from ef_optax.recipes.gpa import gpa
 from ef_optax.recipes.ldadam import ldadam
 from ef_optax.recipes.loco import loco
 from ef_optax.recipes.micro_adam import micro_adam
+from ef_optax.recipes.muloco import muloco
 from ef_optax.recipes.one_bit_adam import one_bit_adam
 from ef_optax.recipes.orthogonalise import orthogonalise, spectral_scale
 from ef_optax.recipes.power_sgd_momentum import power_sgd_momentum
@@ -28,9 +30,11 @@ __all__ = [
     "distro",
     "ef21_muon",
     "ef_sign_sgd",
+    "gpa",
     "ldadam",
     "loco",
     "micro_adam",
+    "muloco",
     "one_bit_adam",
     "orthogonalise",
     "power_sgd_momentum",

@@ -136,6 +136,15 @@ RULES: dict[str, Make] = {
 """Rules that need only the gradients, or arguments made from them here."""
 
 WITH_POINTS: dict[str, Make] = {
+    "beer": lambda: ef.local.beer(optax.sgd(0.1), TOP, 0.3, mean_every=2, axis_name=AXIS),
+    "choco_sgd": lambda: ef.local.choco_sgd(
+        optax.sgd(0.1, 0.9),
+        SIGN,
+        0.3,
+        graph=ef.local.metropolis([(0, 1), (1, 2), (1, 3)]),
+        mean_every=2,
+        axis_name=AXIS,
+    ),
     "cser": lambda: ef.local.cser(SIGN, TOP, 0.1, 2, axis_name=AXIS),
     "cser without gradients": lambda: ef.local.cser(SIGN, None, 0.1, 2, axis_name=AXIS),
     "ef21_page": lambda: ef.ef21_page(TOP, axis_name=AXIS),
@@ -160,6 +169,7 @@ WITH_POINTS: dict[str, Make] = {
         delay=1,
         mixing=0.5,
     ),
+    "noloco": lambda: ef.local.noloco(optax.sgd(0.1, 0.9), 2, 0, mean_every=2, axis_name=AXIS),
     "normalised mvr": lambda: ef.ef21_normalised(TOP, "mvr", axis_name=AXIS),
     "normalised igt": lambda: ef.ef21_normalised(TOP, "igt", axis_name=AXIS),
     "normalised rhm": lambda: ef.ef21_normalised(TOP, "rhm", key=0, axis_name=AXIS),
@@ -181,6 +191,10 @@ RECIPES: dict[str, Make] = {
     "loco": lambda: ef.recipes.loco(
         optax.sgd(0.1, 0.9), reset_every=2, weights=ef.block_quantize(8), axis_name=AXIS
     ),
+    "gpa": lambda: ef.recipes.gpa(
+        optax.chain(ef.error_feedback(TOP, axis_name=AXIS), optax.sgd(0.1)), 0.9
+    ),
+    "muloco": lambda: ef.recipes.muloco(0.1, 2, axis_name=AXIS),
     "one_bit_adam": lambda: ef.recipes.one_bit_adam(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "power_sgd_momentum": lambda: ef.recipes.power_sgd_momentum(
         0.1, 1, weight_decay=0.1, axis_name=AXIS
@@ -279,11 +293,21 @@ def side_by_side(rules: dict[str, Any]) -> optax.GradientTransformation:
 
 
 WHOLE = {"cser", "cser without gradients", "ef21_p", "ef21_prox", "qsparse_local_sgd"}
-WHOLE |= {"diloco", "local_steps", "sharded_optimizer", "sparse_loco", "streaming", *RECIPES}
+WHOLE |= {
+    "beer",
+    "choco_sgd",
+    "diloco",
+    "local_steps",
+    "noloco",
+    "sharded_optimizer",
+    "sparse_loco",
+    "streaming",
+    *RECIPES,
+}
 """Whole optimizers: their updates are steps already."""
 
 
-ALONE = {"diloco", "sparse_loco", "streaming"}
+ALONE = {"beer", "choco_sgd", "diloco", "muloco", "noloco", "sparse_loco", "streaming"}
 """Rules in which a worker with a bad gradient leaves out its own step, and the others go on."""
 
 

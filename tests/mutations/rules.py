@@ -16,6 +16,7 @@ VARIANCE = f"{TESTS}/test_variance_based.py"
 STORED = f"{TESTS}/test_stored.py"
 
 STEPS = "tests/local/test_local_steps.py"
+GOSSIP = "tests/local/test_gossip.py"
 RECIPES = "tests/recipes/test_recipes.py"
 
 MUTATIONS = (
@@ -139,6 +140,77 @@ MUTATIONS = (
         "S_e = S_e - S_D",
         "S_e = S_e + 0 * S_D",
         (f"{TESTS}/test_fetch_sgd.py::test_fetch_sgd",),
+    ),
+    # ---------------------------------------------------------------- gossip
+    Mutation(
+        "CHOCO-SGD mixes with what the neighbours knew before this message",
+        f"{LOCAL}/choco_sgd.py",
+        "x = trees.axpy(consensus_rate, trees.sub(s, xh), x)",
+        "x = trees.axpy(consensus_rate, memory.read(trees.sub(state.mixed, state.estimate)), x)",
+        (f"{GOSSIP}::test_choco_sgd_against_numpy",),
+    ),
+    Mutation(
+        "BEER forgets a gradient that was bad for good",
+        f"{LOCAL}/beer.py",
+        "last = trees.where(good, x, last)",
+        "last = x",
+        (f"{GOSSIP}::test_a_worker_with_a_bad_gradient_leaves_it_out_and_loses_nothing",),
+    ),
+    Mutation(
+        "BEER steps along the worker's own gradient",
+        f"{LOCAL}/beer.py",
+        "own_models.inner_step(inner, V, state.inner",
+        "own_models.inner_step(inner, updates, state.inner",
+        (f"{GOSSIP}::test_beer_against_numpy_and_to_the_optimum",),
+    ),
+    Mutation(
+        "the workers' models move when the common one becomes their mean",
+        f"{MADE_OF}/own_models.py",
+        "return step, trees.sub(ahead, step), tuple(trees.sub(tree, step) for tree in others)",
+        "return step, ahead, tuple(trees.sub(tree, step) for tree in others)",
+        (f"{GOSSIP}::test_choco_sgd_against_numpy",),
+    ),
+    Mutation(
+        "the weights of a graph are those of the senders",
+        "ef_optax/_exchange/neighbours.py",
+        "found[target, number] = self.weights[target][source]",
+        "found[source, number] = self.weights[target][source]",
+        (f"{GOSSIP}::test_choco_sgd_against_numpy",),
+    ),
+    Mutation(
+        "an edge takes a colour that its target has already",
+        "ef_optax/_exchange/neighbours.py",
+        "to[start][a + b - colour], of[end][a + b - colour] = end, start",
+        "to[start][colour], of[end][colour] = end, start",
+        (f"{GOSSIP}::test_edges_are_coloured_with_as_few_matchings_as_possible",),
+    ),
+    Mutation(
+        "a graph in two parts is accepted",
+        f"{MADE_OF}/gossip.py",
+        "reached = reached @ reached",
+        "reached = np.ones_like(reached)",
+        (f"{GOSSIP}::test_bad_arguments",),
+    ),
+    Mutation(
+        "NoLoCo: a worker goes to the mean of its pair at once",
+        f"{LOCAL}/noloco.py",
+        "trees.scale(learning_rate, trees.sub(mean, p))",
+        "trees.sub(mean, p)",
+        (f"{STEPS}::test_local_steps_against_numpy",),
+    ),
+    Mutation(
+        "MuLoCo: the mean is not rounded again",
+        "ef_optax/recipes/muloco.py",
+        "again = compressor if quantise_mean else optax.identity()",
+        "again = optax.identity()",
+        (f"{STEPS}::test_local_steps_against_numpy",),
+    ),
+    Mutation(
+        "GPA: gradients are taken at the average",
+        "ef_optax/recipes/gpa.py",
+        "fast = trees.scale(1 - self.mu_y, Memory.read(self.fast))",
+        "fast = trees.scale(0, Memory.read(self.fast))",
+        (f"{RECIPES}::test_recipes_against_numpy",),
     ),
     # ---------------------------------------------------------------- local steps
     Mutation(

@@ -216,3 +216,13 @@ def micro_adam(gradients, x, C, Q, window, eta, b1, b2, eps, w):
         v = v * (1 - b2) / (1 - b2 ** (t + 1))
         x = x - eta * (m / (np.sqrt(v) + eps) + w * x)
         yield Step(x=x, e=e)
+
+
+def gpa(grads, x, eta, mu_x, mu_y):
+    """Generalised primal averaging with SGD inside."""
+    z = np.copy(x)
+    while True:
+        y = mu_y * x + (1 - mu_y) * z
+        z = z - eta * np.mean([grad(y) for grad in grads], axis=0)
+        x = mu_x * x + (1 - mu_x) * z
+        yield Step(x=x)

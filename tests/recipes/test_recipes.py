@@ -49,6 +49,11 @@ def one_bit_adam(**options):
     return ef.recipes.one_bit_adam(0.02, 8, **own, **options)
 
 
+def exact_sgd(rate, **options):
+    mean = ef.compressed_mean(ef.identity(), axis_name=AXIS)
+    return optax.chain(mean, optax.sgd(rate, **options))
+
+
 CASES = {
     "ef_sign_sgd": (
         lambda: ef.recipes.ef_sign_sgd(falling, axis_name=AXIS),
@@ -95,6 +100,10 @@ CASES["demo"] = (
 CASES["distro"] = (
     lambda: ef.recipes.distro(falling, votes=False, **DEMO),
     lambda: recipes.demo(GRADS, tiles, untiled, 1, START, falling, 0.9, 0.1, ahead=True),
+)
+CASES["gpa"] = (
+    lambda: ef.recipes.gpa(exact_sgd(0.05), 0.8, 0.6),
+    lambda: recipes.gpa(GRADS, START, 0.05, 0.8, 0.6),
 )
 SLOW = {"ef_sign_sgd with top-k", "dgc_sgd"}
 
@@ -154,6 +163,14 @@ EDGES = {
     "1-bit Adam(C = I) = Adam with a variance that is frozen": (
         lambda: one_bit_adam(compressor=ef.identity(), axis_name=AXIS),
         adam_frozen_after_8(),
+    ),
+    "GPA(mu_y = 1, SGD) = heavy ball": (
+        lambda: ef.recipes.gpa(exact_sgd(0.1), 0.8, 1.0),
+        lambda g, x, m: (0.02 * (0.8 * m + g), 0.8 * m + g),
+    ),
+    "GPA(mu_x = 0) = its inner optimizer": (
+        lambda: ef.recipes.gpa(exact_sgd(0.02, momentum=0.8, nesterov=True), 0.0, 0.3),
+        lambda g, x, m: (0.02 * (g + 0.8 * (0.8 * m + g)), 0.8 * m + g),
     ),
     "EF-signSGD(C = I) = SGD": (
         lambda: ef.recipes.ef_sign_sgd(0.05, compressor=ef.identity(), axis_name=AXIS),
