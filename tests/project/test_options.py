@@ -87,6 +87,7 @@ GIVEN: dict[str, Any] = {
     "mesh_or_num_workers": 2,
     "momentum": 0.5,
     "mu": 0.5,
+    "mu_x": 0.5,
     "norms": {"w": 1.0},
     "num_examples": 2,
     "num_workers": 2,
