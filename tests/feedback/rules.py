@@ -194,7 +194,9 @@ RECIPES: dict[str, Make] = {
     "gpa": lambda: ef.recipes.gpa(
         optax.chain(ef.error_feedback(TOP, axis_name=AXIS), optax.sgd(0.1)), 0.9
     ),
-    "muloco": lambda: ef.recipes.muloco(0.1, 2, inner=optax.sgd(0.1), axis_name=AXIS),
+    "muloco": lambda: ef.recipes.muloco(
+        0.1, 2, compressor=SIGN, inner=optax.sgd(0.1), axis_name=AXIS
+    ),
     "one_bit_adam": lambda: ef.recipes.one_bit_adam(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "power_sgd_momentum": lambda: ef.recipes.power_sgd_momentum(
         0.1, 1, weight_decay=0.1, axis_name=AXIS
