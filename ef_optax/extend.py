@@ -84,6 +84,7 @@ from ef_optax.compressors.compressor import Compressor, codec_of
 from ef_optax.compressors.sparse._sparse import Followable, SparseCodec
 from ef_optax.compressors.sparse._threshold import ThresholdCodec
 from ef_optax.compressors.sparse.count_sketch import sketch, sketch_estimates
+from ef_optax.compressors.sparse.dct_top_k import dct_matrix
 from ef_optax.exchanges.shards import GatherShards, ReduceScatter
 
 __all__ = [
@@ -176,6 +177,7 @@ __all__ = [
     "as_key",
     "bits_of",
     "check",
+    "dct_matrix",
     "einsum",
     "from_thin_rows",
     "like_of",

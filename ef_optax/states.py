@@ -52,6 +52,7 @@ from ef_optax.local.noloco import NoLoCoState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
 from ef_optax.local.streaming import StreamingState
 from ef_optax.policies.freeze import FreezeState
+from ef_optax.recipes.dct_adamw import DctAdamWState
 from ef_optax.recipes.distro import DistroState
 from ef_optax.recipes.gpa import GPAState
 from ef_optax.recipes.ldadam import LDAdamState
@@ -67,6 +68,7 @@ __all__ = [
     "ChocoState",
     "CompressedMeanState",
     "DGCState",
+    "DctAdamWState",
     "DistEFSGDMState",
     "DistroState",
     "DoubleSqueezeState",

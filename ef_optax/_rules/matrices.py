@@ -28,14 +28,14 @@ def on_matrices(
       matrices: for the leaves that are matrices.
       others: for all other leaves.
       is_matrix: ``is_matrix(path, leaf)`` from the leaf's name and shape; None for all leaves with
-        two or more axes.
+        two or more axes. Leaves without elements are never matrices.
     """
 
     def label(path: Any, leaf: Any) -> str:
         like = jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
         name = context.path_string(path)
         chosen = len(like.shape) >= 2 if is_matrix is None else is_matrix(name, like)
-        return "matrix" if chosen else "other"
+        return "matrix" if chosen and 0 not in like.shape else "other"
 
     return optax.partition(
         {"matrix": matrices, "other": others},

@@ -4,6 +4,7 @@ A recipe is a complete optimizer, from the gradients of the workers to the step.
 see the chain, and copy the chain to change a part.
 """
 
+from ef_optax.recipes.dct_adamw import dct_adamw
 from ef_optax.recipes.demo import demo
 from ef_optax.recipes.dgc_sgd import dgc_sgd
 from ef_optax.recipes.dion import dion
@@ -23,6 +24,7 @@ from ef_optax.recipes.signum import signum
 from ef_optax.recipes.trion import trion
 
 __all__ = [
+    "dct_adamw",
     "demo",
     "dgc_sgd",
     "dion",

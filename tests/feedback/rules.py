@@ -177,6 +177,7 @@ WITH_POINTS: dict[str, Make] = {
 """Rules that need gradients at other points."""
 
 RECIPES: dict[str, Make] = {
+    "dct_adamw": lambda: ef.recipes.dct_adamw(0.1, 1, others=optax.sgd(0.1), axis_name=AXIS),
     "demo": lambda: ef.recipes.demo(0.1, k=1, chunk=2, weight_decay=0.1, axis_name=AXIS),
     "dion": lambda: ef.recipes.dion(0.1, 1, others=optax.sgd(0.1), axis_name=AXIS),
     "dion2": lambda: ef.recipes.dion2(0.1, 0.5, others=optax.sgd(0.1), axis_name=AXIS),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ef_optax as ef
-from tests.feedback.rules import ALONE, AXIS, EVERY, FEW, RULES, N, thinned
+from tests.feedback.rules import ALL, ALONE, AXIS, EVERY, FEW, RECIPES, RULES, N, thinned
 
 TREES = {
     "empty": {},
@@ -41,19 +41,22 @@ def traced(tx, params):
     return jax.eval_shape(run, grads)
 
 
-@pytest.mark.parametrize("name", EVERY)
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", [*EVERY, *SLOWLY])
 def test_trees_of_every_kind(name):
     """For any tree, updates are like the parameters and the state keeps its form.
 
     Its fields leave the name ``count`` to the optimizer, whose count ``optax.tree.get`` finds.
     """
     for kind in TREES if name in FEW else ("empty", "odd leaves"):
-        params = TREES[kind]
-        before, updates, after = traced(EVERY[name](), params)
+        params = jax.tree.map(jnp.asarray, TREES[kind])
+        before, updates, after = traced(ALL[name](), params)
         form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
         assert form(before) == form(after), kind
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(before)]
-        assert not [path for path in paths if path.endswith(".count")]
+        assert name in RECIPES or not [path for path in paths if path.endswith(".count")]
         assert form(updates) == jax.tree.map(lambda x: ((N, *x.shape), x.dtype), params), kind
 
 

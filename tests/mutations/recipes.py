@@ -131,6 +131,13 @@ MUTATIONS = (
         (f"{STATES}::test_ldadam_against_numpy",),
     ),
     Mutation(
+        "DCT-AdamW: the moments stay where they are when other frequencies are chosen",
+        f"{HERE}/dct_adamw.py",
+        "kept = (chosen[:, :, None] == last[:, None, :]).astype(h.dtype)",
+        "kept = jnp.eye(m.shape[1], dtype=h.dtype)[None] + 0 * last[:, None, :1]",
+        (f"{STATES}::test_dct_adamw_against_numpy",),
+    ),
+    Mutation(
         "MicroAdam: the window counts its steps in the wrong direction",
         f"{HERE}/micro_adam.py",
         "age = (t - jnp.arange(window, dtype=t.dtype)) % window",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.fft
 
 from tests.oracles import Step
 
@@ -200,6 +201,27 @@ def ldadam(gradients, x, r, eta, b1, b2, rho, eps, w):
         step = m / (1 - b1 ** (t + 1)) / (np.sqrt(v / (1 - b2 ** (t + 1))) + eps)
         x = x - eta * (turn(P @ step) + w * x)
         yield Step(x=x, E=turn(E))
+
+
+def dct_adamw(gradients, x, r, eta, b1, b2, eps, w):
+    """Adam in the r largest frequencies of a tall matrix; all moments are kept at full size."""
+    columns = x.shape[1]
+    D = scipy.fft.dct(np.eye(columns), axis=0, norm="ortho")
+    e = np.zeros(gradients.shape[1:])
+    m, v = np.zeros_like(x), np.zeros_like(x)  # of the frequencies, zero if not chosen
+    for t, g in enumerate(gradients):
+        A = g + e
+        S = A @ D.T
+        chosen = np.sort(np.argsort(-np.abs(S).sum(axis=1).mean(axis=0))[:r])
+        mask = np.isin(np.arange(columns), chosen)
+        sent = np.where(mask, S, 0)
+        e = A - sent @ D
+        h = sent.mean(axis=0)
+        m = np.where(mask, b1 * m + (1 - b1) * h, 0)
+        v = np.where(mask, b2 * v + (1 - b2) * h**2, 0)
+        step = m / (1 - b1 ** (t + 1)) / (np.sqrt(v / (1 - b2 ** (t + 1))) + eps)
+        x = x - eta * (step @ D + w * x)
+        yield Step(x=x, e=e, chosen=chosen)
 
 
 def micro_adam(gradients, x, C, Q, window, eta, b1, b2, eps, w):

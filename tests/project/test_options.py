@@ -150,6 +150,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "theory.three_point_constants second_alpha": {"variant": "v4"},
     "dense": {"tx": optax.clip(1.0)},
     "diloco": {"compressor": TOP},
+    "dct_adamw": {"others": optax.sgd(0.1)},
     "dion": {"others": optax.sgd(0.1)},
     "dion2": {"others": optax.sgd(0.1)},
     "ldadam": {"others": optax.sgd(0.1)},

@@ -32,6 +32,9 @@ MAKE = {
     "ldadam of full rank": lambda: ef.recipes.ldadam(
         RATE, 3, rho=0.7, others=optax.sgd(RATE), axis_name=AXIS, **ADAM
     ),
+    "dct_adamw": lambda: ef.recipes.dct_adamw(
+        RATE, 2, weight_decay=DECAY, others=optax.sgd(RATE), axis_name=AXIS, **ADAM
+    ),
     "micro_adam": lambda: ef.recipes.micro_adam(
         RATE,
         0.4,
@@ -46,7 +49,7 @@ MAKE = {
 }
 
 
-TOGETHER = ("ldadam", "micro_adam")
+TOGETHER = ("dct_adamw", "ldadam", "micro_adam")
 """What runs in one program."""
 
 
@@ -85,6 +88,18 @@ def test_ldadam_against_numpy() -> None:
 def test_ldadam_of_full_rank_loses_nothing() -> None:
     (_, state) = trajectories(("ldadam of full rank",))["ldadam of full rank"]
     np.testing.assert_allclose(subspace(state).residual["w"], 0, atol=1e-13)
+
+
+def test_dct_adamw_against_numpy() -> None:
+    """The gradients of the workers differ, so that another frequency is chosen now and then."""
+    x, state = trajectories()["dct_adamw"]
+    state = state.inner_states["matrix"].inner_state[0]
+    expected = list(recipes.dct_adamw(GRADIENTS["w"], START["w"], 2, RATE, 0.8, 0.9, 1e-3, DECAY))
+    assert len({tuple(step.chosen) for step in expected}) > 1
+    close(x["w"], [step.x for step in expected])
+    close(state.feedback.residual["w"], [step.e for step in expected])
+    seen = np.sort(state.chosen["w"][:, 0], axis=-1)
+    np.testing.assert_array_equal(seen, [step.chosen for step in expected])
 
 
 def test_micro_adam_against_numpy() -> None:
