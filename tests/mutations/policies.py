@@ -38,6 +38,16 @@ MUTATIONS = (
         (f"{SCHEDULES}::test_a_frozen_variance_is_that_of_the_step",),
     ),
     Mutation(
+        "a step uses the field that it would have had, and forgets it afterwards",
+        f"{POLICIES}/freeze.py",
+        "values[var] = jnp.where(frozen, swaps[var], value) if var in swaps else value\n"
+        "    return [read(x) for x in jaxpr.outvars]",
+        "values[var] = value\n"
+        "    kept = {x: jnp.where(frozen, y, values[x]) for x, y in swaps.items()}\n"
+        "    return [kept[x] if x in kept else read(x) for x in jaxpr.outvars]",
+        (f"{SCHEDULES}::test_a_frozen_variance_is_that_of_the_step",),
+    ),
+    Mutation(
         "the part of the residual that is not injected is lost",
         f"{POLICIES}/steer_residual.py",
         "whole = trees.axpy(1 - value(injection, step), old, new)",

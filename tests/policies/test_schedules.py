@@ -94,17 +94,31 @@ def test_the_published_ratios_of_dgc() -> None:
 @pytest.mark.usefixtures("standard_promotion")  # Optax's Adam mixes dtypes
 def test_a_frozen_variance_is_that_of_the_step() -> None:
     """Adam's other state goes on."""
-    frozen = ef.policies.freeze(optax.scale_by_adam(eps=0.0), ["nu"], 2)
-    rng, m, v = np.random.default_rng(1), np.zeros(3), np.zeros(3)
-    state = frozen.init(jnp.zeros(3))
-    for t in range(1, 5):
-        g = rng.normal(size=3)
-        updates, state = frozen.update(jnp.asarray(g, jnp.float32), state)
-        m = 0.9 * m + 0.1 * g
-        if t <= 2:
-            v = 0.999 * v + 0.001 * g**2
-        np.testing.assert_allclose(state.inner.nu, v, rtol=1e-5)
-        np.testing.assert_allclose(state.inner.mu, m, rtol=1e-5)
+    adam = optax.scale_by_adam(eps=0.0)
+    compiled = optax.GradientTransformation(adam.init, jax.jit(adam.update))
+    mean = ef.compressed_mean(ef.identity(), axis_name="w")
+    ways = {
+        "plain": (ef.policies.freeze(adam, ["nu"], 2), lambda g: g, lambda s: s.inner),
+        "compiled": (ef.policies.freeze(compiled, ["nu"], 2), lambda g: g, lambda s: s.inner),
+        "simulated": (
+            ef.simulate(optax.chain(mean, ef.policies.freeze(adam, ["nu"], 2)), 2, "w"),
+            lambda g: jnp.stack([g - 1, g + 1]),
+            lambda s: s[1].inner,
+        ),
+    }
+    for tx, spread, inner in ways.values():
+        rng, m, v = np.random.default_rng(1), np.zeros(3), np.zeros(3)
+        state = tx.init(jnp.zeros(3))
+        for t in range(1, 5):
+            g = rng.normal(size=3)
+            updates, state = tx.update(spread(jnp.asarray(g, jnp.float32)), state, jnp.zeros(3))
+            m = 0.9 * m + 0.1 * g
+            if t <= 2:
+                v = 0.999 * v + 0.001 * g**2
+            np.testing.assert_allclose(inner(state).nu, v, rtol=1e-5)
+            np.testing.assert_allclose(inner(state).mu, m, rtol=1e-5)
+            step = m / (1 - 0.9**t) / np.sqrt(v / (1 - 0.999**t))
+            np.testing.assert_allclose(updates, step, rtol=1e-4)
     with pytest.raises(ValueError, match="no state of tx has variance"):
         ef.policies.freeze(optax.scale_by_adam(), ["variance"], 2).init(jnp.zeros(3))
 
