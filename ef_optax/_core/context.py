@@ -31,6 +31,7 @@ class Lift:
         not checked them.
       axes: the worker axes of the lift. An exchange over only some of them does not reach all
         workers, so its messages do not carry ``accepted``.
+      present: whether this worker takes part in this step, a boolean scalar; None if all do.
     """
 
     specs: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
@@ -39,6 +40,7 @@ class Lift:
     guarded: bool = True
     accepted: Any = None
     axes: tuple[str, ...] = ()
+    present: Any = None
 
     def virtual(self) -> Lift:
         """The same lift with emulated model axes, so that it can be traced without devices."""

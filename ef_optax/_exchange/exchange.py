@@ -75,12 +75,15 @@ class Exchange:
       normalize: ``"workers"`` divides by n, ``"present"`` by the sum of the weights.
       graph: the graph of a number of workers, if only neighbours hear each other; the aggregate is
         then each worker's own. None if all workers hear all others.
+      estimates: whether the rule keeps the mean of all workers' estimates. Workers that are absent
+        from a step stay in it then, and the divisor is n; else the mean is over those present.
     """
 
     codec: Codec
     axis_name: coll.AxisName = None
     normalize: str = "workers"
     graph: Callable[[int], Graph] | None = None
+    estimates: bool = False
 
     def __post_init__(self) -> None:
         check.axis(self.axis_name)
@@ -123,6 +126,7 @@ class Exchange:
           entry of the aggregate is NaN unless the lift undoes the step.
         """
         coll.require_local(tree, self.axis_name)
+        self, weight = self._among_present(weight)
         located, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [context.path_string(path) for path, _ in located]
         leaves = [leaf for _, leaf in located]
@@ -179,6 +183,22 @@ class Exchange:
                 monitor=monitor,
             ),
         )
+
+    def _among_present(self, weight: Any) -> tuple[Exchange, Any]:
+        """This exchange and a worker's weight in it, among the workers that are present."""
+        lift = context.current()
+        if lift is None or lift.present is None or self.axis_name is None:
+            return self, weight
+        if set(lift.axes) != set(coll.axis_names(self.axis_name)):
+            raise ValueError(
+                f"present is given, but an exchange over {self.axis_name!r} reaches only some of "
+                f"the workers along {lift.axes}: groups of unequal size would count alike. Leave "
+                "out present, or use one exchange over all worker axes."
+            )
+        own = lift.present.astype(jnp.float32)
+        weight = own if weight is None else weight * own.astype(jnp.result_type(weight))
+        normalize = self.normalize if self.estimates else "present"
+        return dataclasses.replace(self, normalize=normalize), weight
 
     def located(self, tree: Any) -> tuple[list[str], list[jax.ShapeDtypeStruct], Any]:
         """Paths of the leaves, shape and dtype of what a codec gets of each, and the treedef."""

@@ -136,7 +136,7 @@ def start(
     """
 
     def full() -> Followed:
-        dense = Exchange(Identity(), exchange.axis_name)
+        dense = Exchange(Identity(), exchange.axis_name, estimates=exchange.estimates)
         bare = state._replace(codec=())
         own, aggregate, after = track(
             dense, target, estimate, mean, bare, share=share, present=present

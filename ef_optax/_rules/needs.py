@@ -128,7 +128,12 @@ def exchange_for(
     if recurrence is not None and not recurrence.known:
         recurrence = None
     return CheckedExchange(
-        codec, axis_name, asked_by=asked_by, needs=tuple(needs), recurrence=recurrence
+        codec,
+        axis_name,
+        estimates=ADDITIVE in needs,
+        asked_by=asked_by,
+        needs=tuple(needs),
+        recurrence=recurrence,
     )
 
 

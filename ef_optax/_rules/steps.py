@@ -16,7 +16,8 @@ from ef_optax.compressors.combine.identity import Identity
 
 def send_dense(exchange: Exchange, tree: Any, state: ExchangeState) -> tuple[Any, ExchangeState]:
     """The mean of the uncompressed trees, over the same workers and with the same state."""
-    out = Exchange(Identity(), exchange.axis_name)(tree, state._replace(codec=()))
+    dense = Exchange(Identity(), exchange.axis_name, estimates=exchange.estimates)
+    out = dense(tree, state._replace(codec=()))
     return out.aggregate, out.state._replace(codec=state.codec)
 
 

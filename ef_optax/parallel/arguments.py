@@ -124,6 +124,9 @@ def check_rows(name: str, tree: Any, n: int) -> None:
 
 # ---------------------------------------------------------------------------- other arguments
 
+PRESENT = "present"
+"""The extra argument that says which workers take part in a step; the lift keeps it to itself."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -188,7 +191,7 @@ def take_apart(
 
 def is_own(name: str, value: Any) -> bool:
     """Whether an extra argument differs between workers, as gradients at query points do."""
-    return _marked(value) or name == "grads"
+    return _marked(value) or name in ("grads", PRESENT)
 
 
 def all_arrays(extra: Mapping[str, Any]) -> bool:

@@ -73,7 +73,7 @@ def change_workers(state: Any, fresh: Any) -> Any:
             f"{jax.tree.structure(state)} against {jax.tree.structure(fresh)}."
         )
     state = _landed(state, fresh)
-    return jax.tree.map(_carry_leaf, state, fresh, _roles(state), is_leaf=_is_kept)
+    return jax.tree.map(_carry_leaf, state, fresh, roles_of(state), is_leaf=_is_kept)
 
 
 def _landed(state: Any, fresh: Any) -> Any:
@@ -171,12 +171,13 @@ def _placed(value: Any, like: Any) -> Any:
     return jax.device_put(value, like.sharding) if hasattr(like, "sharding") else value
 
 
-def _roles(state: Any, role: str = "") -> Any:
+def roles_of(state: Any, role: str = "") -> Any:
     """The role of every leaf, from the innermost State class that has a role for its field."""
     names = getattr(state, "_fields", None)
     if isinstance(state, tuple) and names is not None:
         named = getattr(type(state), "roles", {})
         fields = zip(names, state, strict=True)
-        return type(state)(*(_roles(value, named.get(name, role)) for name, value in fields))
+        return type(state)(*(roles_of(value, named.get(name, role)) for name, value in fields))
     is_state = lambda x: isinstance(x, tuple) and hasattr(x, "_fields")  # noqa: E731
-    return jax.tree.map(lambda x: _roles(x, role) if is_state(x) else role, state, is_leaf=is_state)
+    one = lambda x: roles_of(x, role) if is_state(x) else role  # noqa: E731
+    return jax.tree.map(one, state, is_leaf=is_state)

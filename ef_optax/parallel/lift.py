@@ -14,6 +14,7 @@ All workers skip a step in which any worker has a NaN, an infinity, or a gradien
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,12 +27,14 @@ from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import (
+    PRESENT,
     all_arrays,
     check_gradients,
     check_params,
     is_own,
     take_apart,
 )
+from ef_optax.parallel.participation import check_present, silenced, waiting
 from ef_optax.parallel.quarantine import each_gradient, keep_if_bad, watched
 from ef_optax.parallel.remedies import explained
 from ef_optax.parallel.worker_map import SAME, Layout, WorkerMap
@@ -92,18 +95,15 @@ def lifted(
         like = _like(updates) if params is None else params
         plan = plans.make(like)
         plan.check(state, workers.num_workers)
+        if PRESENT in extra_args:
+            mask = check_present(extra_args[PRESENT], workers.num_workers)
+            extra_args = {**extra_args, PRESENT: mask}
         extra = take_apart(extra_args, workers.num_workers, own=is_own, numbers=True)
         of_extra = [workers.own if own else SAME for own in extra.own]
 
         def local(g: Any, s: Any, p: Any, x: Any) -> tuple[Any, Any]:
-            given, axis = extra.rebuild(x), workers.axis_name
             names = [name for name, value in extra_args.items() if is_own(name, value)]
-            others = [g for name in names for g in each_gradient(name, given[name])]
-            lift = watched(plan.lift, g, *others, axis=axis)
-            with context.lifting(lift):
-                emitted, after = inner.update(g, s, p, **given)
-            unsplit = not lift.axis_sizes
-            return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=unsplit)
+            return _update_of_one(inner, plan, workers.axis_name, names, g, s, p, extra.rebuild(x))
 
         with explained():
             return workers.run(
@@ -137,6 +137,32 @@ def lifted(
     pair.state_specs = lambda params: plans.make(params).specs
     pair.abstract_state = abstract_state
     return pair
+
+
+def _update_of_one(
+    inner: optax.GradientTransformationExtraArgs,
+    plan: _Plan,
+    axis: AxisName,
+    own: list[str],
+    g: Any,
+    state: Any,
+    params: Any,
+    given: dict[str, Any],
+) -> tuple[Any, Any]:
+    """One worker's update; ``own`` are the extra arguments that differ between workers."""
+    present = given.pop(PRESENT, None)
+    own = [name for name in own if name != PRESENT]
+    if present is not None:
+        g = silenced(present, g)
+        given |= {name: silenced(present, given[name]) for name in own}
+    others = [x for name in own for x in each_gradient(name, given[name])]
+    lift = dataclasses.replace(watched(plan.lift, g, *others, axis=axis), present=present)
+    with context.lifting(lift):
+        emitted, after = inner.update(g, state, params, **given)
+    if present is not None:
+        after = waiting(present, plan.layouts, after, state)
+    unsplit = not lift.axis_sizes
+    return keep_if_bad(emitted, after, state, axis, accepted=lift.accepted, local=unsplit)
 
 
 def _check_transformation(tx: Any) -> None:

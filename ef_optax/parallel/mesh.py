@@ -45,7 +45,8 @@ def data_parallel(
       A transformation with ``init(params)``, which places the state, and
       ``update(grads, state, params)``: each leaf of ``grads`` has a leading axis of n workers, not
       averaged (see :func:`worker_value_and_grad`). Extra arguments are replicated unless wrapped
-      in :class:`PerWorker`; ``grads=`` (gradients at query points) is per worker.
+      in :class:`PerWorker`; ``grads=`` (gradients at query points) is per worker. With
+      ``present=mask``, n booleans, absent workers add nothing to the step and their memories wait.
 
     Raises:
       ValueError: if ``axis_name`` is not in the mesh, if nothing in the chain exchanges, if updates

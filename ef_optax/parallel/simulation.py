@@ -40,6 +40,7 @@ def simulate(
     Returns:
       A transformation with ``init(params)`` and ``update(grads, state, params)``, where each leaf
       of ``grads`` has a leading axis of ``num_workers`` and is not averaged; it emits one update.
+      With ``present=mask``, absent workers add nothing to the step and their memories wait.
 
     Raises:
       ValueError: if nothing in the chain exchanges, if updates differ between workers, or (at

@@ -83,7 +83,7 @@ MUTATIONS = (
     Mutation(
         "the lift does not skip bad steps",
         f"{HERE}/lift.py",
-        "return keep_if_bad(emitted, after, s, axis, accepted=lift.accepted, local=unsplit)",
+        "return keep_if_bad(emitted, after, state, axis, accepted=lift.accepted, local=unsplit)",
         "return emitted, after",
         (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
     ),

@@ -7,6 +7,7 @@ from tests.mutations.mutation import Mutation
 FEEDBACK, EXCHANGES = "ef_optax/feedback", "ef_optax/exchanges"
 AUTO = "tests/exchanges/test_auto.py"
 DELAYED = "tests/exchanges/test_delayed.py"
+PRESENT = "tests/parallel/test_participation.py"
 SHARDED = "tests/feedback/test_sharded_optimizer.py"
 TIERS = "tests/parallel/test_tiers.py"
 
@@ -126,5 +127,48 @@ MUTATIONS = (
         "return residual + codec.of_workers().astype(residual.dtype)",
         "return residual",
         (f"{DELAYED}::test_another_number_of_workers_keeps_what_is_on_its_way",),
+    ),
+    # ---------------------------------------------------------------- absent workers
+    Mutation(
+        "an absent worker's memory does not wait",
+        "ef_optax/parallel/participation.py",
+        "own = layout.stacked and role != SHARDS",
+        "own = False",
+        (f"{PRESENT}::test_error_feedback_of_those_present[simulate]",),
+    ),
+    Mutation(
+        "an absent server forgets what it owes to the others",
+        "ef_optax/parallel/participation.py",
+        "own = layout.stacked and role != SHARDS",
+        "own = layout.stacked",
+        (f"{PRESENT}::test_an_absent_server_goes_on_to_serve_its_shard",),
+    ),
+    Mutation(
+        "estimates of absent workers are left out of the mean",
+        "ef_optax/_exchange/exchange.py",
+        'normalize = self.normalize if self.estimates else "present"',
+        'normalize = "present"',
+        (f"{PRESENT}::test_the_mean_of_estimates_is_over_all_workers",),
+    ),
+    Mutation(
+        "the first, dense estimates are averaged over those present",
+        "ef_optax/_rules/difference.py",
+        "Exchange(Identity(), exchange.axis_name, estimates=exchange.estimates)",
+        "Exchange(Identity(), exchange.axis_name)",
+        (f"{PRESENT}::test_the_mean_of_estimates_is_over_all_workers",),
+    ),
+    Mutation(
+        "absent workers count in the divisor",
+        "ef_optax/_exchange/exchange.py",
+        'normalize = self.normalize if self.estimates else "present"',
+        "normalize = self.normalize",
+        (f"{PRESENT}::test_error_feedback_of_those_present[simulate]",),
+    ),
+    Mutation(
+        "the gradient of an absent worker is used",
+        "ef_optax/parallel/lift.py",
+        "g = silenced(present, g)",
+        "g = g",
+        (f"{PRESENT}::test_error_feedback_of_those_present[simulate]",),
     ),
 )
