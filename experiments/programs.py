@@ -169,8 +169,9 @@ def bytes_sent(compiled: Any, block: int, workers: int) -> dict[str, Any]:
     """Bytes that one worker sends in one of the `block` steps of a compiled program.
 
     What only some of the steps send counts in full, and the result is said to be a bound; how much
-    that is, is under `sometimes`. On devices that share a model, what they send to each other is
-    left out.
+    that is, is under `sometimes`. `rounds` lists the collectives of a step: kind, message, whether
+    only some steps have it. On devices that share a model, what they send to each other is left
+    out.
     """
     names = ("message_bytes", "link_bytes")
     totals, sometimes = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
@@ -185,4 +186,8 @@ def bytes_sent(compiled: Any, block: int, workers: int) -> dict[str, Any]:
     if any(item.conditional for item in collectives):
         rounded = {name: round(total) for name, total in sometimes.items()}
         found |= {"at_most": True, "sometimes": rounded}
+    times = [(item, 1 if item.times is None else item.times // block) for item in collectives]
+    found["rounds"] = [
+        [item.kind, item.message_bytes, item.conditional] for item, n in times for _ in range(n)
+    ]
     return found

@@ -92,4 +92,11 @@ MUTATIONS = (
         "filled = _filled(text, combinations[0])",
         (f"{TESTS}/test_sweep.py::test_all_combinations_run_and_one_table_joins_them",),
     ),
+    Mutation(
+        "local steps send every step",
+        "experiments/lm_costs.py",
+        "/ (period if sometimes else 1)",
+        "/ 1",
+        (f"{TESTS}/test_lm_costs.py::test_bytes_and_seconds_until_the_same_loss",),
+    ),
 )
