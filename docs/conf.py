@@ -88,6 +88,7 @@ CONTENTS = {
         "docs/wire",
         "docs/scaling",
         "docs/too-strong",
+        "docs/language-models",
         "docs/activations",
         "docs/kernels",
         "docs/write-your-own",
