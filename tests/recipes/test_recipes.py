@@ -267,10 +267,11 @@ def test_distro_counts_votes() -> None:
 def test_signum_keeps_its_momentum_in_float32() -> None:
     """Whatever the dtypes of parameters and gradients, the state keeps its form."""
     tx = ef.recipes.signum(0.1)
-    params, grads = jnp.zeros(3, jnp.bfloat16), jnp.ones(3, jnp.float32)
+    params = jnp.zeros(3, jnp.bfloat16)
     state = tx.init(params)
-    _, after = tx.update(grads, state, params)
-    assert state[0].momentum.dtype == after[0].momentum.dtype == jnp.float32
+    for dtype in ("bfloat16", "float32"):
+        _, after = tx.update(jnp.ones(3, dtype), state, params)
+        assert state[0].momentum.dtype == after[0].momentum.dtype == jnp.float32
 
 
 def test_recipes_by_name() -> None:

@@ -1,8 +1,8 @@
 """GreedyLore: directions from a dense step now and then, of which the best few are sent.
 
-every T-th step   H = mean H_i, dense ;  U = its left singular vectors
-all others        l_j = mean <(U^T H_i)_j, v_j>, v_j normal and shared ;  J = the r largest l_j^2
-                  R_i = U_J^T H_i ;  out = U_J mean R_i
+dense step     H = mean H_i ;  U = its left singular vectors
+choice         l_j = mean <(U^T H_i)_j, v_j>, v_j normal and shared ;  J = the r largest l_j^2
+all others     R_i = U_J^T H_i ;  out = U_J mean R_i
 """
 
 from __future__ import annotations
