@@ -86,6 +86,13 @@ MUTATIONS = (
         (f"{OF_MONITOR}test_counters_carry_into_the_second_word",),
     ),
     Mutation(
+        "the error of a rule with an estimate is what it sent",
+        "ef_optax/_exchange/monitored.py",
+        "errors = [p - c for p, c in",
+        "errors = [c for p, c in",
+        (f"{OF_MONITOR}test_an_estimate_and_groups",),
+    ),
+    Mutation(
         "a monitor sees one slice of a leaf",
         "ef_optax/_exchange/monitored.py",
         "coll.psum(sums, axes)",
