@@ -51,6 +51,7 @@ def on_a_mesh(name: str) -> tuple[Any, Any, Any, Any]:
     return tx, update, x, state
 
 
+@pytest.mark.slow
 def test_what_differs_between_workers() -> None:
     """Only what a worker has not sent; moments of what all have received are common."""
     like = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in PARAMS.items()}
