@@ -51,6 +51,7 @@ from ef_optax.local.local_steps import LocalStepsState
 from ef_optax.local.noloco import NoLoCoState
 from ef_optax.local.qsparse_local_sgd import QsparseLocalSGDState
 from ef_optax.local.streaming import StreamingState
+from ef_optax.policies.dense_steps import DenseStepsState
 from ef_optax.policies.freeze import FreezeState
 from ef_optax.recipes.dct_adamw import DctAdamWState
 from ef_optax.recipes.distro import DistroState
@@ -58,7 +59,9 @@ from ef_optax.recipes.gpa import GPAState
 from ef_optax.recipes.ldadam import LDAdamState
 from ef_optax.recipes.micro_adam import MicroAdamState
 from ef_optax.recipes.one_bit_adam import OneBitAdamState
+from ef_optax.recipes.one_bit_lamb import OneBitLambState
 from ef_optax.recipes.signum import SignumState
+from ef_optax.recipes.zero_one_adam import ZeroOneAdamState
 
 __all__ = [
     "AQSGDState",
@@ -69,6 +72,7 @@ __all__ = [
     "CompressedMeanState",
     "DGCState",
     "DctAdamWState",
+    "DenseStepsState",
     "DistEFSGDMState",
     "DistroState",
     "DoubleSqueezeState",
@@ -97,6 +101,7 @@ __all__ = [
     "MonitorState",
     "NoLoCoState",
     "OneBitAdamState",
+    "OneBitLambState",
     "PageState",
     "ProximalState",
     "QsparseLocalSGDState",
@@ -110,4 +115,5 @@ __all__ = [
     "StreamingState",
     "ThreePointState",
     "VarianceBasedState",
+    "ZeroOneAdamState",
 ]

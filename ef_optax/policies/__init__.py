@@ -2,6 +2,7 @@
 
 - **Schedules of a compressor**, which work in every rule: :func:`delayed_start`, :func:`gradual`,
   :func:`dgc_warmup` and :func:`flush`, a dense step now and then.
+- **Policies around a rule**: :func:`dense_steps`, in which the rule rests.
 - **Policies of the residual**, which are wrapped around a rule that has one: :func:`clip_residual`,
   :func:`reset_residual`, :func:`steer_residual` (injection and retention),
   :func:`rescale_residual`. What they drop is counted in their state.
@@ -14,6 +15,7 @@ from ef_optax.policies.accordion import accordion
 from ef_optax.policies.clip_residual import clip_residual
 from ef_optax.policies.compressed_rate import compressed_rate
 from ef_optax.policies.delayed_start import delayed_start
+from ef_optax.policies.dense_steps import dense_steps
 from ef_optax.policies.dgc_warmup import dgc_warmup, dgc_warmup_ratio
 from ef_optax.policies.flush import flush
 from ef_optax.policies.freeze import freeze
@@ -32,6 +34,7 @@ __all__ = [
     "clip_residual",
     "compressed_rate",
     "delayed_start",
+    "dense_steps",
     "dgc_warmup",
     "dgc_warmup_ratio",
     "flush",

@@ -18,10 +18,12 @@ from ef_optax.recipes.loco import loco
 from ef_optax.recipes.micro_adam import micro_adam
 from ef_optax.recipes.muloco import muloco
 from ef_optax.recipes.one_bit_adam import one_bit_adam
+from ef_optax.recipes.one_bit_lamb import one_bit_lamb
 from ef_optax.recipes.orthogonalise import orthogonalise, spectral_scale
 from ef_optax.recipes.power_sgd_momentum import power_sgd_momentum
 from ef_optax.recipes.signum import signum
 from ef_optax.recipes.trion import trion
+from ef_optax.recipes.zero_one_adam import zero_one_adam
 
 __all__ = [
     "dct_adamw",
@@ -38,9 +40,11 @@ __all__ = [
     "micro_adam",
     "muloco",
     "one_bit_adam",
+    "one_bit_lamb",
     "orthogonalise",
     "power_sgd_momentum",
     "signum",
     "spectral_scale",
     "trion",
+    "zero_one_adam",
 ]

@@ -55,6 +55,9 @@ RULES: dict[str, Make] = {
     ),
     "delayed": lambda: ef.error_feedback(ef.exchanges.delayed(TOP), axis_name=AXIS),
     "delayed_start": lambda: ef.ef21(ef.policies.delayed_start(TOP, 1), axis_name=AXIS),
+    "dense_steps": lambda: ef.policies.dense_steps(
+        ef.error_feedback(TOP, axis_name=AXIS), lambda step: step % 2 == 0, axis_name=AXIS
+    ),
     "dgc": lambda: ef.dgc(TOP, nesterov=True, clip_norm=1.0, axis_name=AXIS),
     "dgc warm-up": lambda: ef.dgc(ef.policies.dgc_warmup(0.4, 1, 2), axis_name=AXIS),
     "diana": lambda: ef.diana(UNBIASED, axis_name=AXIS),
@@ -198,6 +201,10 @@ RECIPES: dict[str, Make] = {
     "muloco": lambda: ef.recipes.muloco(
         0.1, 2, compressor=SIGN, inner=optax.sgd(0.1), axis_name=AXIS
     ),
+    "zero_one_adam": lambda: ef.recipes.zero_one_adam(
+        0.1, 2, weight_decay=0.1, var_update_scaler=1, local_step_scaler=1, axis_name=AXIS
+    ),
+    "one_bit_lamb": lambda: ef.recipes.one_bit_lamb(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "one_bit_adam": lambda: ef.recipes.one_bit_adam(0.1, 1, weight_decay=0.1, axis_name=AXIS),
     "power_sgd_momentum": lambda: ef.recipes.power_sgd_momentum(
         0.1, 1, weight_decay=0.1, axis_name=AXIS
@@ -310,7 +317,16 @@ WHOLE |= {
 """Whole optimizers: their updates are steps already."""
 
 
-ALONE = {"beer", "choco_sgd", "diloco", "muloco", "noloco", "sparse_loco", "streaming"}
+ALONE = {
+    "zero_one_adam",
+    "beer",
+    "choco_sgd",
+    "diloco",
+    "muloco",
+    "noloco",
+    "sparse_loco",
+    "streaming",
+}
 """Rules in which a worker with a bad gradient leaves out its own step, and the others go on."""
 
 

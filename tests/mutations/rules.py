@@ -212,6 +212,41 @@ MUTATIONS = (
         "fast = trees.scale(0, Memory.read(self.fast))",
         (f"{RECIPES}::test_recipes_against_numpy",),
     ),
+    Mutation(
+        "the residual is sent in a dense step",
+        "ef_optax/policies/dense_steps.py",
+        "return trees.emit(out.aggregate, updates), state.rule, out.state",
+        "return trees.emit(out.aggregate, updates), rule.init(updates), out.state",
+        (f"{RECIPES}::test_zero_one_adam_against_numpy",),
+    ),
+    Mutation(
+        "0/1 Adam keeps the residual of the gradients for the momenta",
+        "ef_optax/recipes/zero_one_adam.py",
+        "trees.where(now, fresh._replace(exchange=exchange), old.rule)",
+        "trees.where(~now | now, old.rule, fresh)",
+        (f"{RECIPES}::test_zero_one_adam_against_numpy",),
+    ),
+    Mutation(
+        "0/1 Adam: the interval doubles one step late",
+        "ef_optax/recipes/zero_one_adam.py",
+        "(step - self.freeze) // self.scaler",
+        "(step - self.freeze - 1) // self.scaler",
+        (f"{RECIPES}::test_zero_one_adam_against_numpy",),
+    ),
+    Mutation(
+        "1-bit LAMB: the factor forgets the weight decay",
+        "ef_optax/recipes/one_bit_lamb.py",
+        "f = share * f + 1 - share",
+        "f = f * 1",
+        (f"{RECIPES}::test_recipes_against_numpy",),
+    ),
+    Mutation(
+        "1-bit LAMB: small layers are lost in the common scale",
+        "ef_optax/recipes/one_bit_lamb.py",
+        "trees.where(state.step == freeze_step, _scales(m), state.scale)",
+        "state.scale",
+        (f"{RECIPES}::test_recipes_against_numpy",),
+    ),
     # ---------------------------------------------------------------- local steps
     Mutation(
         "CSER: errors are reset one step after they are due",

@@ -135,9 +135,11 @@ GIVEN: dict[str, Any] = {
     "value": 0.5,
     "values": [1],
     "variance": 1.0,
+    "var_freeze_step": 2,
     "variant": "clag",
     "warmup_epochs": 2,
     "weights": (0.5, 0.5),
+    "when": lambda step: step == 0,
     "width": 2,
 }
 """The value of an argument without a default, by its name."""

@@ -10,8 +10,19 @@ import pytest
 import scipy.fft
 
 import ef_optax as ef
-from tests.feedback.problem import AXIS, GRADS, ROUNDS, START, WORKERS, close, per_leaf, run
-from tests.oracles import compress, ef14, iterates, recipes
+from tests.feedback.problem import (
+    AXIS,
+    GRADS,
+    ROUNDS,
+    SIZES,
+    START,
+    WORKERS,
+    close,
+    flat,
+    per_leaf,
+    run,
+)
+from tests.oracles import compress, ef14, iterates, one_bit, recipes
 from tests.oracles import run as take
 from tests.parallel.ways import N, workers
 
@@ -101,6 +112,23 @@ CASES["distro"] = (
     lambda: ef.recipes.distro(falling, votes=False, **DEMO),
     lambda: recipes.demo(GRADS, tiles, untiled, 1, START, falling, 0.9, 0.1, ahead=True),
 )
+LAMB = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}
+
+
+def one_bit_lamb(C, freeze_step=8, **options):
+    own = {"weight_decay": 0.1, "coefficients": (0.3, 0.9), "compressor": C, "axis_name": AXIS}
+    return ef.recipes.one_bit_lamb(0.05, freeze_step, **own, **LAMB, **options)
+
+
+def lamb_oracle(C, freeze=8):
+    bounds = {"low": 0.3, "high": 0.9, "factors": (0.8, 1.2), "change": 0.05}
+    return one_bit.one_bit_lamb(GRADS, C, SIZES, START, 0.05, freeze, w=0.1, **LAMB, **bounds)
+
+
+CASES["one_bit_lamb"] = (
+    lambda: one_bit_lamb(ef.rms_sign(), factors=(0.8, 1.2), factor_change=0.05),
+    lambda: lamb_oracle(rms_sign),
+)
 CASES["gpa"] = (
     lambda: ef.recipes.gpa(exact_sgd(0.05), 0.8, 0.6),
     lambda: recipes.gpa(GRADS, START, 0.05, 0.8, 0.6),
@@ -114,6 +142,34 @@ SLOW = {"ef_sign_sgd with top-k", "dgc_sgd"}
 def test_recipes_against_numpy(name: str) -> None:
     make, oracle = CASES[name]
     close(run(ef.simulate(make(), WORKERS, AXIS)).x, iterates(oracle(), ROUNDS))
+
+
+ZERO_ONE = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}
+
+
+def zero_one_adam(C, freeze, kappa, scaler, clipper, w=0.1):
+    return ef.recipes.zero_one_adam(
+        falling,
+        freeze,
+        weight_decay=w,
+        var_update_scaler=kappa,
+        local_step_scaler=scaler,
+        local_step_clipper=clipper,
+        compressor=C,
+        axis_name=AXIS,
+        **ZERO_ONE,
+    )
+
+
+def test_zero_one_adam_against_numpy() -> None:
+    """Rare updates of the variance, the freeze, and intervals of 1, 2, 4 and 4 local steps."""
+    got = run(ef.simulate(zero_one_adam(ef.top_k(k=2), 8, 2, 3, 4), WORKERS, AXIS))
+    oracle = one_bit.zero_one_adam(
+        GRADS, per_leaf(compress.top_k(2)), START, falling, 8, 2, 3, 4, w=0.1, **ZERO_ONE
+    )
+    steps = take(oracle, ROUNDS)
+    close(got.x, [s.x for s in steps])
+    close(got.x[:, None] + flat(got.state.ahead, 2), [s.y for s in steps])
 
 
 def test_power_sgd_momentum_against_numpy() -> None:
@@ -147,14 +203,30 @@ def twice(g, x, m):
     return 0.02 * (g + 0.1 * x + m), m
 
 
-def adam_frozen_after_8():
+def adam_frozen_after_8(rate=lambda t: 0.02, w=0.1):
     """Adam without bias correction, whose variance is that of the eighth step from then on."""
     m, v, t = np.zeros_like(START), np.zeros_like(START), 0
 
     def step(g, x, _):
         nonlocal m, v, t
         m, v, t = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2 if t < 8 else v, t + 1
-        return 0.02 * (m / (np.sqrt(v) + 1e-3) + 0.1 * x), None
+        return rate(t - 1) * (m / (np.sqrt(v) + 1e-3) + w * x), None
+
+    return step
+
+
+def lamb():
+    """You et al. 2020 with a clipped trust ratio for each leaf."""
+    m, v = np.zeros_like(START), np.zeros_like(START)
+
+    def step(g, x, _):
+        nonlocal m, v
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        u, done = m / (np.sqrt(v) + 1e-3) + 0.1 * x, []
+        for part in (slice(0, 3), slice(3, 7)):
+            ratio = np.linalg.norm(x[part]) / np.linalg.norm(u[part])
+            done.append(0.05 * np.clip(ratio, 0.3, 0.9) * u[part])
+        return np.concatenate(done), None
 
     return step
 
@@ -171,6 +243,14 @@ EDGES = {
     "GPA(mu_x = 0) = its inner optimizer": (
         lambda: ef.recipes.gpa(exact_sgd(0.02, momentum=0.8, nesterov=True), 0.0, 0.3),
         lambda g, x, m: (0.02 * (g + 0.8 * (0.8 * m + g)), 0.8 * m + g),
+    ),
+    "0/1 Adam(C = I, all variances, H = 1) = 1-bit Adam(C = I)": (
+        lambda: zero_one_adam(ef.identity(), 8, 100, 100, 1, w=0.0),
+        adam_frozen_after_8(falling, 0.0),
+    ),
+    "1-bit LAMB(no freeze) = LAMB without bias correction": (
+        lambda: one_bit_lamb(ef.rms_sign(), 100),
+        lamb(),
     ),
     "EF-signSGD(C = I) = SGD": (
         lambda: ef.recipes.ef_sign_sgd(0.05, compressor=ef.identity(), axis_name=AXIS),
