@@ -36,6 +36,7 @@ TRANSPORTS: dict[str, Callable[[], ef.Compressor]] = {
     "two_shot(block_quantize(4))": lambda: ef.exchanges.two_shot(ef.block_quantize(4)),
     "leader(top_k(0.01))": lambda: ef.exchanges.leader(ef.top_k(0.01)),
     "tree(top_k(0.01))": lambda: ef.exchanges.tree(ef.top_k(0.01)),
+    "auto(top_k(0.01))": lambda: ef.exchanges.auto(ef.top_k(0.01)),
     "arc_top_k(0.01)": lambda: ef.arc_top_k(0.01),
     "power_sgd(2)": lambda: ef.power_sgd(2),
 }
