@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from ef_optax.measure.planner import Link, Tier, plan
+from ef_optax.measure.planner import Link, Method, Tier, methods, named, plan
 
 _ABOUT = """\
 The time of a training step with each method: exact bytes of every message, a model of the links
@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--overlap", default="0", help="share of the computation that hides transfer")
     step.add_argument("--steps", help="steps of an epoch, for its time")
     step.add_argument(
+        "--methods",
+        help="what to compare with dense means, as 'error_feedback(top_k(0.01)) | adamw(3e-4)'",
+    )
+    step.add_argument(
         "--codec",
         default="measured",
         help="measured (on this machine, once), free, or seconds per value such as 1e-10",
@@ -85,6 +89,11 @@ def _tier(text: str) -> Tier:
     return Tier(int(_number("tiers", devices, int)), Link(rate, latency or "0ms"))
 
 
+def _with_dense(text: str) -> tuple[Method, ...]:
+    """The methods that are named, after those that send dense means."""
+    return (*(method for method in methods() if method.dense), *named(text))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a plan; returns 2 after one line of explanation if an option is wrong."""
     given = _parser().parse_args(arguments)
@@ -109,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 software=math.inf if given.software is None else given.software,
             ),
             given.step_time,
+            methods=None if given.methods is None else _with_dense(given.methods),
             inside=inside,
             devices=whole("devices"),
             overlap=_number("overlap", given.overlap, float),

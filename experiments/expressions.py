@@ -42,13 +42,3 @@ def compressor(expression: ef.expressions.Expression) -> ef.Compressor:
     """The first compressor in an expression: what its messages are like."""
     made = (call.build(AXIS) for call in expression.calls())
     return next((x for x in made if isinstance(x, ef.Compressor)), ef.identity())
-
-
-def period(expression: ef.expressions.Expression) -> int:
-    """Steps between two exchanges, if the expression makes local steps; else 1."""
-    for call in expression.calls():
-        parameters = inspect.signature(call.function).parameters
-        if call.function.__module__.startswith("ef_optax.local") and "period" in parameters:
-            names = [name for name in parameters if name != "axis_name"]
-            return int({**dict(zip(names, call.args, strict=False)), **dict(call.kwargs)}["period"])
-    return 1

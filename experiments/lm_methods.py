@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import optax
 
 import ef_optax as ef
+from ef_optax.measure.planner.named import period_of
 from experiments import expressions
 from experiments.arguments import parse_methods, parse_rates
 from experiments.workers import AXIS
@@ -64,4 +65,4 @@ class Methods:
 
     def period(self, method: str) -> int:
         """Steps between two exchanges of local steps, else 1."""
-        return expressions.period(self.parsed(method))
+        return period_of(self.parsed(method))

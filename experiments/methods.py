@@ -8,6 +8,7 @@ import optax
 from absl import flags
 
 import ef_optax as ef
+from ef_optax.measure.planner.named import period_of
 from experiments import expressions
 from experiments.workers import AXIS
 
@@ -79,6 +80,6 @@ def check(method: str) -> None:
         expressions.check(ef.parse(method))
 
 
-def period_of(method: str) -> int:
+def period(method: str) -> int:
     """Steps between two exchanges of local steps, else 1."""
-    return 1 if method in METHODS else expressions.period(ef.parse(method))
+    return 1 if method in METHODS else period_of(ef.parse(method))

@@ -34,7 +34,7 @@ from absl import app, flags
 
 from experiments import comparison, data, models, report, storage, sweep, tuning, workers
 from experiments.arguments import UsageError, parse_floats, parse_methods, parse_rates
-from experiments.methods import METHODS, check, compressor, optimizer, period_of
+from experiments.methods import METHODS, check, compressor, optimizer, period
 from experiments.programs import Training
 
 ########################################################################################
@@ -184,7 +184,7 @@ def run() -> None:
         logged=("train_loss", "test_loss", "test_accuracy", "learning_rate"),
         epochs=FLAGS.epochs,
         monitored=monitored,
-        period=period_of,
+        period=period,
     )
 
     ####################################################################################

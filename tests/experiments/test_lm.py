@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import expressions, lm, report, storage
+from experiments import lm, report, storage
 from experiments.lm_methods import SHORT, Methods
 from experiments.transformer import SIZES, Size
 from tests.paths import ROOT
@@ -121,7 +121,6 @@ def test_the_schedule_rises_then_falls_to_a_tenth_of_its_peak() -> None:
     schedule = call.build("data")
     found = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
     np.testing.assert_allclose(found, [0.0, 0.05, 0.1, 0.055, 0.01], rtol=1e-5, atol=1e-8)
-    assert expressions.period(methods.parsed("sgd(cosine(0.1))")) == 1
 
 
 def test_held_out_rows_are_padded_to_the_devices_and_counted_once() -> None:

@@ -279,3 +279,28 @@ def test_infinite_and_no_break_even() -> None:
     )
     assert wide.row("scaled_sign").break_even == 0  # signs that are gathered from 128 workers
     assert wide.best.method is DENSE
+
+
+# ------------------------------------------------------------------------ methods by name
+
+
+def test_named_methods_send_what_the_listed_ones_send(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same rounds and the same state as the methods that are written out."""
+    text = (
+        "error_feedback(block_top_k(0.01)) | adamw(3e-4), local.diloco(sgd(1.0), 30), adamw(1e-3)"
+    )
+    top_k, diloco, dense = planner.named(text)
+    leaves = planner.leaves_of({"w": np.zeros((64, 64)), "b": np.zeros(64)})
+    rule = planner.Method("by hand", ef.block_top_k(0.01))
+    assert planner.rounds_of(top_k, leaves, 4) == planner.rounds_of(rule, leaves, 4)
+    # The residual alone: the moments after the bar are the optimizer's.
+    assert planner.state_bytes(top_k, leaves, 4) == 4 * (64 * 64 + 64)
+    assert (diloco.period, dense.period, dense.dense) == (30, 1, True)
+    (reduce,) = planner.rounds_of(dense, leaves, 4)
+    assert (reduce.kind, reduce.message_bytes) == ("reduce", 4 * (64 * 64 + 64) + 4)
+    assert shell.main([*ASKED, f"--methods={text}"]) == 0
+    shown = capsys.readouterr().out
+    assert "error_feedback(block_top_k(0.01)) | adamw(0.0003)" in shown and "dense" in shown
+    for wrong, words in (("top_k(0.1)", "is a compressor"), ("adamv(1)", "adamw")):
+        assert shell.main([*ASKED, f"--methods={wrong}"]) == 2
+        assert words in capsys.readouterr().err

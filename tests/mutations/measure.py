@@ -220,6 +220,13 @@ MUTATIONS = (
     ),
     # ---------------------------------------------------------------- the planner
     Mutation(
+        "planner: a method by name sends dense means",
+        f"{MEASURE}/planner/named.py",
+        "_compressor(part) or identity(), rule",
+        "identity(), rule",
+        (f"{OF_PLANNER}test_named_methods_send_what_the_listed_ones_send",),
+    ),
+    Mutation(
         "planner: a gather costs one message, however many workers there are",
         f"{MEASURE}/planner/cost.py",
         '"gather": workers - 1, "reduce": 2 * share',

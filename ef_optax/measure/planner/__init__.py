@@ -14,6 +14,7 @@ models of 1 to 70 billion parameters. It says nothing about the loss that a meth
 from ef_optax.measure.planner.cost import Round, Tier, inside_seconds, transfer_seconds
 from ef_optax.measure.planner.links import Link, bandwidth, seconds
 from ef_optax.measure.planner.methods import Method, methods, rounds_of, state_bytes
+from ef_optax.measure.planner.named import named
 from ef_optax.measure.planner.plan import Plan, Row, plan
 from ef_optax.measure.planner.shapes import Leaf, leaves_of
 from ef_optax.measure.planner.timing import CodecSeconds, codec_seconds
@@ -32,6 +33,7 @@ __all__ = [
     "inside_seconds",
     "leaves_of",
     "methods",
+    "named",
     "plan",
     "rounds_of",
     "seconds",
