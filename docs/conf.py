@@ -85,6 +85,7 @@ CONTENTS = {
         "docs/how-to-choose",
         "docs/where-things-go",
         "docs/frameworks",
+        "docs/launch",
         "docs/wire",
         "docs/scaling",
         "docs/too-strong",

@@ -54,6 +54,13 @@ def define_flags(values: flags.FlagValues, out_dir: str, seeds: int) -> None:
     flags.DEFINE_integer(
         "checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1, **given
     )
+    flags.DEFINE_integer(
+        "check_replicas",
+        0,
+        "Epochs between two looks whether all workers' parameters are the same; 0: never.",
+        lower_bound=0,
+        **given,
+    )
     flags.DEFINE_bool(
         "monitor",
         False,
@@ -183,6 +190,7 @@ def versions(devices: list[Any]) -> dict[str, str]:
 
 def prepare(values: flags.FlagValues, out_dir: Path, config: dict[str, Any], resume: bool) -> None:
     """Makes the output folder; nothing is touched until everything has been checked."""
+    processes.agree({name: config[name] for name in ("flags", "versions", "data")})
     storage.check_free(out_dir, config, resume, values.overwrite)
     if values.multihost:
         multihost_utils.sync_global_devices("the output folder was checked by all")
@@ -243,6 +251,10 @@ def compare(
             board = SummaryWriter(str(events), purge_step=first + 1) if writer else None
             for epoch in range(first, task.epochs):
                 state, row = epochs.train(compiled, state, rates[method], seed, epoch)
+                if values.check_replicas and (epoch + 1) % values.check_replicas == 0:
+                    processes.check_replicas(
+                        state.params, f"{method}, seed {seed}: {task.unit} {epoch + 1}"
+                    )
                 if row.pop("lost"):
                     raise Diverged(
                         f"{method}, seed {seed}: the loss is not finite at the end of {task.unit} "
@@ -294,7 +306,11 @@ def guarded(values: flags.FlagValues, argv: list[str], job: Callable[[], None]) 
         ef_report.ReportError,
         OSError,
     ) as error:
-        sys.exit(f"error: {error}")
+        processes.end(str(error))
+    except Exception as error:
+        if not processes.lost(error):
+            raise
+        processes.end(processes.lost_words(error))
     except KeyboardInterrupt:
         print("\ninterrupted; go on with the same command and --resume", file=sys.stderr)
         sys.exit(130)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import ef_optax as ef
 from experiments.arguments import UsageError
 
 
@@ -71,6 +74,98 @@ def join(coordinator: str | None, count: int | None, number: int | None, seconds
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"--multihost: {str(error).splitlines()[0]}") from None
 
+
+def agree(facts: dict[str, Any]) -> None:
+    """Refuses processes that were started differently; all of them must call this together.
+
+    Args:
+      facts: what must be the same everywhere, such as flags, versions and a fingerprint of the
+        data; two levels of names, and values that JSON can hold.
+
+    Raises:
+      UsageError: in every process, with the first difference.
+    """
+    if jax.process_count() == 1:
+        return
+    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(text)))
+    padded = np.zeros(max(lengths), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded)
+    given = [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths, strict=True)]
+    for number, other in enumerate(given):
+        if said := difference(given[0], other):
+            raise UsageError(
+                f"--multihost: process {number} has {said[1]}, process 0 has {said[0]}; start all "
+                "processes with the same flags, data and versions"
+            )
+
+
+def difference(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, str] | None:
+    """The first entry in which two processes differ, as each of them has it.
+
+    >>> difference({"flags": {"ratio": 0.1}}, {"flags": {"ratio": 0.2}})
+    ('--ratio=0.1', '--ratio=0.2')
+    """
+    for group, entries in first.items():
+        others = second.get(group, {})
+        for name in {**entries, **others}:
+            values = entries.get(name), others.get(name)
+            if values[0] != values[1]:
+                dash, equals = ("--", "=") if group == "flags" else ("", " ")
+                said = [f"{dash}{name}{equals}{value}" for value in values]
+                return said[0], said[1]
+    return None
+
+
+def check_replicas(params: Any, where: str) -> None:
+    """Refuses parameters of which not all workers have the same copy.
+
+    Raises:
+      UsageError: in every process, with the first of them.
+    """
+    if names := ef.parallel.differing_replicas(params):
+        rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise UsageError(
+            f"{where}: the workers' copies of {names[0]}{rest} differ; some device or library "
+            "computes something else than the others. Go on from an earlier checkpoint without it"
+        )
+
+
+def lost(error: Exception) -> bool:
+    """Whether this error says that another process ended or cannot be reached."""
+    if not jax.distributed.is_initialized():
+        return False
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
+def lost_words(error: Exception) -> str:
+    """What to say about it."""
+    reason = " ".join(str(error).split())[:160]
+    return (
+        f"--multihost: another process ended or cannot be reached ({reason}); start all of them "
+        "again with --resume"
+    )
+
+
+def end(error: str) -> NoReturn:
+    """Ends this process with one line.
+
+    If it is one of several, not through JAX's own end: that waits for all of them, so when one is
+    gone the others stay for minutes and then end with a stack trace. Process 0 goes last, because
+    the others end with a stack trace as soon as they miss it.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(f"error: {error}")
+    sys.stdout.flush()
+    os.write(2, f"error: {error}\n".encode())
+    if jax.process_index() == 0:
+        time.sleep(_LAST_WORDS)
+    os._exit(1)
+
+
+_LAST_WORDS = 3
+"""Seconds that the other processes have to say why they end."""
 
 _MARGIN = 60
 """Seconds after our own time limit at which JAX's client would end the process."""

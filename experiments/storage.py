@@ -29,6 +29,7 @@ import jax
 import orbax.checkpoint as ocp
 
 import ef_optax as ef
+from experiments import processes
 
 _OURS = (
     "config.json",
@@ -232,6 +233,8 @@ def save(folder: Path, epoch: int, tx: Any, state: Any) -> None:
             step=epoch,
         )
     except Exception as error:  # every layer below has errors of its own
+        if processes.lost(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) < 200 else f"{reason[:100]} ... {reason[-100:]}"
         raise OutputError(f"checkpoint {path} cannot be written ({reason}); {advice}") from None

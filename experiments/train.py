@@ -192,11 +192,13 @@ def run() -> None:
     ####################################################################################
     parameters = count_parameters(model, dataset)
     decisive = ("dataset", "model", "batch_size", "epochs", "ratio", "momentum", "weight_decay")
+    arrays = [getattr(dataset, f"{s}_{x}") for s in ("train", "test") for x in ("images", "labels")]
     config = {
         "flags": {name: FLAGS[name].value for name in (*decisive, "seeds", "block_steps")}
         | {"methods": methods, "workers": team.count, "lr": rates, "lr_drops": drops}
         | ({"monitor": True} if monitored else {}),
         "versions": comparison.versions(team.devices),
+        "data": {"the data with checksum": data.fingerprint(arrays)},
         "about": {
             "command": "python -m experiments.train " + shlex.join(sys.argv[1:]),
             "hardware": team.hardware(),

@@ -9,11 +9,13 @@ from ef_optax.parallel.change_workers import change_workers
 from ef_optax.parallel.inference import worker_axes
 from ef_optax.parallel.lift import Lifted, abstract_state, state_specs
 from ef_optax.parallel.quarantine import exchange_states, guard
+from ef_optax.parallel.replicas import differing_replicas
 
 __all__ = [
     "Lifted",
     "abstract_state",
     "change_workers",
+    "differing_replicas",
     "exchange_states",
     "guard",
     "state_specs",

@@ -37,6 +37,14 @@ MUTATIONS = (
         "return value",
         (f"{CHANGE}test_state_moves_to_the_devices_of_the_new_mesh",),
     ),
+    # ---------------------------------------------------------------- replicas
+    Mutation(
+        "copies on other devices of the process are not looked at",
+        f"{HERE}/replicas.py",
+        "yield min(sums, default=0), bool(sums), len(sums) > 1",
+        "yield min(sums, default=0), bool(sums), False",
+        (f"{TESTS}/test_replicas.py::test_one_bit_in_one_copy_is_named",),
+    ),
     # ---------------------------------------------------------------- quarantine
     Mutation(
         "the state of a bad step is kept",
