@@ -99,7 +99,7 @@ class Exchange:
             step=jnp.zeros((), jnp.int32),
             skipped=jnp.zeros((), jnp.int32),
             ok=jnp.ones((), bool),
-            codec=self._init_codecs(tree) if self.codec.stateful else (),
+            codec=_or_nothing(self._init_codecs(tree)) if self.codec.stateful else (),
             monitor=monitored.begin(tree),
         )
 
@@ -133,7 +133,10 @@ class Exchange:
         for path, leaf in zip(paths, leaves, strict=True):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise TypeError(f"updates['{path}'] has dtype {leaf.dtype}, {FLOATING_ONLY}")
-        states = treedef.flatten_up_to(state.codec) if self.codec.stateful else [()] * len(leaves)
+        states = [()] * len(leaves)
+        if self.codec.stateful:
+            known = state.codec if jax.tree.leaves(state.codec) else self._init_codecs(tree)
+            states = treedef.flatten_up_to(known)
 
         def leaves_again() -> list[Array] | None:
             if again is None or specs is not None:  # a map over slices must not close over arrays
@@ -179,7 +182,7 @@ class Exchange:
                 step=state.step + 1,
                 skipped=state.skipped + jnp.where(ok, 0, 1).astype(jnp.int32),
                 ok=ok,
-                codec=treedef.unflatten(states) if self.codec.stateful else (),
+                codec=_or_nothing(treedef.unflatten(states)) if self.codec.stateful else (),
                 monitor=monitor,
             ),
         )
@@ -222,6 +225,15 @@ class Exchange:
                 state = jax.tree.map(lambda x, c=count: jnp.stack([x] * c), state)
             states.append(state)
         return treedef.unflatten(states)
+
+
+def _or_nothing(states: Any) -> Any:
+    """``()`` for states without arrays.
+
+    So the states of all stateless codecs have one form, and a policy that is chosen in the middle
+    of a run goes on with the memories of the rule.
+    """
+    return states if jax.tree.leaves(states) else ()
 
 
 # ---------------------------------------------------------------------------- one step

@@ -115,3 +115,21 @@ def test_a_new_choice_goes_on_with_the_memory() -> None:
     total = jax.tree.map(lambda u, e: u + e, updates, after.residual)
     expected = jax.tree.map(lambda g, e: g + e, GRADS, state.residual)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), total, expected)
+
+
+def test_a_choice_in_the_middle_of_a_run_keeps_the_memories() -> None:
+    """The state of a rule has one form for all stateless compressors, chosen by leaf or not."""
+    before = ef.error_feedback(ef.top_k(k=1))
+    _, state = before.update(GRADS, before.init(GRADS))
+    chosen = ef.policies.within_bytes(state.residual, LEVELS, budget=150)
+    after = ef.error_feedback(chosen)
+    assert jax.tree.structure(after.init(GRADS)) == jax.tree.structure(state)
+    updates, later = after.update(GRADS, state)
+    assert jax.tree.structure(later) == jax.tree.structure(state)
+    owed = jax.tree.map(jnp.add, GRADS, state.residual)
+    jax.tree.map(
+        lambda x, sent, rest: np.testing.assert_allclose(sent + rest, x, atol=1e-6),
+        owed,
+        updates,
+        later.residual,
+    )
