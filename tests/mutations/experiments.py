@@ -9,6 +9,13 @@ ERRORS = f"{TESTS}/test_errors.py::"
 
 MUTATIONS = (
     Mutation(
+        "both stages of the pipeline have the first half of the blocks",
+        "experiments/pipeline.py",
+        "range(model.size.layers // 2, model.size.layers)",
+        "range(model.size.layers // 2)",
+        ("tests/experiments/test_pipeline.py::test_the_two_stages_are_the_transformer",),
+    ),
+    Mutation(
         "a rate at the edge of stability is chosen",
         "experiments/tuning.py",
         "if scores[b][0] >= scores[a][0] / 2",
