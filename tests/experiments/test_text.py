@@ -89,7 +89,11 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path, content: bytes, words:
     ("name", "content", "words"),
     [
         ("a.txt", b"\xff\xfe\x00", r"a\.txt: not a text in UTF-8"),
-        ("a.txt.gz", gzip.compress(b"x" * 99, mtime=0)[:-9], r"a\.txt\.gz: truncated or damaged gzip"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"x" * 99, mtime=0)[:-9],
+            r"a\.txt\.gz: truncated or damaged gzip",
+        ),
         ("a.txt", b"abc", "3 characters are too few"),
         ("a.bin", b"\0\0", "1 training and 0 validation files"),
         ("a.pdf", b"", "no .txt, .txt.gz or .bin file"),
