@@ -88,6 +88,7 @@ CONTENTS = {
         "docs/launch",
         "docs/wire",
         "docs/scaling",
+        "docs/slow-network",
         "docs/too-strong",
         "docs/language-models",
         "docs/activations",
