@@ -99,7 +99,7 @@ class Exchange:
             step=jnp.zeros((), jnp.int32),
             skipped=jnp.zeros((), jnp.int32),
             ok=jnp.ones((), bool),
-            codec=_or_nothing(self._init_codecs(tree)) if self.codec.stateful else (),
+            codec=_or_nothing(self._init_codecs(tree), tree) if self.codec.stateful else (),
             monitor=monitored.begin(tree),
         )
 
@@ -182,7 +182,7 @@ class Exchange:
                 step=state.step + 1,
                 skipped=state.skipped + jnp.where(ok, 0, 1).astype(jnp.int32),
                 ok=ok,
-                codec=_or_nothing(treedef.unflatten(states)) if self.codec.stateful else (),
+                codec=_or_nothing(treedef.unflatten(states), tree) if self.codec.stateful else (),
                 monitor=monitor,
             ),
         )
@@ -227,13 +227,14 @@ class Exchange:
         return treedef.unflatten(states)
 
 
-def _or_nothing(states: Any) -> Any:
+def _or_nothing(states: Any, tree: Any) -> Any:
     """``()`` for states without arrays.
 
     So the states of all stateless codecs have one form, and a policy that is chosen in the middle
-    of a run goes on with the memories of the rule.
+    of a run goes on with the memories of the rule. A tree without leaves, such as the placeholder
+    of ``optax.tree.map_params``, says nothing about the codecs and is returned as it is.
     """
-    return states if jax.tree.leaves(states) else ()
+    return states if jax.tree.leaves(states) or not jax.tree.leaves(tree) else ()
 
 
 # ---------------------------------------------------------------------------- one step

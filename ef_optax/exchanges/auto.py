@@ -184,7 +184,7 @@ def auto(
       b     (256,)      gather     72 bytes; reduce 2,048; two_shot 80
       w     (256, 256)  gather     16,392 bytes; reduce 524,288; two_shot 16,400
       leaf  shape       transport  reason
-      b     (256,)      two_shot   567 bytes; gather 4,536; reduce 4,032
+      b     (256,)      two_shot   1,134 bytes; gather 4,536; reduce 4,032
       w     (256, 256)  two_shot   33,264 bytes; gather 1,032,696; reduce 1,032,192
 
     References:

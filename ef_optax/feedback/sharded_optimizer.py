@@ -28,6 +28,7 @@ from ef_optax.extend import (
     ReduceScatter,
     arguments,
     as_transformation,
+    check,
     exchange_for,
     owned,
     rounded,
@@ -114,6 +115,7 @@ def sharded_optimizer(
     """
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"sharded_optimizer: inner={inner!r} is not an Optax transformation.")
+    check.finite("sharded_optimizer", "injection", injection)
     inner = optax.with_extra_args_support(inner)
     rows = carried("sharded_optimizer: gradients,", gradients, ReduceScatter())
     feedback = error_feedback(rows, axis_name=axis_name, injection=injection, memory=memory)

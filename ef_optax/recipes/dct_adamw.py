@@ -105,7 +105,8 @@ def dct_adamw(
       >>> tx = ef.recipes.dct_adamw(0.5, rank=1, weight_decay=0.0)
       >>> params = jnp.zeros((3, 2))
       >>> updates, state = tx.update(jnp.ones((3, 2)), tx.init(params), params)
-      >>> updates.round(3).tolist()[0]  # one frequency, the mean of each row: 0.5 / sqrt(2)
+      >>> # One frequency travels, the mean of each row: 0.5 / sqrt(2).
+      >>> [round(u, 3) for u in updates[0].tolist()]
       [-0.354, -0.354]
 
     References:

@@ -263,6 +263,7 @@ def messageless():
     return {
         "AcpSgd": ef.acp_sgd(1),
         "ArcTopK": ef.arc_top_k(k=1),
+        "Auto": ef.exchanges.auto(ef.sign()),
         "DionFactors": ef.dion_factors(1),
         "SharedRows": ef.shared_rows(k=1),
         "Carried": ef.exchanges.two_shot(ef.sign()),

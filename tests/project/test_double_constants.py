@@ -52,11 +52,15 @@ EXTRA = {
 PROBABILITIES = ("ef21_partial_participation probability",)
 """Options that are compared with float32 draws, which have 24 bits."""
 
+OPTAX_ONLY = (("muloco", "learning_rate"),)
+"""Options that go to Optax's Muon and nowhere else; strict promotion refuses Muon."""
+
 CASES = [
     (name, option)
     for name, option, kind, _ in OPTIONS
     if kind in ("float", "rate")
     and option not in STATIC
+    and (name, option) not in OPTAX_ONLY
     and not name.startswith(("theory.", *ON_THE_HOST))
 ]
 CASES += [("ef21_w", "weights"), ("probabilistic_mix", "probabilities")]

@@ -156,6 +156,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "dion": {"others": optax.sgd(0.1)},
     "dion2": {"others": optax.sgd(0.1)},
     "ldadam": {"others": optax.sgd(0.1)},
+    "muloco": {"inner": optax.sgd(0.1), "compressor": TOP},
     "trion": {"others": optax.sgd(0.1)},
     "dgc_warmup": {"compressor": ef.top_k},
     "freeze": {"tx": optax.scale_by_adam()},
