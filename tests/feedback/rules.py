@@ -265,9 +265,6 @@ COMPRESSED: Arguments = {
     ("ef21_w", "compressor"): lambda C: ef.ef21_w(C, WEIGHTS, axis_name=AXIS),
     ("ef_bv", "compressor"): lambda C: ef.ef_bv(C, 0.5, axis_name=AXIS),
     ("ef_momentum", "compressor"): lambda C: ef.ef_momentum(C, 0.5, axis_name=AXIS),
-    ("sharded_optimizer", "weights"): lambda C: ef.sharded_optimizer(
-        optax.sgd(0.1), SIGN, C, axis_name=AXIS
-    ),
     ("error_feedback", "compressor"): lambda C: ef.error_feedback(C, axis_name=AXIS),
     ("error_feedback, blended", "compressor"): lambda C: ef.error_feedback(
         C, axis_name=AXIS, injection=0.5
