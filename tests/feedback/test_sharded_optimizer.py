@@ -125,15 +125,16 @@ def test_the_path_of_the_weights_is_ef21_p(workers: int) -> None:
 
 
 def test_the_optimizer_sees_the_exact_weights() -> None:
-    """Decay by a half of x, not of w: with no gradient x halves, and w follows one entry a step."""
+    """Decay by a half of x, not of w: x halves, and w follows by one entry of each shard."""
     decay = optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.5))
-    tx = ef.sharded_optimizer(decay, ef.identity(), ef.top_k(k=1))
-    x, params = np.array([4.0, 2.0]), jnp.array([4.0, 2.0])
+    tx = ef.sharded_optimizer(decay, ef.identity(), ef.top_k(k=1), axis_name=AXIS)
+    tx, x = ef.simulate(tx, 2, AXIS), np.array([4.0, 2.0, 8.0, 1.0])
+    params = jnp.array(x, jnp.float32)
     state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(3):
-        updates, state = update(jnp.zeros(2), state, params)
+        updates, state = update(jnp.zeros((2, 4)), state, params)
         params, x = params + updates, x / 2
-        assert (params + state.behind).tolist() == x.tolist()
+        assert (params + state.behind.reshape(-1)).tolist() == x.tolist()
     assert params.tolist() != x.tolist()
 
 

@@ -104,7 +104,7 @@ MUTATIONS = (
         "ef_optax/_rules/owned.py",
         "index = 0 if n == 1 else coll.axis_index(axis_name)",
         "index = 0",
-        (f"{SHARDED}::test_loco_in_the_letters_of_the_paper[simulate]",),
+        (f"{SHARDED}::test_the_optimizer_sees_the_exact_weights",),
     ),
     # ---------------------------------------------------------------- messages one step late
     Mutation(
