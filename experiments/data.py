@@ -21,7 +21,6 @@ import math
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,9 +42,6 @@ _CIFAR_FILES = {
 _PIXELS = 3 * 32 * 32
 _LARGEST = 1 << 28
 """Bytes of the largest file that any of these sets has, once unpacked, and some to spare."""
-
-_PART = 1 << 20
-"""Values of an array that a fingerprint takes at once."""
 
 
 class DataError(Exception):
@@ -100,21 +96,6 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     if not root.is_dir():
         raise DataError(f"data_dir {root} is not a folder")
     return _cifar(name, root) if name.startswith("cifar") else _idx(name, root)
-
-
-def fingerprint(arrays: Iterable[np.ndarray]) -> str:
-    """A checksum of the arrays' shapes and values; of large ones, of 16 parts of a million values.
-
-    Two processes that read other files, or another version of one, have different ones.
-    """
-    found = 0
-    for array in arrays:
-        found = zlib.crc32(f"{array.dtype}{array.shape}".encode(), found)
-        flat = array.reshape(-1)
-        starts = np.linspace(0, max(0, len(flat) - _PART), 16).astype(int)
-        for start in np.unique(starts):
-            found = zlib.crc32(np.ascontiguousarray(flat[start : start + _PART]), found)
-    return f"{found:08x}"
 
 
 def crop_and_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -30,7 +30,7 @@ import optax
 from absl import flags
 from jax.sharding import PartitionSpec
 
-from experiments import comparison, data, report, storage, sweep, text, workers
+from experiments import comparison, processes, report, storage, sweep, text, workers
 from experiments.arguments import UsageError
 from experiments.lm_methods import SHORT, Methods
 from experiments.programs import Training
@@ -203,7 +203,9 @@ def run() -> None:
         | {"text": corpus.name, "block_steps": block}
         | ({"monitor": True} if task.monitored else {}),
         "versions": comparison.versions(team.devices),
-        "data": {"the data with checksum": data.fingerprint([*corpus.train, *corpus.held_out])},
+        "data": {
+            "the data with checksum": processes.fingerprint([*corpus.train, *corpus.held_out])
+        },
         "about": {
             "command": "python -m experiments.lm " + shlex.join(sys.argv[1:]),
             "hardware": team.hardware(),

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import comparison, data, models, report, storage, sweep, tuning, workers
+from experiments import comparison, data, models, processes, report, storage, sweep, tuning, workers
 from experiments.arguments import UsageError, parse_floats, parse_methods, parse_rates
 from experiments.methods import METHODS, check, compressor, optimizer, period
 from experiments.programs import Training
@@ -198,7 +198,7 @@ def run() -> None:
         | {"methods": methods, "workers": team.count, "lr": rates, "lr_drops": drops}
         | ({"monitor": True} if monitored else {}),
         "versions": comparison.versions(team.devices),
-        "data": {"the data with checksum": data.fingerprint(arrays)},
+        "data": {"the data with checksum": processes.fingerprint(arrays)},
         "about": {
             "command": "python -m experiments.train " + shlex.join(sys.argv[1:]),
             "hardware": team.hardware(),

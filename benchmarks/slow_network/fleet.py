@@ -7,6 +7,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import IO, Any
 
 from benchmarks.slow_network.network import Network
@@ -110,6 +112,24 @@ def serve(answer: Any) -> None:
     for line in sys.stdin:
         out.write(json.dumps(answer(**json.loads(line))) + "\n")
         out.flush()
+
+
+def timed(step: Callable[[int], float], meet: Callable[[], Any], steps: int) -> dict[str, Any]:
+    """Takes one step, waits for the other workers, then times ``steps`` others.
+
+    Returns:
+      The seconds of each step, the last loss, and the bytes that this worker received and sent in
+      all of them.
+    """
+    step(0)
+    meet()
+    before, seconds, loss = traffic(), [], 0.0
+    for i in range(steps):
+        begin = time.perf_counter()
+        loss = step(i)
+        seconds.append(time.perf_counter() - begin)
+    moved = [after - b for after, b in zip(traffic(), before, strict=True)]
+    return {"seconds": seconds, "loss": loss, "received": moved[0], "sent": moved[1]}
 
 
 def traffic() -> tuple[int, int]:

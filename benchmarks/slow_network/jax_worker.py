@@ -54,18 +54,9 @@ class Worker:
           The seconds of each of them, the loss of the last, and the bytes that the interface
           received and sent in all of them.
         """
-        from benchmarks.slow_network.fleet import traffic
+        from benchmarks.slow_network.fleet import timed
 
-        step = self.programs[method]
-        step(0)
-        self.meet()
-        before, seconds, loss = traffic(), [], 0.0
-        for i in range(steps):
-            begin = time.perf_counter()
-            loss = step(i)
-            seconds.append(time.perf_counter() - begin)
-        moved = [after - b for after, b in zip(traffic(), before, strict=True)]
-        return {"seconds": seconds, "loss": loss, "received": moved[0], "sent": moved[1]}
+        return timed(self.programs[method], self.meet, steps)
 
     def probe(self, kind: str, size: int, times: int) -> list[float]:
         """Seconds of a collective alone, with this many bytes from each worker."""

@@ -111,18 +111,9 @@ class Worker:
 
     def run(self, method: str, steps: int) -> dict[str, Any]:
         """Takes one step, then times others, as the JAX side does."""
-        from benchmarks.slow_network.fleet import traffic
+        from benchmarks.slow_network.fleet import timed
 
-        step = self.steps[method]
-        step(0)
-        dist.barrier()
-        before, seconds, loss = traffic(), [], 0.0
-        for i in range(steps):
-            begin = time.perf_counter()
-            loss = step(i)
-            seconds.append(time.perf_counter() - begin)
-        moved = [after - b for after, b in zip(traffic(), before, strict=True)]
-        return {"seconds": seconds, "loss": loss, "received": moved[0], "sent": moved[1]}
+        return timed(self.steps[method], dist.barrier, steps)
 
     def _step(self, method: str) -> Callable[[int], float]:
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from experiments import data, processes, storage
+from experiments import processes, storage
 from experiments.arguments import UsageError
 from tests.experiments.test_train import finish, results, start
 
@@ -69,12 +69,12 @@ def test_a_fingerprint_depends_on_values_shapes_and_order() -> None:
     first, second = np.arange(6, dtype=np.uint8), np.arange(6, dtype=np.uint8)[::-1]
     texts = [[first], [second], [first.reshape(2, 3)], [first.astype(int)], [first, second]]
     texts += [[second, first]]
-    assert len({data.fingerprint(arrays) for arrays in texts}) == len(texts)
-    assert data.fingerprint([first]) == data.fingerprint([first.copy()])
+    assert len({processes.fingerprint(arrays) for arrays in texts}) == len(texts)
+    assert processes.fingerprint([first]) == processes.fingerprint([first.copy()])
     large = np.zeros(3 << 20, np.uint8)
-    before = data.fingerprint([large])
+    before = processes.fingerprint([large])
     large[-1] = 1
-    assert data.fingerprint([large]) != before
+    assert processes.fingerprint([large]) != before
 
 
 def test_copies_that_differ_end_the_run_with_their_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import scipy.fft
 import ef_optax as ef
 from tests.feedback.problem import AXIS, close
 from tests.oracles import compress, recipes
+from tests.recipes.together import trajectories
 
 WORKERS, ROUNDS, RATE = 3, 5, 0.1
 WIDE, TALL = (4, 6), (6, 4)
@@ -44,30 +45,15 @@ FAST = ("dion", "dion2", "ef21_muon", "trion")
 """What runs in one program; the others are another one."""
 
 
+@functools.cache
+def run(fast: bool) -> dict[str, tuple[Any, Any, Any]]:
+    chosen = {name: make() for name, make in MAKE.items() if (name in FAST) == fast}
+    return trajectories(chosen, WORKERS, START, GRADIENTS)
+
+
 def trajectory(name: str) -> tuple[Any, Any, Any]:
     """First state, then parameters and states after every round."""
-    slow = tuple(other for other in MAKE if other not in FAST)
-    return trajectories(FAST if name in FAST else slow)[name]
-
-
-@functools.cache
-def trajectories(names: tuple[str, ...]) -> dict[str, tuple[Any, Any, Any]]:
-    with jax.enable_x64(True):
-        lifted = {name: ef.simulate(MAKE[name](), WORKERS, AXIS) for name in names}
-        start = jax.tree.map(jnp.asarray, START)
-
-        def step(carry: Any, grads: Any) -> Any:
-            after = {}
-            for name, (x, state) in carry.items():
-                updates, state = lifted[name].update(grads, state, x)
-                after[name] = optax.apply_updates(x, updates), state
-            return after, after
-
-        first = {name: (start, tx.init(start)) for name, tx in lifted.items()}
-        grads = jax.tree.map(jnp.asarray, GRADIENTS)
-        seen = jax.jit(lambda c, g: jax.lax.scan(step, c, g)[1])(first, grads)
-        seen, first = jax.device_get((seen, first))
-    return {name: (first[name][1], *seen[name]) for name in names}
+    return run(name in FAST)[name]
 
 
 def matrix_state(state: Any) -> Any:

@@ -18,6 +18,7 @@ import pytest
 import ef_optax as ef
 from tests.feedback.problem import AXIS, close
 from tests.oracles import compress, recipes
+from tests.recipes.together import trajectories
 
 WORKERS, ROUNDS, RATE, DECAY = 3, 7, 0.1, 0.2
 _rng = np.random.default_rng(4)
@@ -54,22 +55,13 @@ TOGETHER = ("dct_adamw", "ldadam", "micro_adam")
 
 
 @functools.cache
-def trajectories(names: tuple[str, ...] = TOGETHER) -> dict[str, tuple[Any, Any]]:
-    """Parameters and states after every round, of each optimizer."""
-    with jax.enable_x64(True):
-        lifted = {name: ef.simulate(MAKE[name](), WORKERS, AXIS) for name in names}
-        start = jax.tree.map(jnp.asarray, START)
+def run(names: tuple[str, ...]) -> dict[str, tuple[Any, Any, Any]]:
+    return trajectories({name: MAKE[name]() for name in names}, WORKERS, START, GRADIENTS)
 
-        def step(carry: Any, grads: Any) -> Any:
-            after = {}
-            for name, (x, state) in carry.items():
-                updates, state = lifted[name].update(grads, state, x)
-                after[name] = optax.apply_updates(x, updates), state
-            return after, after
 
-        first = {name: (start, tx.init(start)) for name, tx in lifted.items()}
-        grads = jax.tree.map(jnp.asarray, GRADIENTS)
-        return jax.device_get(jax.jit(lambda c, g: jax.lax.scan(step, c, g)[1])(first, grads))
+def trajectory(name: str) -> tuple[Any, Any]:
+    """Parameters and states after every round."""
+    return run(TOGETHER if name in TOGETHER else (name,))[name][1:]
 
 
 def subspace(state: Any) -> Any:
@@ -77,7 +69,7 @@ def subspace(state: Any) -> Any:
 
 
 def test_ldadam_against_numpy() -> None:
-    x, state = trajectories()["ldadam"]
+    x, state = trajectory("ldadam")
     g = GRADIENTS["w"].mean(axis=1)
     expected = list(recipes.ldadam(g, START["w"], 2, RATE, 0.8, 0.9, 0.7, 1e-3, DECAY))
     close(x["w"], [step.x for step in expected])
@@ -86,13 +78,13 @@ def test_ldadam_against_numpy() -> None:
 
 @pytest.mark.slow
 def test_ldadam_of_full_rank_loses_nothing() -> None:
-    (_, state) = trajectories(("ldadam of full rank",))["ldadam of full rank"]
+    (_, state) = trajectory("ldadam of full rank")
     np.testing.assert_allclose(subspace(state).residual["w"], 0, atol=1e-13)
 
 
 def test_dct_adamw_against_numpy() -> None:
     """The gradients of the workers differ, so that another frequency is chosen now and then."""
-    x, state = trajectories()["dct_adamw"]
+    x, state = trajectory("dct_adamw")
     state = state.inner_states["matrix"].inner_state[0]
     expected = list(recipes.dct_adamw(GRADIENTS["w"], START["w"], 2, RATE, 0.8, 0.9, 1e-3, DECAY))
     assert len({tuple(step.chosen) for step in expected}) > 1
@@ -104,7 +96,7 @@ def test_dct_adamw_against_numpy() -> None:
 
 def test_micro_adam_against_numpy() -> None:
     """All leaves: blocks of five values, of which two are kept; the residual in blocks of four."""
-    x, _ = trajectories()["micro_adam"]
+    x, _ = trajectory("micro_adam")
     for leaf, start in START.items():
         g = GRADIENTS[leaf].mean(axis=1).reshape(ROUNDS, -1)
         steps = recipes.micro_adam(
