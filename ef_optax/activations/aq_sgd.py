@@ -79,8 +79,8 @@ def aq_sgd(
     Returns:
       ``init(x) -> state``, for a batch ``x`` or its shape and dtype, and ``apply(x, state, index)
       -> (y, state)``. ``index`` has the number of each example, int of shape (batch,), all
-      different; -1 marks padding, which is not remembered. Over a mesh axis each stage has its own
-      state, so call ``init`` inside the map too.
+      different; -1 marks padding, and no number outside of [0, N) is remembered. Over a mesh axis
+      each stage has its own state, so call ``init`` inside the map too.
 
     Raises:
       ValueError: for a compressor with its own protocol or with state, or a bad option.
