@@ -112,13 +112,18 @@ def network(workers: int, isolated: bool = True) -> Iterator[Network]:
         if not pathlib.Path(f"/proc/{owner}").exists():
             remove(owner)
     owner = os.getpid()
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    ends = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in ends]
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         remove(owner)
         yield _build(owner, workers)
     finally:
+        for number in ends:  # a second signal must not leave half of it behind
+            signal.signal(number, signal.SIG_IGN)
         remove(owner)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: Any) -> None:

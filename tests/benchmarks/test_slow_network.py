@@ -148,6 +148,7 @@ def test_links_are_as_slow_as_they_are_said_to_be() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_behind_after_a_signal(number: int) -> None:
     program = """
+import time
 from benchmarks.slow_network.network import network
 with network(2):
     print("built", flush=True)
