@@ -55,6 +55,7 @@ from ef_optax.policies.dense_steps import DenseStepsState
 from ef_optax.policies.freeze import FreezeState
 from ef_optax.recipes.dct_adamw import DctAdamWState
 from ef_optax.recipes.distro import DistroState
+from ef_optax.recipes.dual_averaging import DualAveragingState
 from ef_optax.recipes.gpa import GPAState
 from ef_optax.recipes.ldadam import LDAdamState
 from ef_optax.recipes.micro_adam import MicroAdamState
@@ -76,6 +77,7 @@ __all__ = [
     "DistEFSGDMState",
     "DistroState",
     "DoubleSqueezeState",
+    "DualAveragingState",
     "ECQState",
     "EControlState",
     "EF21BidirectionalState",

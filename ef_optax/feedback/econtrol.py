@@ -52,8 +52,8 @@ def econtrol(
 
     Args:
       compressor: what is sent; contractive, such as ``ef.top_k(0.01)``.
-      strength: eta, at least 0. The theory asks for a value of the order of alpha (unverified
-        constant); the public code uses 0.1.
+      strength: eta, at least 0; :func:`ef_optax.theory.econtrol_strength` is that of a theorem,
+        the public code uses 0.1.
       axis_name: the worker axis (or a tuple of axes); None for one worker.
       init: the first estimates h_i, as in :func:`ef21`; ``"full"`` is the paper's start with a
         dense first message.

@@ -10,6 +10,8 @@ from ef_optax.recipes.dgc_sgd import dgc_sgd
 from ef_optax.recipes.dion import dion
 from ef_optax.recipes.dion2 import dion2
 from ef_optax.recipes.distro import distro
+from ef_optax.recipes.dual_averaging import dual_averaging
+from ef_optax.recipes.econtrol_dual_averaging import econtrol_dual_averaging
 from ef_optax.recipes.ef21_muon import ef21_muon
 from ef_optax.recipes.ef_sign_sgd import ef_sign_sgd
 from ef_optax.recipes.gpa import gpa
@@ -32,6 +34,8 @@ __all__ = [
     "dion",
     "dion2",
     "distro",
+    "dual_averaging",
+    "econtrol_dual_averaging",
     "ef21_muon",
     "ef_sign_sgd",
     "gpa",

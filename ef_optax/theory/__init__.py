@@ -10,7 +10,7 @@ subject:
 - ``ef14``: bounds of the residual and of the gradient norm for classic error feedback;
 - ``ef21``: step sizes and the rate of EF21 and its extensions;
 - ``heterogeneity``: workers that differ: weights, cloning, rare features;
-- ``difference``: EF-BV, DIANA, MARINA and three-point compressors;
+- ``difference``: EF-BV, DIANA, EControl, MARINA and three-point compressors;
 - ``benefit``: when error feedback pays;
 - ``tight``: the best steps and rates of EF14, EF21 and compressed gradient descent, attained;
 - ``coordination``: what the step and the batch must do when compression begins.
@@ -27,6 +27,7 @@ from ef_optax.theory.difference import (
     EFBVParameters,
     ThreePoint,
     diana_step,
+    econtrol_strength,
     ef_bv_parameters,
     ef_bv_step,
     marina_step,
@@ -69,6 +70,7 @@ __all__ = [
     "damped_contraction",
     "delay_rounds",
     "diana_step",
+    "econtrol_strength",
     "ef14_bound",
     "ef14_residual_bound",
     "ef14_tuned_bound",

@@ -123,6 +123,37 @@ def diana_step(constants: Smoothness, omega: float, *, rule: str = "max") -> flo
     raise ValueError(f'rule={rule!r} must be "max" or "mean".')
 
 
+def econtrol_strength(alpha: float) -> float:
+    r"""The strength of EControl: how much of the accumulated error it adds to a message.
+
+    .. math:: \eta = \frac{\alpha}{3 \sqrt{1 - \alpha}\,(1 + \sqrt{1 - \alpha})}
+
+    It is that of the convergence theorem of EControl with dual averaging.
+
+    Args:
+      alpha: contraction of the compressor in (0, 1); 1 loses nothing, so any strength will do.
+
+    Returns:
+      eta; about alpha/6 for a strong compressor.
+
+    Raises:
+      ValueError: if ``alpha`` is out of range.
+
+    Example:
+      >>> econtrol_strength(0.75)  # 3/4 / (3 * 1/2 * 3/2)
+      0.3333333333333333
+
+    References:
+      Gao, Rodomanov, Rack, Stich, "Composite Optimization with Error Feedback: the Dual Averaging
+      Approach", ICLR 2026 (arXiv 2510.03507), by a summary; unverified.
+    """
+    alpha = _check.contraction("alpha", alpha)
+    if alpha == 1:
+        raise ValueError("alpha=1 must be below 1: nothing is lost, and any strength will do.")
+    q = math.sqrt(1 - alpha)
+    return alpha / (3 * q * (1 + q))
+
+
 def marina_step(
     constants: Smoothness, omega: float, probability: float, participants: int | None = None
 ) -> float:

@@ -188,6 +188,9 @@ RECIPES: dict[str, Make] = {
     "dgc_sgd": lambda: ef.recipes.dgc_sgd(
         0.1, 0.4, weight_decay=0.1, steps_per_epoch=1, warmup_epochs=2, axis_name=AXIS
     ),
+    "econtrol_dual_averaging": lambda: ef.recipes.econtrol_dual_averaging(
+        TOP, 0.1, 0.5, ef.l1_prox(0.1), axis_name=AXIS
+    ),
     "ef21_muon": lambda: ef.recipes.ef21_muon(0.1, TOP, server=SIGN, axis_name=AXIS),
     "ef_sign_sgd": lambda: ef.recipes.ef_sign_sgd(0.1, axis_name=AXIS),
     "ldadam": lambda: ef.recipes.ldadam(0.1, 1, others=optax.sgd(0.1), axis_name=AXIS),

@@ -9,8 +9,30 @@ RECIPES = "tests/recipes/test_recipes.py"
 MATRICES = "tests/recipes/test_matrices.py"
 STATES = "tests/recipes/test_optimizer_states.py"
 NUMPY = f"{RECIPES}::test_recipes_against_numpy"
+DUAL = f"{NUMPY}[econtrol_dual_averaging]"
 
 MUTATIONS = (
+    Mutation(
+        "dual averaging: the regulariser is weighed with the last weight only",
+        f"{HERE}/dual_averaging.py",
+        "x = prox(x, rate * weight)",
+        "x = prox(x, rate * a)",
+        (DUAL,),
+    ),
+    Mutation(
+        "dual averaging: steps are taken from the last model",
+        f"{HERE}/dual_averaging.py",
+        "x = trees.axpy(-rate, z, state.start)",
+        "x = trees.axpy(-rate, updates, trees.wide(params))",
+        (DUAL,),
+    ),
+    Mutation(
+        "dual averaging: all gradients weigh the same",
+        f"{HERE}/dual_averaging.py",
+        "z = trees.axpy(a, updates, state.total)",
+        "z = trees.axpy(1.0, updates, state.total)",
+        (DUAL,),
+    ),
     Mutation(
         "signum: the momentum takes the dtype of the gradients",
         f"{HERE}/signum.py",

@@ -248,3 +248,21 @@ def gpa(grads, x, eta, mu_x, mu_y):
         z = z - eta * np.mean([grad(y) for grad in grads], axis=0)
         x = mu_x * x + (1 - mu_x) * z
         yield Step(x=x)
+
+
+def econtrol_dual_averaging(grads, C, x, rate, eta, weight, l1):
+    """Gao et al. 2026 with psi = l1 ||x||_1, coordinate by coordinate; h_i starts at C(g_i)."""
+    start, z, A, t = x, np.zeros_like(x), 0.0, 0
+    h_i, e_i = [np.zeros_like(x) for _ in grads], [np.zeros_like(x) for _ in grads]
+    while True:
+        for i, grad in enumerate(grads):
+            d = grad(x) - h_i[i] + eta * e_i[i]
+            sent = C(d)
+            e_i[i] = e_i[i] + grad(x) - h_i[i] - sent
+            h_i[i] = h_i[i] + sent
+        z, A, gamma = z + weight(t) * np.mean(h_i, axis=0), A + weight(t), 1 / rate(t)
+        # <z, x> + A l1 |x| + gamma/2 (x - start)^2 is least where its derivative changes sign.
+        above, below = start - (z + A * l1) / gamma, start - (z - A * l1) / gamma
+        x = np.where(above > 0, above, np.where(below < 0, below, 0.0))
+        t += 1
+        yield Step(x=x, h_i=h_i, e_i=e_i)

@@ -133,6 +133,14 @@ CASES["gpa"] = (
     lambda: ef.recipes.gpa(exact_sgd(0.05), 0.8, 0.6),
     lambda: recipes.gpa(GRADS, START, 0.05, 0.8, 0.6),
 )
+CASES["econtrol_dual_averaging"] = (
+    lambda: ef.recipes.econtrol_dual_averaging(
+        ef.top_k(k=1), falling, 0.3, ef.l1_prox(0.2), step_weight=lambda t: 1 + t, axis_name=AXIS
+    ),
+    lambda: recipes.econtrol_dual_averaging(
+        GRADS, per_leaf(compress.top_k(1)), START, falling, 0.3, lambda t: 1 + t, 0.2
+    ),
+)
 SLOW = {"ef_sign_sgd with top-k", "dgc_sgd"}
 
 
@@ -251,6 +259,10 @@ EDGES = {
     "1-bit LAMB(no freeze) = LAMB without bias correction": (
         lambda: one_bit_lamb(ef.rms_sign(), 100),
         lamb(),
+    ),
+    "EControl with dual averaging(C = I, psi = 0, a = 1) = SGD": (
+        lambda: ef.recipes.econtrol_dual_averaging(ef.identity(), 0.05, 0.3, axis_name=AXIS),
+        lambda g, x, m: (0.05 * g, m),
     ),
     "EF-signSGD(C = I) = SGD": (
         lambda: ef.recipes.ef_sign_sgd(0.05, compressor=ef.identity(), axis_name=AXIS),

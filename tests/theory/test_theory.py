@@ -238,6 +238,16 @@ def test_ef_bv_and_3pc_contain_ef21(c: theory.Smoothness, alpha: float):
         assert theory.ef_bv_step(c, bv) <= quadratic * (1 + 1e-9)
 
 
+def test_strength_of_econtrol():
+    """A quarter of the squared norm lost, nearly everything lost, and more of it sent."""
+    assert theory.econtrol_strength(0.75) == pytest.approx(0.75 / (3 * 0.5 * 1.5))
+    assert theory.econtrol_strength(1e-6) == pytest.approx(1e-6 / 6, rel=1e-5)
+    strengths = [theory.econtrol_strength(alpha) for alpha in (0.1, 0.5, 0.9, 0.999)]
+    assert strengths == sorted(strengths)
+    with pytest.raises(ValueError, match="alpha=1 must be below 1"):
+        theory.econtrol_strength(1)
+
+
 def test_ef_bv_for_unbiased_compressors_is_diana():
     bv = theory.ef_bv_parameters(eta=0.0, omega=3.0, omega_av=0.0)
     assert bv.lam == pytest.approx(1 / (1 + 3.0)) and bv.nu == 1
