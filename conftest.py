@@ -6,6 +6,7 @@ the tests do. Variables already set in the environment win.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -82,6 +83,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         names = chosen_part([item.nodeid for item in items], chosen)
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in names])
         items[:] = [item for item in items if item.nodeid in names]
+
+
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector look at what the tests make, now and then.
+
+    Every full collection would visit all modules, test items and traced programs: a second each.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
