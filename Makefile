@@ -87,7 +87,7 @@ test-slow: $(STAMP) ## run the tests that take minutes
 mutations: $(STAMP) ## apply faults to a copy of the library and show which test notices each (an hour)
 	$(RUN) -m tests.mutations $(MUTATION_FLAGS)
 
-notebooks: $(STAMP) ## execute the notebooks
+notebooks: $(STAMP) ## execute the notebooks and the long pages of the documentation
 	$(RUN) -m pytest -n $(JOBS) -m notebooks $(TEST_FLAGS)
 
 benchmark: $(STAMP) ## measure codecs and training steps against their floors

@@ -122,6 +122,7 @@ def report(compressor: ef.Compressor, n: int) -> ef.WireReport:
     return ef.wire_report(exchange_of(compressor.codec, MODEL, mesh))
 
 
+@pytest.mark.slow
 def test_link_bytes_do_not_grow_with_the_workers() -> None:
     """Two all-reduces of exactly the declared bits, on 2, 4 and 8 workers."""
     arc, top = ef.arc_top_k(0.05), ef.top_k(0.05)

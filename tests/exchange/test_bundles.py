@@ -274,8 +274,11 @@ def by_hand(mode, grads):
 @pytest.mark.usefixtures("everything_is_large")
 @pytest.mark.parametrize(
     "mode",
-    ["simulate", "auto"]
-    + [pytest.param(m, marks=pytest.mark.slow) for m in ("explicit", "pmap", "shard_map")],
+    ["auto"]
+    + [
+        pytest.param(m, marks=pytest.mark.slow)
+        for m in ("simulate", "explicit", "pmap", "shard_map")
+    ],
 )
 def test_large_leaves_in_every_mode(mode):
     grads = gradients()
@@ -305,7 +308,7 @@ def program(count):
     return compiled(step.lower(grads, state))
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_residual_of_a_large_matrix_is_written_in_place(count):
     """No copy of a leaf, of its residual or of its update; there is room for bits and samples."""
     values = count * SIDE * SIDE
@@ -314,6 +317,7 @@ def test_the_residual_of_a_large_matrix_is_written_in_place(count):
     assert memory.temp_size_in_bytes <= 1.2 * values
 
 
+@pytest.mark.slow
 def test_more_equal_leaves_have_no_kernels_of_their_own():
     """Only code that joins the leaves depends on their number; nothing else compiles again."""
     few, many = (kernels_of(program(count).as_text()) for count in (3, 5))

@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import ef_optax as ef
 from tests.programs import compiled
@@ -49,6 +50,7 @@ def test_scaled_sign_with_its_residual_needs_two_passes_and_no_third() -> None:
     assert program.memory_analysis().temp_size_in_bytes <= 0.2 * SIZE  # bits and partial sums
 
 
+@pytest.mark.slow
 def test_top_k_asks_its_message_whether_the_leaf_is_finite() -> None:
     """Checks add no more than a few scalars to the bytes of the step."""
     codec = ef.top_k(0.01).codec

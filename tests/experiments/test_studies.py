@@ -39,6 +39,7 @@ def keep(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> None:
     monkeypatch.setattr(module, "METHODS", {name: module.METHODS[name] for name in names})
 
 
+@pytest.mark.slow
 def test_counterexamples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(monkeypatch, counterexamples, "sign", "ef_sign")
     rows = results(counterexamples.main, tmp_path / "out", "--runs=50")
@@ -84,6 +85,7 @@ def test_span_data_are_those_of_the_description() -> None:
     assert points[:, 3:].sum(0).max() == 1  # no two points share those
 
 
+@pytest.mark.slow
 def test_rates_stay_within_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(monkeypatch, rates, "ef_top_4", "top_4", "ef_random_4")
     rows = results(rates.main, tmp_path / "out", "--log_steps=9", "--runs=4")
@@ -113,6 +115,7 @@ def test_constants_of_the_rates_study() -> None:
     assert pytest.approx(rates.DIMENSION * at_start, rel=1e-6) == rates.INITIAL_GAP
 
 
+@pytest.mark.slow
 def test_batch_size_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.signal, "signal", lambda *_: None)  # the session keeps its own
     words = ["study", "--methods=ef_signsgd", "--lr=ef_signsgd=0.4", "--seeds=1", "--epochs=1"]

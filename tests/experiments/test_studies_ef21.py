@@ -21,6 +21,7 @@ def value(rows: Rows, key: str, **where: Any) -> Any:
     return found[0]
 
 
+@pytest.mark.slow
 def test_ef21_w_is_ef21_and_the_gain_is_that_of_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ def test_ef21_w_on_files_gains_nothing_where_workers_are_alike(tmp_path: Path) -
     assert "| steep | 12 |" in (tmp_path / "out/table.md").read_text()
 
 
+@pytest.mark.slow
 def test_one_noisy_gradient_a_step_biases_ef21_but_not_its_momentum_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +125,7 @@ def test_one_noisy_gradient_a_step_biases_ef21_but_not_its_momentum_form(
     np.testing.assert_allclose((ef21_momentum.NOISE**2).sum(1).mean(), 1)
 
 
+@pytest.mark.slow
 def test_ef21_reaches_the_tolerance_where_ef14_stops(tmp_path: Path) -> None:
     words = ["study", "--multiples=128,256", "--rounds=1000", f"--out_dir={tmp_path / 'out'}"]
     ef21_logreg.main(words)

@@ -44,6 +44,7 @@ def accept(rows: Rows) -> None:
     assert fast < 1e-4 * slow
 
 
+@pytest.mark.slow
 def test_rare_features_allow_long_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rare_features, "POINTS", 20)
     accept(study_of(tmp_path, "--shares=0.05,0.9", "--rounds=13000"))
@@ -153,6 +154,7 @@ def test_tuning_takes_the_fewest_rounds_and_counts_no_passing_dip() -> None:
     assert never.rounds is None and never.bits is None and never.multiple == 1
 
 
+@pytest.mark.slow
 def test_learning_what_workers_disagree_about_reaches_the_tolerance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

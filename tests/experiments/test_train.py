@@ -177,6 +177,7 @@ def test_methods_are_short_names_or_expressions_in_one_spelling() -> None:
         methods.check(method)
 
 
+@pytest.mark.slow
 def test_a_key_in_an_expression_does_not_start_jax_before_the_devices_are_made(
     tmp_path: Path,
 ) -> None:

@@ -68,6 +68,7 @@ def test_logits_are_those_of_numpy_and_see_only_the_past(variables: Any) -> None
         np.testing.assert_allclose(row, oracle(params, tokens), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_remat_changes_the_program_and_not_the_gradient(variables: Any) -> None:
     def gradient(remat: bool) -> tuple[Any, int]:
         def loss(tree: Any) -> jax.Array:

@@ -58,6 +58,7 @@ def test_diana_learns_at_the_rate_of_its_compressor():
     np.testing.assert_allclose(h, np.where(h != 0, g, 0), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_diana_converges_where_plain_compression_cannot():
     """If workers disagree but gradients are exact, control variates remove all the noise."""
     compressor = ef.random_k(key=3, k=2, scaled=True)
@@ -165,6 +166,7 @@ def test_pp_marina_averages_over_those_that_take_part():
     check(lifted, oracle, noisy=True, mean="g")  # the weight 3/2 is exact in float32
 
 
+@pytest.mark.slow
 def test_pp_marina_with_all_workers_is_marina():
     one, other = (
         ef.marina(RANDOM2, 0.3, key=2, participants=r, axis_name=AXIS) for r in (None, WORKERS)
@@ -260,6 +262,7 @@ def test_ec_sgd_diana():
     close(run(optimizer(recipe)).x, expected)
 
 
+@pytest.mark.slow
 def test_ec_sgd_diana_converges_where_error_feedback_stalls():
     best = np.linalg.solve(H.mean(0), -np.mean([g(np.zeros(7)) for g in GRADS], axis=0))
     end = {}

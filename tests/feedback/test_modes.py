@@ -81,7 +81,7 @@ def test_a_fresh_state_may_be_donated(name):
 # Numbers: all rules in one program a mode
 ########################################################################################
 
-FEW = ("clip21", "dist_ef_sgdm", "ef21 unbiased", "pp-marina")
+FEW = ("dist_ef_sgdm", "ef21 unbiased")
 SPECS = {"w": P("model"), "b": P()}
 
 
@@ -174,12 +174,12 @@ reference = functools.cache(simulated)
 
 @pytest.mark.parametrize(
     ("mode", "names"),
-    [(mode, FEW) for mode in ("auto", "split auto")]
+    [("split auto", FEW), ("shard_map unchecked", tuple(MIXED))]
     + [
         pytest.param(mode, SPLIT if "split" in mode else TYPED, marks=pytest.mark.slow)
         for mode in MODES
     ]
-    + [(mode, tuple(MIXED)) for mode in ("auto", "shard_map unchecked")],
+    + [pytest.param("auto", tuple(MIXED), marks=pytest.mark.slow)],
     ids=lambda x: x if isinstance(x, str) else KINDS[x],
 )
 def test_devices_follow_the_simulation(mode, names):

@@ -97,6 +97,7 @@ def distortion(targets, weights=None):
     return np.average(np.sum((top_1(targets) - targets) ** 2, axis=-1), weights=weights)
 
 
+@pytest.mark.slow
 def test_rates_of_ef21_are_not_exceeded():
     """QM and AM steps, EF21-W, clones, triggers: the mean of the squared gradient norms."""
     w = np.asarray(theory.weights(CONSTANTS))

@@ -106,7 +106,7 @@ MODES = {
 
 
 # Rules without such arguments go through all modes together, in test_modes.
-QUICK = ("auto", "shard_map checked")
+QUICK = ("shard_map checked",)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,10 @@ def lifted_by(how: str, capacity: float):
     return lifted, jax.jit(lambda g, s, q: lifted.update(g, s, PARAMS, squares=ef.PerWorker(q)))
 
 
-@pytest.mark.parametrize("how,capacity", [("simulate", 1.0), ("simulate", 0.3), ("devices", 0.3)])
+@pytest.mark.parametrize(
+    "how,capacity",
+    [pytest.param("simulate", 1.0, marks=pytest.mark.slow), ("simulate", 0.3), ("devices", 0.3)],
+)
 def test_against_numpy(how: str, capacity: float) -> None:
     drawn = samples()
     emitted, state = run(*lifted_by(how, capacity), drawn)

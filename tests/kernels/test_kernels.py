@@ -81,13 +81,10 @@ def test_signs_and_norm_in_interpret_mode(platform: str, dtype: str, size: int) 
     [
         (platform, *case)
         for platform in TOP_K
-        for case in [
-            ("float32", 4096, 41),
-            ("float32", 2048, 21),
-            ("bfloat16", 4096, 1),
-            ("bfloat16", 4096, 256),
-        ]
+        for case in [("float32", 4096, 41), ("float32", 2048, 21), ("bfloat16", 4096, 1)]
     ]
+    + [("cuda", "bfloat16", 4096, 256)]
+    + [pytest.param("tpu", "bfloat16", 4096, 256, marks=pytest.mark.slow)]
     + [("cuda", "float32", 2048, 2047)],  # the kernel for TPU is not used for so many
 )
 def test_block_top_k_in_interpret_mode(platform: str, dtype: str, length: int, k: int) -> None:
@@ -103,7 +100,7 @@ def test_block_top_k_in_interpret_mode(platform: str, dtype: str, length: int, k
         )
 
 
-@pytest.mark.parametrize("platform", SIGNS)
+@pytest.mark.parametrize("platform", [pytest.param("cuda", marks=pytest.mark.slow), "tpu"])
 def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
     x = jnp.stack(list(adversaries(2 * 4096, jnp.float32).values())[:3])
     words, norms = jax.vmap(functools.partial(SIGNS[platform], interpret=True))(x)
@@ -117,8 +114,10 @@ def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
 
 @pytest.mark.parametrize(
     ("platform", "compressor"),
-    [("cuda", ef.scaled_sign()), ("tpu", ef.block_top_k(0.01))],
-    ids=["cuda-sign", "tpu-k"],
+    [
+        pytest.param("cuda", ef.scaled_sign(), id="cuda-sign"),
+        pytest.param("tpu", ef.block_top_k(0.01), id="tpu-k", marks=pytest.mark.slow),
+    ],
 )
 def test_error_feedback_with_the_kernels_in_interpret_mode(
     platform: str,
@@ -250,15 +249,23 @@ def instructions(lowered: jax.stages.Lowered) -> collections.Counter[str]:
     return collections.Counter(lines)
 
 
-def test_the_program_for_the_cpu_is_that_of_the_xla_form() -> None:
+@pytest.mark.parametrize(
+    ("with_choice", "without"),
+    [
+        pytest.param(sign_step, packing.pack_signs_and_norm, id="signs"),
+        pytest.param(
+            top_k_step,
+            lambda x: block_select.block_top_k_indices(x, 4096, 41),
+            id="block_top_k",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_program_for_the_cpu_is_that_of_the_xla_form(with_choice, without) -> None:
     x = jax.ShapeDtypeStruct((2 * LARGE + 77,), jnp.float32)
-    with_choice = jax.jit(sign_step).lower(x)
-    without = jax.jit(packing.pack_signs_and_norm).lower(x)
-    assert instructions(with_choice) == instructions(without)
-    with_choice = jax.jit(top_k_step).lower(x)
-    without = jax.jit(lambda x: block_select.block_top_k_indices(x, 4096, 41)).lower(x)
-    assert instructions(with_choice) == instructions(without)
-    assert sum(instructions(without).values()) > 10
+    plain = instructions(jax.jit(without).lower(x))
+    assert instructions(jax.jit(with_choice).lower(x)) == plain
+    assert sum(plain.values()) > 10
 
 
 def test_indices_may_be_differentiated_through() -> None:

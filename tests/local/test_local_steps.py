@@ -33,7 +33,7 @@ from tests.oracles.local_steps import (
     sparse,
     streaming,
 )
-from tests.parallel.ways import WHERE, N, workers
+from tests.parallel.ways import N, workers
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -221,7 +221,7 @@ def trained(where: str):
     return jax.tree.map(np.asarray, (params, state, losses)), compiled
 
 
-@pytest.mark.parametrize("where", WHERE[1:])
+@pytest.mark.parametrize("where", ["auto", pytest.param("explicit", marks=pytest.mark.slow)])
 def test_a_mesh_follows_the_simulation_and_sends_at_synchronisations_only(where: str) -> None:
     (got, compiled), (expected, _) = trained(where), trained("simulate")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)

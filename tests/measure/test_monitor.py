@@ -153,7 +153,7 @@ def what_is_asked_for(states) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "mode", ["simulated", "explicit", pytest.param("auto", marks=pytest.mark.slow)]
+    "mode", ["simulated"] + [pytest.param(m, marks=pytest.mark.slow) for m in ("explicit", "auto")]
 )
 def test_error_feedback(mode: str) -> None:
     states = bare("error_feedback")

@@ -52,7 +52,11 @@ def many_leaves():
     return tree
 
 
-@pytest.mark.parametrize("make", [lambda: ef.top_k(0.05), ef.scaled_sign], ids=["top_k", "sign"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: ef.top_k(0.05), pytest.param(ef.scaled_sign, marks=pytest.mark.slow)],
+    ids=["top_k", "sign"],
+)
 def test_many_leaves_travel_in_one_gather_of_exactly_their_bits(make, mesh8) -> None:
     compressor, params = make(), many_leaves()
     chain = optax.chain(ef.error_feedback(compressor, axis_name="data"), optax.sgd(0.1))

@@ -151,15 +151,20 @@ BYTES_A_VALUE = 2.0
     "compressor",
     [
         ef.qsgd(7, key=0, bucket=512),
-        ef.qsgd(7, key=0, bucket=512, norm="linf"),
-        ef.dorefa(4, key=0, bucket=512),
         ef.block_quantize(4, block=512),
-        ef.uniform(4, bucket=512),
         ef.two_mean_sign(),
-        ef.rms_sign(),
-        ef.ternary(0),
-        ef.sampled_top_k(0.01),
-        ef.redsync(0.01),
+        *(
+            pytest.param(compressor, marks=pytest.mark.slow)
+            for compressor in (
+                ef.qsgd(7, key=0, bucket=512, norm="linf"),
+                ef.dorefa(4, key=0, bucket=512),
+                ef.uniform(4, bucket=512),
+                ef.rms_sign(),
+                ef.ternary(0),
+                ef.sampled_top_k(0.01),
+                ef.redsync(0.01),
+            )
+        ),
     ],
     ids=lambda compressor: type(compressor.codec).__name__,
 )

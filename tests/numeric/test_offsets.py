@@ -77,7 +77,11 @@ def tree(layers: int):
     return [one] * layers
 
 
-@pytest.mark.parametrize("make", [ef.scaled_sign, lambda: ef.top_k(0.1)], ids=["sign", "top_k"])
+@pytest.mark.parametrize(
+    "make",
+    [ef.scaled_sign, pytest.param(lambda: ef.top_k(0.1), marks=pytest.mark.slow)],
+    ids=["sign", "top_k"],
+)
 def test_the_different_kernels_of_a_step_do_not_grow_with_the_layers(make) -> None:
     tx = ef.error_feedback(make())
     few, many = (different_kernels(tx.update, t, tx.init(t)) for t in (tree(4), tree(16)))

@@ -87,14 +87,20 @@ def test_one_more_leaf_adds_few_equations(method: str) -> None:
     assert own <= 2 * dense, (own, dense)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The others differ within a bundle of leaves only.
+FEW_METHODS = [
+    pytest.param(m, marks=() if m == "scaled_sign" else pytest.mark.slow) for m in METHODS
+]
+
+
+@pytest.mark.parametrize("method", FEW_METHODS)
 def test_equal_leaves_share_their_kernels(method: str) -> None:
     """Only the kernels that join the leaves depend on their number."""
     few, many = (kernels(method, count) for count in (FEW, MANY))
     assert len(many) <= len(few) + 2, (len(few), len(many))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FEW_METHODS)
 def test_one_more_leaf_adds_few_kernels(method: str) -> None:
     """Besides Adam's: the input, the mean and the residual, and the choice between old and new for
     the update, two moments and the residual. Small leaves share one check for finite numbers.

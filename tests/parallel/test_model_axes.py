@@ -191,14 +191,15 @@ def run(way, layout):
         return Run(ef.data_parallel(chain(), mesh, "data", given), layout, mesh)
 
 
+# Each kind of mesh, each layout, and the simulation of one of them; the other two are slow.
 WAYS = [
-    ("auto", "model"),
-    ("explicit", "model"),
-    ("simulate", "model"),
-    ("auto, specs given", "fsdp and tp"),
-    ("simulate", "fsdp and tp"),
+    pytest.param("auto", "model", marks=pytest.mark.slow),
+    pytest.param("explicit", "model"),
+    pytest.param("simulate", "model"),
+    pytest.param("auto, specs given", "fsdp and tp"),
+    pytest.param("simulate", "fsdp and tp", marks=pytest.mark.slow),
 ]
-ON_DEVICES = [(way, layout) for way, layout in WAYS if way != "simulate"]
+ON_DEVICES = [case for case in WAYS if case.values[0] != "simulate"]
 
 
 ########################################################################################
@@ -214,7 +215,11 @@ def test_every_slice_follows_the_oracle(way, layout):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), got, want)
 
 
-@pytest.mark.parametrize(("way", "layout"), ON_DEVICES)
+# The simulation of the last layout is a slow case.
+@pytest.mark.parametrize(
+    ("way", "layout"),
+    [*ON_DEVICES[:-1], pytest.param(*ON_DEVICES[-1].values, marks=pytest.mark.slow)],
+)
 def test_simulation_is_deployment(way, layout):
     """All random masks are the same, and all numbers are equal to rounding."""
     for a, b in zip(run(way, layout).trajectory, run("simulate", layout).trajectory, strict=True):

@@ -232,7 +232,7 @@ def trajectory(mode):
 
 
 # These differ from others by what is around the exchange alone.
-SLOW = ("shard_map_unchecked", "partly_manual", "scan")
+SLOW = ("pmap", "shard_map_unchecked", "explicit", "partly_manual", "scan")
 EVERY_MODE = [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MODES]
 
 

@@ -59,7 +59,7 @@ def assert_equal(a, b) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("where", ["simulate", "mesh"])
+@pytest.mark.parametrize("where", ["simulate", pytest.param("mesh", marks=pytest.mark.slow)])
 def test_run_equals_the_run_without_the_bad_steps(where: str) -> None:
     """A bad number in any one leaf, whatever compresses it, at any worker."""
     params = dict.fromkeys(CODECS, PARAMS)

@@ -22,6 +22,9 @@ from tests.paths import ROOT
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("*/README.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+DEAR = {"activations.md", "frameworks.md", "where-things-go.md"}
+"""Pages with many programs, which run beside the notebooks."""
+
 SYBIL = Sybil([PythonCodeBlockParser(doctest_optionflags=OPTIONS)])
 
 
@@ -29,7 +32,15 @@ def examples(page: Path) -> Document:
     return SYBIL.parse(page)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if [*examples(p)]], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=pytest.mark.notebooks if p.name in DEAR else ())
+        for p in PAGES
+        if [*examples(p)]
+    ],
+    ids=lambda p: p.name,
+)
 def test_python_blocks_run(page: Path, standard_promotion) -> None:
     """Top to bottom in one namespace; a block with ``>>>`` must give the output it shows."""
     document = examples(page)

@@ -307,7 +307,8 @@ def test_dgc_sgd_of_vectors_is_sgd_with_momentum_and_coupled_weight_decay() -> N
         np.testing.assert_allclose(*seen, rtol=1e-6)
 
 
-@pytest.mark.parametrize("where", ["auto", pytest.param("explicit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["auto", "explicit"])
 def test_one_bit_adam_on_a_mesh(where: str) -> None:
     """As in the simulation, with the two shots of the default; the server's part is its owner's."""
     params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
