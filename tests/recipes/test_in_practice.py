@@ -1,4 +1,4 @@
-"""Optimizers of the literature on a mesh: bytes, checkpoints, and another number of workers."""
+"""Optimizers of the literature on a mesh: steps, bytes, checkpoints, another number of workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,38 @@ from tests.parallel.ways import N, workers
 
 PARAMS = {"w": (6, 8), "b": (5,)}
 MATRICES = {"others": optax.sgd(0.1), "axis_name": "data"}
+TOP = ef.top_k(0.25)
 MAKE = {
     "distro": lambda: ef.recipes.distro(0.1, k=2, chunk=4, axis_name="data"),
     "dion2": lambda: ef.recipes.dion2(0.1, 0.5, **MATRICES),
     "dct_adamw": lambda: ef.recipes.dct_adamw(0.1, 2, **MATRICES),
     "micro_adam": lambda: ef.recipes.micro_adam(0.1, 0.25, window=2, axis_name="data"),
+    "zero_one_adam": lambda: ef.recipes.zero_one_adam(
+        0.1, 1, local_step_scaler=1, compressor=ef.rms_sign(), axis_name="data"
+    ),
+    "one_bit_lamb": lambda: ef.recipes.one_bit_lamb(
+        0.1, 1, compressor=ef.rms_sign(), axis_name="data"
+    ),
+    "noloco": lambda: ef.local.noloco(optax.sgd(0.1), 2, 0, mean_every=4, axis_name="data"),
+    "muloco": lambda: ef.recipes.muloco(
+        0.1, 2, compressor=ef.scaled_sign(), inner=optax.sgd(0.1), axis_name="data"
+    ),
+    "gpa": lambda: ef.recipes.gpa(
+        optax.chain(ef.error_feedback(TOP, axis_name="data"), optax.sgd(0.1, 0.9)), 0.9
+    ),
+    "econtrol_dual_averaging": lambda: ef.recipes.econtrol_dual_averaging(
+        TOP, 0.1, 0.3, ef.l1_prox(0.1), axis_name="data"
+    ),
 }
-OWN = {"distro": 1 + 1, "dion2": 1, "dct_adamw": 1, "micro_adam": 0}
-"""How many fields of the state are like the parameters and differ between workers."""
+OWN = {"distro": 2 * 2, "dion2": 1, "dct_adamw": 1, "micro_adam": 0, "zero_one_adam": 3 * 2}
+OWN |= {"one_bit_lamb": 1, "noloco": 3 * 2, "muloco": 2 * 2, "gpa": 2}
+OWN |= {"econtrol_dual_averaging": 2 * 2}
+"""How many leaves of the state differ between workers. The two of Dion2 and DCT-AdamW are those of
+the matrix, and 1-bit LAMB has one residual of the vector of all momenta."""
+
+BITS = {"one_bit_lamb": 53 + 32, "muloco": 53 + 2 * 32, "gpa": 12 * 38 + 2 * 35}
+BITS["econtrol_dual_averaging"] = BITS["gpa"]
+"""Of what is gathered: signs and scales, or values with positions of 6 bits and of 3."""
 
 
 def parameters() -> dict[str, jax.Array]:
@@ -57,9 +81,41 @@ def test_what_differs_between_workers() -> None:
     like = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in PARAMS.items()}
     for name, make in MAKE.items():
         own = ef.simulate(make(), N, "data").worker_axes(like)
-        count = sum(map(bool, jax.tree.leaves(own)))
-        leaves = 1 if name in ("dion2", "dct_adamw") else len(PARAMS)  # only the matrix
-        assert count == OWN[name] * leaves, name
+        assert sum(map(bool, jax.tree.leaves(own))) == OWN[name], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*BITS, "zero_one_adam", "noloco"])
+def test_a_mesh_does_what_the_simulation_does(name: str) -> None:
+    x, state = on_a_mesh(name)[2:]
+    tx, y = ef.simulate(MAKE[name](), N, "data"), parameters()
+    begun, update = tx.init(y), jax.jit(tx.update)
+    for t in range(2):
+        updates, begun = update(gradients(N, t), begun, y)
+        y = optax.apply_updates(y, updates)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, x, y)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(begun), strict=True):
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            close(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BITS)
+def test_what_is_gathered_is_what_the_compressor_says(name: str) -> None:
+    """And a header, and at most one word for each leaf to fill the last one."""
+    report = ef.wire_report(on_a_mesh(name)[1])
+    gathered = sum(c.message_bytes for c in report.collectives if c.kind == "gather") / 4
+    assert HEADER_WORDS + BITS[name] / 32 <= gathered <= HEADER_WORDS + BITS[name] / 32 + 2
+    if name == "muloco":  # dense drifts would be 53 words
+        assert all(c.conditional for c in report.collectives if c.message_bytes > 8)
+
+
+@pytest.mark.slow
+def test_noloco_sends_its_model_to_one_other_and_nothing_is_gathered() -> None:
+    report = ef.wire_report(on_a_mesh("noloco")[1])
+    words = {c.kind: c.message_bytes / 4 for c in report.collectives if c.message_bytes > 16}
+    assert 53 <= words["permute"] <= 53 + HEADER_WORDS and "gather" not in words
 
 
 @pytest.mark.slow
