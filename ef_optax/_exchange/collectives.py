@@ -95,6 +95,18 @@ def all_gather(x: jax.Array, axis: AxisName) -> jax.Array:
     return gathered.reshape(axis_size(axis), *x.shape)
 
 
+def one_by_one(axis: AxisName) -> bool:
+    """Whether a merged all-reduce takes its arrays one after the other, each with its own latency.
+
+    XLA does so between processes on CPUs. Arrays that are split over other axes of the mesh count
+    as merged in any case, because joining them would gather them.
+    """
+    if axis is None or jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return False
+    mesh = jax.sharding.get_abstract_mesh()
+    return by_device(axis) and set(mesh.axis_names) == set(mesh.manual_axes)
+
+
 def psum(x: jax.Array, axis: AxisName) -> jax.Array:
     """The sum of ``x`` over the workers."""
     return x if axis is None else jax.lax.psum(to_varying(x, axis), axis)

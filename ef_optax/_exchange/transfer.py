@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ef_optax._bits.fields import from_words, to_words
 from ef_optax._exchange import collectives as coll
@@ -47,7 +48,14 @@ def permute_trees(
 
 
 def sum_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
-    """Sums over the workers. XLA merges the all-reduces of a round into one, without copies."""
+    """Sums over the workers. XLA merges the all-reduces of a round into one, without copies.
+
+    Between processes on CPUs XLA's merged all-reduce is a ring of Gloo for each array, one after
+    the other, and each waits for the latency of the network. There the arrays of a dtype are
+    joined.
+    """
+    if coll.one_by_one(axis):
+        return _joined_sums(trees, axis)
     return _reduced(trees, axis, coll.psum)
 
 
@@ -63,6 +71,20 @@ def _reduced(trees: Sequence[Tree], axis: coll.AxisName, collective: Any) -> lis
         return collective(x, axis) if x.size else jnp.zeros(x.shape, x.dtype)
 
     return jax.tree.map(one, list(trees))
+
+
+def _joined_sums(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
+    """The same sums through one array for each dtype."""
+    arrays, structure = jax.tree.flatten(list(trees))
+    sums = [jnp.zeros(x.shape, x.dtype) for x in arrays]  # of empty arrays, which do not travel
+    for dtype in dict.fromkeys(x.dtype for x in arrays if x.size):
+        own = [i for i, x in enumerate(arrays) if x.size and x.dtype == dtype]
+        ends = np.cumsum([arrays[i].size for i in own])
+        joined = jnp.concatenate([arrays[i].reshape(-1) for i in own])
+        parts = jnp.split(coll.psum(joined, axis), ends[:-1])
+        for i, part in zip(own, parts, strict=True):
+            sums[i] = part.reshape(arrays[i].shape)
+    return jax.tree.unflatten(structure, sums)
 
 
 def _through_words(

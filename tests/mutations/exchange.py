@@ -13,7 +13,30 @@ MODES = "tests/parallel/test_modes.py::"
 OVER_WEIGHTS = f"{WEIGHTS}test_aggregate_is_the_weighted_mean_of_what_was_sent"
 MASKS = f"{MODES}test_random_masks_differ_between_steps_workers_and_leaves"
 
+JOINED = "tests/exchange/test_joined_sums.py::"
+
 MUTATIONS = (
+    Mutation(
+        "sums between processes are not joined",
+        COLLECTIVES,
+        "jax.process_count() == 1 or",
+        "True or",
+        (f"{JOINED}test_one_collective_a_dtype_between_processes",),
+    ),
+    Mutation(
+        "arrays that other axes split are joined",
+        COLLECTIVES,
+        "return by_device(axis) and set(mesh.axis_names) == set(mesh.manual_axes)",
+        "return by_device(axis)",
+        (f"{JOINED}test_what_other_axes_split_is_not_joined",),
+    ),
+    Mutation(
+        "joined sums come back in another order",
+        TRANSFER,
+        "for i, part in zip(own, parts, strict=True):",
+        "for i, part in zip(own, parts[::-1], strict=True):",
+        (f"{JOINED}test_the_sums_are_those_of_the_arrays",),
+    ),
     Mutation(
         "a step is good if any worker's numbers are finite",
         ROUNDS,
