@@ -188,6 +188,7 @@ the codec's time is measured on the machine that runs the planner; for this page
 one that is 30 times smaller, and local steps need their own learning rates. Nor congestion,
 stragglers, and the software's own time for a collective, which `--latency` and `--software` must
 contain. Nothing in the first tables has been measured on a network: they are arithmetic.
+[Steps over slow links](slow-network.md) has the planner's answers beside measured times.
 
 ## What to use
 

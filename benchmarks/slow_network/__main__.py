@@ -14,18 +14,22 @@ import argparse
 import json
 import os
 import pathlib
+import statistics
 import sys
 import time
 from typing import Any
 
 from benchmarks import timing
-from benchmarks.slow_network import records, report
+from benchmarks.slow_network import curves, records, report
 from benchmarks.slow_network.fleet import Failed, Fleet
 from benchmarks.slow_network.network import Network, missing, network
 from ef_optax.measure.planner import bandwidth
 
 FEW = 4
 """Bytes of the message of a probe, whose time is that of the latency."""
+
+MANY = (1 << 18, 1 << 22)
+"""Bytes of the messages of probes, whose times are those of the link and the software."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", type=int, default=2, help="rows of text of a worker and step")
     made.add_argument("--torch_python", help="an interpreter with PyTorch and NumPy")
     made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/out/slow"))
+    made.add_argument("--curves", action="store_true", help="losses by step, after the cells")
+    made.add_argument("--train", type=int, default=240, help="steps of --curves")
+    made.add_argument("--live", help="a rate at which --curves checks itself")
+    made.add_argument("--live_steps", type=int, default=30, help="of this check")
     made.add_argument("--report", action="store_true", help="only the tables of the records")
     return made
 
@@ -78,6 +86,19 @@ class Bench:
         record["loss"] = answers[0]["loss"]
         self._write(record)
 
+    def train(self, fleet: Fleet, method: str, rate: float | None, wanted: dict[str, Any]) -> None:
+        """Trains with a method once, unless the records have it."""
+        facts = {"workers": self.workers, "rate": rate}
+        record: dict[str, Any] = {"kind": "curve", "method": method, **facts, **wanted}
+        if _key(record) not in self.done:
+            self.net.limit(rate)
+            answers = fleet.ask(op="learn", method=method, every=curves.EVERY, **wanted)
+            record["seconds"] = records.slowest(answers)
+            record["losses"] = [
+                statistics.fmean(one) for one in zip(*(a["losses"] for a in answers), strict=True)
+            ]
+            self._write(record)
+
     def complete(self, names: list[str], rates: list[float | None]) -> bool:
         """Whether the records have all that is asked for."""
         return all(
@@ -89,14 +110,16 @@ class Bench:
         )
 
     def probe(self, fleet: Fleet, rate: float | None, number: int) -> None:
-        """Times collectives of a few bytes and, without a limit, of a model's size."""
-        sizes = [FEW * self.workers] + [1 << 22] * (rate is None)
+        """Times collectives of a few bytes and of the sizes of messages."""
+        sizes = (FEW * self.workers, *MANY)
         for kind in ("reduce", "gather", "all_to_all"):
             for size in sizes:
                 facts = {"workers": self.workers, "rate": rate, "round": number, "bytes": size}
                 record = {"kind": "probe", "method": kind, **facts}
                 if _key(record) not in self.done:
-                    answers = fleet.ask(op="probe", kind=kind, size=size, times=7)
+                    answers = fleet.ask(
+                        op="probe", kind=kind, size=size, times=3 if size in MANY else 7
+                    )
                     record["seconds"] = [max(one) for one in zip(*answers, strict=True)]
                     self._write(record)
 
@@ -125,13 +148,14 @@ class Bench:
 
 def _key(record: dict[str, Any]) -> str:
     names = ("kind", "method", "workers", "rate", "round", "bytes")
+    names += ("learning_rate", "seed", "steps", "tuning")
     return json.dumps([record.get(name) for name in names])
 
 
 def _line(record: dict[str, Any]) -> str:
     rate = record.get("rate")
     at = "" if record["kind"] == "codec" else f", {report.rate_name(rate)}"
-    values = record.get("seconds") or record["seconds_per_value"]
+    values = record.get("losses") or record.get("seconds") or record["seconds_per_value"]
     return f"{record['kind']} {record['method']}, {record['workers']} workers{at}: " + " ".join(
         f"{value:.3g}" for value in values
     )
@@ -140,47 +164,31 @@ def _line(record: dict[str, Any]) -> str:
 def measure(flags: argparse.Namespace, workers: int, rates: list[float | None]) -> None:
     """All rounds for one number of workers."""
     from benchmarks.slow_network import methods
-    from experiments.transformer import SIZES
 
     names = flags.methods.split("|") if flags.methods else [*methods.chosen(), *methods.TORCH]
     ours = [name for name in names if name in methods.chosen()]
     theirs = [name for name in names if name in methods.TORCH] if flags.torch_python else []
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    # One device a process; a collective holds one thread of the pool, so it has more than one.
-    jax_flags = "--xla_cpu_multi_thread_eigen=false" if threads == "1" else ""
-    cache = str(flags.out.absolute() / "programs")
-    jax_environment = {
-        "JAX_PLATFORMS": "cpu",
-        "PJRT_NPROC": "4",
-        "XLA_FLAGS": jax_flags,
-        "JAX_COMPILATION_CACHE_DIR": cache,
-    }
-    torch_environment = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "eth0"}
+    alone = [
+        "compute",
+        *([methods.LOCAL] if any(methods.chosen()[name].period > 1 for name in ours) else []),
+    ]
     with network(workers, not missing()) as net:
-        if net.owner is None:
-            torch_environment["GLOO_SOCKET_IFNAME"] = "lo"
         bench = Bench(net, flags, flags.out / "records.jsonl")
-        if bench.complete(["compute", *ours, *theirs], rates):
+        if bench.complete([*alone, *ours, *theirs], rates):
             return
-        here = "benchmarks.slow_network."
-        arguments = [flags.size, str(flags.rows)]
-        fleet = Fleet(
-            net, sys.executable, here + "jax_worker", flags.out, arguments, jax_environment
-        )
-        with fleet:
+        with _ours(net, flags) as fleet:
             bench.model(fleet)
             bench.codecs(fleet, ours)
-            for name in ["compute", *ours]:
+            for name in [*alone, *ours]:
                 seconds = max(fleet.ask(op="prepare", method=name))
                 print(f"prepared {name}, {workers} workers: {seconds:.1f} s", flush=True)
-            arguments = [*map(str, SIZES[flags.size]), str(flags.rows), str(methods.LENGTH)]
-            twin = _twin(net, flags, here + "torch_worker", arguments, torch_environment, theirs)
+            twin = _twin(net, flags, theirs)
             try:
                 for number in range(flags.rounds):
                     for rate in rates:
                         net.limit(rate)
                         bench.probe(fleet, rate, number)
-                        for name in ["compute", *ours]:
+                        for name in [*alone, *ours]:
                             bench.cell(fleet, name, "", rate, number)
                         if twin:
                             bench.cell(twin, "compute", "DDP, ", rate, number)
@@ -192,17 +200,46 @@ def measure(flags: argparse.Namespace, workers: int, rates: list[float | None]) 
                     twin.close()
 
 
-def _twin(
-    net: Network,
-    flags: argparse.Namespace,
-    module: str,
-    arguments: list[str],
-    environment: dict[str, str],
-    names: list[str],
-) -> Fleet | None:
+def train(flags: argparse.Namespace, workers: int) -> None:
+    """The losses by step, and a check of them over slow links."""
+    names = flags.methods.split("|") if flags.methods else curves.COMPARED
+    with network(workers, not missing()) as net, _ours(net, flags) as fleet:
+        bench = Bench(net, flags, flags.out / "records.jsonl")
+        curves.learn(bench, fleet, names, flags.train)
+        if flags.live:
+            curves.live(bench, fleet, names, bandwidth(flags.live), flags.live_steps)
+
+
+def _threads(net: Network) -> int:
+    return max(1, (os.cpu_count() or 1) // len(net.addresses))
+
+
+def _ours(net: Network, flags: argparse.Namespace) -> Fleet:
+    # One device a process; a collective holds one thread of the pool, so it has more than one.
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "PJRT_NPROC": "4",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false" if _threads(net) == 1 else "",
+        "JAX_COMPILATION_CACHE_DIR": str(flags.out.absolute() / "programs"),
+    }
+    module = "benchmarks.slow_network.jax_worker"
+    arguments = [flags.size, str(flags.rows)]
+    return Fleet(net, sys.executable, module, flags.out, arguments, environment)
+
+
+def _twin(net: Network, flags: argparse.Namespace, names: list[str]) -> Fleet | None:
+    from benchmarks.slow_network import methods
+    from experiments.transformer import SIZES
+
     if not names:
         return None
-    environment = {**environment, "PYTHONPATH": ""}
+    environment = {
+        "OMP_NUM_THREADS": str(_threads(net)),
+        "GLOO_SOCKET_IFNAME": "lo" if net.owner is None else "eth0",
+        "PYTHONPATH": "",
+    }
+    module = "benchmarks.slow_network.torch_worker"
+    arguments = [*map(str, SIZES[flags.size]), str(flags.rows), str(methods.LENGTH)]
     fleet = Fleet(net, flags.torch_python, module, flags.out, arguments, environment)
     try:
         for name in ["compute", *names]:
@@ -231,7 +268,10 @@ def main() -> int:
             records.append(path, {"kind": "about", **about, "options": options})
         try:
             for workers in map(int, flags.workers.split(",")):
-                measure(flags, workers, rates)
+                if flags.curves:
+                    train(flags, workers)
+                else:
+                    measure(flags, workers, rates)
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on, and --report shows what is in {path}")
             return 130

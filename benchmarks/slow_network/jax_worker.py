@@ -6,10 +6,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+
+if TYPE_CHECKING:
+    from experiments.text import Tokens
 
 PORT = 29400
 
@@ -27,14 +30,14 @@ class Worker:
         self.mesh = jax.make_mesh((count,), (methods.AXIS,), (jax.sharding.AxisType.Auto,))
         self.own = NamedSharding(self.mesh, PartitionSpec(methods.AXIS))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        data = text.load()
-        rng = np.random.default_rng(0)
-        starts = rng.integers(data.train.starts(methods.LENGTH + 1), size=(64, count, rows))
-        self.tokens = data.train.windows(starts[:, number], methods.LENGTH + 1)
-        self.loss = methods.loss(size, data.vocabulary)
-        self.params = jax.tree.map(np.asarray, methods.start(size, data.vocabulary))
+        self.number, self.count, self.size, self.rows = number, count, size, rows
+        self.data = text.load()
+        self.tokens = self._rows(self.data.train, np.random.default_rng(0), 64)
+        self.loss = methods.loss(size, self.data.vocabulary)
+        self.params = jax.tree.map(np.asarray, methods.start(size, self.data.vocabulary))
         self.programs: dict[str, Callable[[int], float]] = {}
-        self.count = count
+        self.steps: dict[str, Any] = {}
+        self.evaluate = jax.jit(self.loss)
 
     def __call__(self, op: str, **options: Any) -> Any:
         return getattr(self, op)(**options)
@@ -101,6 +104,46 @@ class Worker:
         found = timing.measure(methods.sent(methods.chosen()[method]), statistics.median)
         return [found.own, found.other]
 
+    def learn(
+        self, method: str, learning_rate: float, seed: int, steps: int, tuning: bool, every: int
+    ) -> dict[str, Any]:
+        """Trains from the first step with other rows of text in each.
+
+        Args:
+          method: its name.
+          learning_rate: Adam's.
+          seed: of the first parameters and of the rows.
+          steps: how many.
+          tuning: whether the losses are those of a split of the training text.
+          every: steps between two losses.
+
+        Returns:
+          The loss on this worker's part of the held-out rows, at first and after every ``every``
+          steps, and the seconds of these steps.
+        """
+        from benchmarks.slow_network import methods
+
+        data = self.data.hold_out() if tuning else self.data
+        tokens = self._rows(data.train, np.random.default_rng([seed, 1]), steps)
+        held_out = data.held_out.spread(methods.HELD_OUT, methods.LENGTH + 1)
+        own = held_out[self.number :: self.count]
+        tx = methods.optimizer(methods.chosen()[method], self.mesh, methods.adam(learning_rate))
+        params, state = self._start(tx, methods.start(self.size, data.vocabulary, seed))
+        if method not in self.steps:
+            self.steps[method] = self._step(tx, params, state)
+        losses, seconds, begin = [], [], 0.0
+        for i in range(steps + 1):
+            if i % every == 0:
+                seconds.append(time.perf_counter() - begin)
+                local = jax.tree.map(lambda x: x.addressable_shards[0].data, params)
+                losses.append(float(self.evaluate(local, own)))
+                self.meet()
+                begin = time.perf_counter()
+            if i < steps:
+                done = self.steps[method](params, state, self._placed(tokens[i]))
+                params, state, _ = jax.block_until_ready(done)
+        return {"losses": losses, "seconds": seconds[1:]}
+
     def shapes(self) -> dict[str, list[int]]:
         """The shapes of the parameters, by path."""
         leaves = jax.tree_util.tree_leaves_with_path(self.params)
@@ -112,13 +155,35 @@ class Worker:
 
         multihost_utils.process_allgather(np.zeros(1))
 
-    def _together(self, name: str) -> Callable[[int], float]:
+    def _rows(self, text: Tokens, rng: np.random.Generator, steps: int) -> np.ndarray:
+        """This worker's rows of text in each step: (steps, rows, tokens)."""
+        from benchmarks.slow_network import methods
+
+        length = methods.LENGTH + 1
+        starts = rng.integers(text.starts(length), size=(steps, self.count, self.rows))
+        return text.windows(starts[:, self.number], length)
+
+    def _placed(self, rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(self.own, rows)
+
+    def _start(self, tx: Any, params: Any) -> tuple[Any, Any]:
+        """Parameters and state on the mesh."""
+
+        def shared(x: jax.Array) -> jax.Array:
+            if len(x.sharding.device_set) == self.count:
+                return x
+            return jax.device_put(np.asarray(x), self.replicated)
+
+        params = jax.device_put(jax.tree.map(np.asarray, params), self.replicated)
+        return params, jax.tree.map(shared, tx.init(params))
+
+    def _step(self, tx: Any, params: Any, state: Any) -> Any:
+        """The program of a step that exchanges gradients; it writes over what it is given."""
         import optax
 
         import ef_optax as ef
         from benchmarks.slow_network import methods
 
-        tx = ef.data_parallel(methods.optimizer(methods.chosen()[name]), self.mesh, methods.AXIS)
         value_and_grad = ef.worker_value_and_grad(self.loss, self.mesh, methods.AXIS)
 
         def step(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -126,16 +191,19 @@ class Worker:
             updates, state = tx.update(grads["params"], state, params, grads=grads)
             return optax.apply_updates(params, updates), state, losses
 
-        params = jax.device_put(self.params, self.replicated)
-        state = tx.init(params)
         keep = jax.tree.map(lambda x: x.sharding, (params, state))
-        program = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*keep, None))
+        return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*keep, None))
 
-        def place(i: int) -> jax.Array:
-            rows = self.tokens[i % len(self.tokens)]
-            return jax.make_array_from_process_local_data(self.own, rows)
+    def _together(self, name: str) -> Callable[[int], float]:
+        from benchmarks.slow_network import methods
 
-        return _loop(program, params, state, place)
+        if name == methods.LOCAL:
+            tx = methods.local_steps(self.mesh)
+        else:
+            tx = methods.optimizer(methods.chosen()[name], self.mesh)
+        params, state = self._start(tx, self.params)
+        place = lambda i: self._placed(self.tokens[i % len(self.tokens)])  # noqa: E731
+        return _loop(self._step(tx, params, state), params, state, place)
 
     def _alone(self, _: str) -> Callable[[int], float]:
         """The same computation without an exchange: the gradient of one worker, and Adam."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 import ef_optax as ef
 from ef_optax.measure.planner import Method, methods
@@ -20,8 +21,14 @@ RATE = 1e-3
 LENGTH = 64
 """Tokens of a row."""
 
+HELD_OUT = 32
+"""Held-out rows of a loss by seconds, divided between the workers."""
+
 TORCH = ("DDP", "DDP, float16", "DDP, PowerSGD")
 """PyTorch's own data parallelism: dense, with a hook that sends float16, and PowerSGD of rank 4."""
+
+LOCAL = "compute, local steps"
+"""A step of DiLoCo that is never followed by an exchange: what local steps compute."""
 
 LEFT_OUT = ("DiLoCo, H = 100", "DiLoCo, H = 30, 4 bits")
 """Methods of the planner whose times follow from those of the others."""
@@ -45,16 +52,37 @@ def sent(method: Method) -> Method:
     return dataclasses.replace(method, compressor=C, dtype="float32")
 
 
-def optimizer(method: Method, rate: float = RATE) -> optax.GradientTransformation:
-    """A method with Adam: after the exchange, or as the inner optimizer of local steps."""
-    adam = optax.adam(rate)
+def adam(rate: float) -> optax.GradientTransformation:
+    """Adam with its learning rate in its state, so that one program serves all rates."""
+    fixed = ("b1", "b2", "eps", "eps_root", "nesterov")
+    return optax.inject_hyperparams(optax.adam, static_args=fixed)(rate)
+
+
+def optimizer(
+    method: Method, mesh: Mesh, adam: optax.GradientTransformation | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """A method with Adam: after the exchange, or as the inner optimizer of local steps.
+
+    Only the exchange is lifted. With Adam inside of the lift, a step that is not finite would leave
+    Adam as it was, but its new moments would have to wait in memory for the check of its updates,
+    which takes longer than some codecs. Here Adam gets zeros in such a step.
+    """
+    adam = optax.adam(RATE) if adam is None else adam
     if method.name.startswith("DiLoCo"):
-        return ef.local.diloco(adam, method.period, axis_name=AXIS)
+        return ef.data_parallel(ef.local.diloco(adam, method.period, axis_name=AXIS), mesh, AXIS)
     if method.name.startswith("SparseLoCo"):
         C = method.compressor  # its mean over the senders is part of it
-        return ef.local.sparse_loco(adam, method.period, C, mean="workers", axis_name=AXIS)
+        local = ef.local.sparse_loco(adam, method.period, C, mean="workers", axis_name=AXIS)
+        return ef.data_parallel(local, mesh, AXIS)
     method = sent(method)
-    return optax.chain(method.rule(method.compressor, axis_name=AXIS), adam)
+    rule = method.rule(method.compressor, axis_name=AXIS)
+    return optax.chain(ef.data_parallel(rule, mesh, AXIS), adam)
+
+
+def local_steps(mesh: Mesh) -> optax.GradientTransformationExtraArgs:
+    """Local steps for ever."""
+    diloco = ef.local.diloco(optax.adam(RATE), 1 << 30, axis_name=AXIS)
+    return ef.data_parallel(diloco, mesh, AXIS)
 
 
 def model(size: str, vocabulary: int) -> Transformer:

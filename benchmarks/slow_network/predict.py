@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.slow_network import methods as compared
 from benchmarks.slow_network import records as raw
@@ -20,6 +21,8 @@ class Model:
     The time of the computation comes from the steps without an exchange, the latency from
     collectives of a few bytes, the speed of the software from collectives of 4 MB on links without
     a limit, the codecs' times from codecs that run alone. No step with an exchange is looked at.
+    :meth:`seconds` knows of a link its bandwidth alone; :meth:`probed_seconds` also knows how long
+    collectives of 256 kB and 4 MB took over it.
 
     Args:
       records: of the benchmark.
@@ -34,12 +37,12 @@ class Model:
         codecs = {r["method"]: r["seconds_per_value"] for r in own if r["kind"] == "codec"}
         self.costs = {name: planner.CodecSeconds(*cost) for name, cost in codecs.items()}
         self.methods = {
-            name: method
+            name: compared.sent(method)
             for name, method in compared.chosen().items()
             if method.dense or name in codecs
         }
         self.compute, self._probes = {}, [r for r in own if r["kind"] == "probe"]
-        for name in ("compute", "DDP, compute"):
+        for name in ("compute", compared.LOCAL, "DDP, compute"):
             times = [s for r in own if r.get("method") == name for s in r["seconds"]]
             if times:
                 self.compute[name] = statistics.median(times)
@@ -62,7 +65,7 @@ class Model:
         many = [
             s
             for r in self._probes
-            if r["method"] == "reduce" and r["rate"] is None and r["bytes"] > 1024
+            if r["method"] == "reduce" and r["rate"] is None and r["bytes"] == 1 << 22
             for s in r["seconds"]
         ]
         if not many:
@@ -88,12 +91,41 @@ class Model:
             self.shapes,
             self.workers,
             self.link(rate),
-            self.compute["compute"],
-            methods=[dense] if method is dense else [dense, method],
+            self._computation(method),
+            methods=[method] if method.dense else [dense, method],
             codec=costs,
             ring=True,
         )
         return plan.row(name).seconds
+
+    def probed_seconds(self, name: str, rate: float | None) -> float:
+        """The same with the times of collectives that were measured at this rate."""
+        method = self.methods[name]
+        leaves = planner.leaves_of(self.shapes)
+        transfer = sum(
+            self.collective(one.kind, one.message_bytes, rate)
+            for one in planner.rounds_of(method, leaves, self.workers)
+        )
+        values = sum(leaf.size for leaf in leaves)
+        codec = self.costs.get(name, planner.CodecSeconds(0.0)).of(values, self.workers)
+        return self._computation(method) + (codec + transfer) / method.period
+
+    def collective(self, kind: str, size: float, rate: float | None) -> float:
+        """Seconds of a collective: measured ones joined by straight lines, the last one goes on."""
+        times: dict[int, list[float]] = {}
+        for record in self._probes:
+            if (record["method"], record["rate"]) == (kind, rate):
+                times.setdefault(record["bytes"], []).extend(record["seconds"])
+        sizes = sorted(times)
+        seconds = [statistics.median(times[one]) for one in sizes]
+        if size <= sizes[-1]:
+            return float(np.interp(size, sizes, seconds))
+        slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+        return seconds[-1] + slope * (size - sizes[-1])
+
+    def _computation(self, method: planner.Method) -> float:
+        name = compared.LOCAL if method.period > 1 else "compute"
+        return self.compute.get(name, self.compute["compute"])
 
     def limit(self, cell: raw.Cell) -> float | None:
         """Computation, bytes over the bare bandwidth, and latency; None if no record has a part.

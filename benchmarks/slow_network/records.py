@@ -77,4 +77,9 @@ def step_seconds(answers: list[dict[str, Any]], period: int) -> list[float]:
     each = [answer["seconds"] for answer in answers]
     if period > 1:
         return [max(sum(one) / len(one) for one in each)]
-    return [max(step) for step in zip(*each, strict=True)]
+    return slowest(answers)
+
+
+def slowest(answers: list[dict[str, Any]]) -> list[float]:
+    """The largest of all workers' seconds, one by one."""
+    return [max(one) for one in zip(*(answer["seconds"] for answer in answers), strict=True)]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.slow_network import curves, records, report
 from benchmarks.slow_network import network as net
-from benchmarks.slow_network import records, report
 from benchmarks.slow_network.methods import chosen
 from benchmarks.slow_network.predict import Model
 from ef_optax.measure import planner
@@ -42,6 +42,10 @@ RECORDS = [
     {"kind": "model", "shapes": SHAPES},
     {"kind": "codec", "method": "scaled_sign", "workers": 4, "seconds_per_value": [1e-7, 1e-8]},
     probe_of("gather", 16, 0.003, RATE),
+    probe_of("gather", 1 << 14, 0.3, RATE),
+    probe_of("gather", 1 << 22, 60.3, RATE),
+    probe_of("reduce", 16, 0.006, RATE),
+    probe_of("reduce", 1 << 22, 8.006, RATE),
     probe_of("gather", 16, 0.003, None),
     probe_of("reduce", 1 << 22, 0.5, None),
     run_of("compute", [0.1, 0.3, 0.2]),
@@ -67,19 +71,50 @@ def test_a_prediction_and_a_limit_by_hand() -> None:
     assert model.software() == pytest.approx(8 * 1.5 * 2**22 / 0.5)
 
 
+def test_a_prediction_from_measured_collectives_by_hand() -> None:
+    """A gather of 17 kB lies between two probes, or beyond the last one."""
+    model = Model(RECORDS, 4)
+    message = 4 * (math.ceil((512 * 256 + 100) / 32) + 2 + 2)
+    gather = 0.3 + 60 * (message - 2**14) / (2**22 - 2**14)
+    assert model.collective("gather", message, RATE) == pytest.approx(gather)
+    want = 0.2 + SIZE * (1e-7 + 3e-8) + gather
+    assert model.probed_seconds("scaled_sign", RATE) == pytest.approx(want)
+    assert model.collective("reduce", 2**23, RATE) == pytest.approx(16.006, rel=1e-5)
+
+
 def test_the_table_says_what_a_step_took_by_its_limit_and_by_dense() -> None:
     text = report.tables(RECORDS)
     (line,) = (line for line in text.splitlines() if line.startswith("| scaled_sign | 0.5 ("))
     limit = 0.5 / Model(RECORDS, 4).limit(records.cells(RECORDS)["scaled_sign", 4, RATE])
     assert f"{limit:.2f} limit, 2.2x)" in line
     assert "| compute | 0.2 |" in text and "### 4 workers" in text
-    assert "median of 2 cells; the worst is" in text
+    assert text.count("median of 2 cells; the worst is") == 2
 
 
 def test_the_slowest_worker_decides_and_local_steps_wait_for_nobody() -> None:
     answers = [{"seconds": [1.0, 5.0]}, {"seconds": [2.0, 3.0]}]
     assert records.step_seconds(answers, 1) == [2.0, 5.0]
     assert records.step_seconds(answers, 2) == [3.0]
+
+
+def curve_of(method: str, losses: list[float], **facts) -> dict:
+    facts = {"workers": 4, "rate": None, "seed": 0, "tuning": False, "steps": 60, **facts}
+    return {"kind": "curve", "method": method, "learning_rate": 1e-3, "losses": losses, **facts}
+
+
+def test_seconds_to_a_loss_are_steps_times_the_seconds_of_a_step() -> None:
+    found = [
+        curve_of("dense float32", [4.0, 3.0, 2.0]),
+        curve_of("dense float32", [4.0, 3.5, 3.0], seed=1),
+        curve_of("dense float32", [4.0, 1.0], rate=RATE),
+        curve_of("dense float32", [4.0, 1.5], tuning=True, learning_rate=2e-3),
+        curve_of("dense float32", [4.0, 1.6], tuning=True, learning_rate=5e-4),
+    ]
+    assert curves.best_rate(found, "dense float32") == 2e-3
+    runs = curves.curves(found)
+    assert [run.steps_to(2.5) for run in runs] == [1.5 * curves.EVERY, None]
+    seconds = curves.seconds_to(runs, records.cells(RECORDS), 4, RATE, 2.5)
+    assert seconds == {"dense float32": [pytest.approx(1.5 * curves.EVERY * 1.1), None]}
 
 
 def test_half_a_line_is_dropped_and_written_again(tmp_path: Path) -> None:
@@ -179,7 +214,7 @@ def test_a_run_writes_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         found = records.read(tmp_path / "records.jsonl")
         kinds = [record["kind"] for record in found]
-        assert kinds == ["about", "model", "codec", "probe", "probe", "probe", "run", "run"]
+        assert kinds == ["about", "model", "codec", *["probe"] * 9, "run", "run"]
     model, dense = Model(found, 2), found[-1]
     leaves = planner.leaves_of(model.shapes)
     (reduce,) = planner.rounds_of(chosen()["dense float32"], leaves, 2)
