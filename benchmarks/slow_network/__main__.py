@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from benchmarks import timing
-from benchmarks.slow_network import curves, records, report
+from benchmarks.slow_network import curves, picture, records, report
 from benchmarks.slow_network.fleet import Failed, Fleet
 from benchmarks.slow_network.network import Network, missing, network
 from ef_optax.measure.planner import bandwidth
@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--train", type=int, default=240, help="steps of --curves")
     made.add_argument("--live", help="a rate at which --curves checks itself")
     made.add_argument("--live_steps", type=int, default=30, help="of this check")
+    made.add_argument("--picture", type=pathlib.Path, help="where to draw the losses by seconds")
     made.add_argument("--report", action="store_true", help="only the tables of the records")
     return made
 
@@ -278,7 +279,10 @@ def main() -> int:
         except Failed as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    print(report.tables(records.read(path)))
+    found = records.read(path)
+    print(report.tables(found))
+    if flags.picture:
+        picture.draw(found, int(flags.workers.split(",")[0]), flags.picture)
     return 0
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.slow_network import curves
 from benchmarks.slow_network import records as raw
 from benchmarks.slow_network.predict import Model
 
@@ -37,6 +38,9 @@ def tables(records: list[dict[str, Any]]) -> str:
         text.append(
             f"### {workers} workers\n\n{measured(cells, model)}\n\n{predicted(cells, model)}"
         )
+    for workers in counts:
+        if any(record["kind"] == "curve" and record["workers"] == workers for record in records):
+            text += [by_seconds(records, workers), live(records, workers)]
     return "\n\n".join([*text, errors(records, counts)])
 
 
@@ -89,6 +93,62 @@ def predicted(cells: dict[Any, raw.Cell], model: Model) -> str:
             row.append(" / ".join(f"{one:.3g}" for one in (*planned, cell.median)))
         rows.append(row)
     return table(["bandwidth / collectives / measured", *map(rate_name, rates)], rows)
+
+
+LOSSES = (2.8, 2.5, 2.3)
+"""Held-out losses to which :func:`by_seconds` counts."""
+
+
+def by_seconds(records: list[dict[str, Any]], workers: int) -> str:
+    """Mean seconds until a loss over the seeds, and a dash if some seed never reached it."""
+    cells, found = raw.cells(records), curves.curves(records)
+    rates = [rate for rate in _rates(cells, workers) if rate is not None]
+    rows = []
+    for name in dict.fromkeys(one.method for one in found):
+        runs = [one for one in found if one.method == name]
+        last = [one.losses[-1] for one in runs]
+        row = [name, f"{runs[0].learning_rate:g}", f"{statistics.fmean(last):.2f}"]
+        for loss in LOSSES:
+            steps = [one.steps_to(loss) for one in runs]
+            row.append(_mean(steps, "{:.0f}"))
+            for rate in rates[:3]:
+                each = curves.seconds_to(runs, cells, workers, rate, loss)[name]
+                row.append(_mean(each, "{:.3g}"))
+        rows.append(row)
+    head = ["", "rate", "last loss"]
+    for loss in LOSSES:
+        head += [f"steps to {loss}", *(f"s, {rate_name(rate)}" for rate in rates[:3])]
+    return table(head, rows)
+
+
+def live(records: list[dict[str, Any]], workers: int) -> str:
+    """Losses and seconds over slow links beside those that :func:`by_seconds` puts together."""
+    cells, rows = raw.cells(records), []
+    for record in records:
+        if record["kind"] != "curve" or record["rate"] is None or record["workers"] != workers:
+            continue
+        (alone,) = (
+            one
+            for one in curves.curves(records)
+            if (one.method, one.seed) == (record["method"], record["seed"])
+        )
+        count = len(record["losses"])
+        cell = cells[record["method"], workers, record["rate"]]
+        rows.append(
+            [
+                f"{record['method']}, {rate_name(record['rate'])}",
+                " ".join(f"{x:.4f}" for x in record["losses"]),
+                " ".join(f"{x:.4f}" for x in alone.losses[:count]),
+                f"{sum(record['seconds']):.1f}",
+                f"{record['steps'] * cell.median:.1f}",
+            ]
+        )
+    return table(["", "losses", "without a limit", "seconds", "put together"], rows)
+
+
+def _mean(values: list[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return form.format(statistics.fmean(known)) if len(known) == len(values) else "-"
 
 
 def errors(records: list[dict[str, Any]], counts: list[int]) -> str:
