@@ -76,6 +76,12 @@ def nothing_traced_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "traced_once", lambda method, *args: method(*args))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Examples of private helpers are slow tests: those of their rooms try more than they show."""
+    if isinstance(item, pytest.DoctestItem) and "._" in item.name:
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps one part of the tests if ``EF_OPTAX_PART`` says so: ``2/4`` is the second quarter."""
     chosen = os.environ.get("EF_OPTAX_PART")

@@ -93,7 +93,14 @@ def test_what_is_no_transformation_is_refused(inner) -> None:
         ef.flatten(inner)
 
 
-@pytest.mark.parametrize("how", ["checked", "unchecked", "explicit", "pmap"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "checked",
+        "pmap",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in ("unchecked", "explicit")),
+    ],
+)
 def test_hand_written_maps_give_what_the_simulation_gives(how: str) -> None:
     """Two steps of four workers under the other maps; the bytes are those of one leaf."""
     tx = ef.flatten(ef.error_feedback(ef.scaled_sign(), axis_name="data"))

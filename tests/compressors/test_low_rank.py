@@ -135,7 +135,7 @@ def test_acp_sgd_sends_one_factor_a_step(start_step: int, mesh4) -> None:
     assert sorted(compressor.codec.at(t).bits(shape) for t in steps) == [32 * 80, 32 * 120]
 
 
-@pytest.mark.parametrize("make", [power_sgd, acp_sgd])
+@pytest.mark.parametrize("make", [power_sgd, pytest.param(acp_sgd, marks=pytest.mark.slow)])
 def test_equal_matrices_are_one_batch(make) -> None:
     """The same results as each leaf alone, for small ones, large ones and unequal shapes."""
     shapes = {"a": (8, 6), "b": (2, 4, 6), "c": (6, 8), "d": (280, 250), "e": (280, 250), "f": (5,)}

@@ -41,7 +41,7 @@ def gradients() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "where", ["simulate", "auto", pytest.param("explicit", marks=pytest.mark.slow)]
+    "where", ["simulate", *(pytest.param(w, marks=pytest.mark.slow) for w in ("auto", "explicit"))]
 )
 def test_the_mean_of_the_step_before_is_applied(where: str) -> None:
     """Against NumPy, with the virtual iterate, and a bad step after which nothing is lost."""

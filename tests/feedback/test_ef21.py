@@ -159,7 +159,10 @@ def test_normalised_ef21_momentum_with_schedules():
     check(ef.simulate(tx, WORKERS, AXIS), oracle)
 
 
-@pytest.mark.parametrize("estimator", ["sgdm", "igt", "mvr", "hm", "rhm"])
+@pytest.mark.parametrize(
+    "estimator",
+    ["sgdm", "mvr", *(pytest.param(e, marks=pytest.mark.slow) for e in ("igt", "hm", "rhm"))],
+)
 def test_normalised_forms_are_the_estimators_and_a_normalisation(estimator):
     """Per leaf, as the authors' code: each of the two leaves moves by exactly the step."""
     rate = ef.power_decay(0.1, 0.7)

@@ -12,7 +12,7 @@ import pytest
 import ef_optax as ef
 from ef_optax._core.codec import Codec
 from ef_optax._exchange.rounds import HEADER_WORDS
-from tests.compressors.pool import CASES, thinned
+from tests.compressors.pool import CASES
 from tests.exchanges.pool import EXCHANGES
 from tests.programs import exchange_of
 
@@ -25,7 +25,13 @@ SUMMED = {"global_top_k_of_sum-tree": (-1,), "leader": (-1, -2)}
 POOL = {name: case.make for name, case in CASES.items()} | {n: EXCHANGES[n] for n in CARRIED}
 
 
-@pytest.mark.parametrize("name", thinned(POOL))
+# How many bits a codec says it sends is held to its message in tests/compressors/test_codecs.py.
+QUICK = ("top_k", "random_k", "qsgd", "scaled_sign")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in POOL]
+)
 def test_bytes_of_every_codec(name: str, mesh4) -> None:
     """The compiled exchange moves the codec's bits in whole words and the header, no more."""
     codec: Codec = POOL[name]().codec

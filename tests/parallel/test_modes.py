@@ -231,9 +231,9 @@ def trajectory(mode):
 ########################################################################################
 
 
-# These differ from others by what is around the exchange alone.
-SLOW = ("pmap", "shard_map_unchecked", "explicit", "partly_manual", "scan")
-EVERY_MODE = [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MODES]
+# The others differ from these by what is around the exchange alone.
+QUICK = ("simulate", "auto")
+EVERY_MODE = [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MODES]
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

@@ -146,7 +146,9 @@ def test_the_form_in_place_is_the_one_that_is_tested() -> None:
 
 # One worker, a loop over several, and more than are visited leaf by leaf.
 @pytest.mark.parametrize(
-    ("tree", "n"), [("many", 1), ("many", 3), ("mixed", 3), ("mixed", 17), ("all small", 3)]
+    ("tree", "n"),
+    [("many", 3), ("mixed", 17), ("all small", 3)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("many", 1), ("mixed", 3))],
 )
 def test_sums_at_entries(tree: str, n: int) -> None:
     """Workers at other entries, at the same ones, and nowhere in some leaves."""
