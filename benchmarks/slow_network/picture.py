@@ -11,6 +11,8 @@ from benchmarks.slow_network import records as raw
 
 RATES = (50e6, 200e6, 1e9, None)
 
+TICKS = (10, 30, 100, 300)
+
 STYLES = {
     "dense float32": ("#000000", "-"),
     "scaled_sign, two_shot": ("#0072B2", "-"),
@@ -31,7 +33,12 @@ def draw(records: list[dict[str, Any]], workers: int, path: pathlib.Path) -> Non
     cells, found = raw.cells(records), curves.curves(records)
     rates = [rate for rate in RATES if ("dense float32", workers, rate) in cells]
     figure, axes = plt.subplots(
-        1, len(rates), figsize=(3.1 * len(rates), 3.4), sharey=True, layout="constrained"
+        1,
+        len(rates),
+        figsize=(3.1 * len(rates), 3.7),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
     )
     for axis, rate in zip(axes, rates, strict=True):
         for name, (colour, dashes) in STYLES.items():
@@ -48,8 +55,11 @@ def draw(records: list[dict[str, Any]], workers: int, path: pathlib.Path) -> Non
                 color=colour, alpha=0.15, linewidth=0,
             )  # fmt: skip
         axis.set(title=report.rate_name(rate), xlabel="seconds", xscale="log")
+        axis.set_xticks(TICKS, [str(tick) for tick in TICKS])
+        axis.minorticks_off()
         axis.grid(True, which="major", color="#dddddd")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("held-out loss (nats a character)")
-    axes[-1].legend(frameon=False, fontsize=8)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, dpi=110)

@@ -115,6 +115,9 @@ def test_seconds_to_a_loss_are_steps_times_the_seconds_of_a_step() -> None:
     assert [run.steps_to(2.5) for run in runs] == [1.5 * curves.EVERY, None]
     seconds = curves.seconds_to(runs, records.cells(RECORDS), 4, RATE, 2.5)
     assert seconds == {"dense float32": [pytest.approx(1.5 * curves.EVERY * 1.1), None]}
+    table = report.by_seconds([*RECORDS, *found[:1]], 4)
+    assert "| dense float32 | 0.001 | 2.00 | 36 | 39.6 | 45 | 49.5 | 51 | 56.1 |" in table
+    assert "| 2.50 | - | - | - | - | - | - |" in report.by_seconds([*RECORDS, *found], 4)
 
 
 def test_half_a_line_is_dropped_and_written_again(tmp_path: Path) -> None:
