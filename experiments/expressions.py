@@ -24,10 +24,15 @@ def check(expression: ef.expressions.Expression) -> None:
             f"--methods: {expression} is a compressor; write error_feedback({expression}) | "
             "sgd(0.1)"
         )
-    if not any(_has_a_rate(call) for call in expression.calls()):
+    if not takes_steps(expression):
         raise UsageError(
             f"--methods: {expression} has no learning rate; write {expression} | sgd(0.1)"
         )
+
+
+def takes_steps(expression: ef.expressions.Expression) -> bool:
+    """Whether a part of it has a learning rate, so that its updates are steps."""
+    return any(_has_a_rate(call) for call in expression.calls())
 
 
 def _has_a_rate(call: ef.expressions.Call) -> bool:

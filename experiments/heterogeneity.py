@@ -3,6 +3,7 @@
 ```
 python -m experiments.heterogeneity
 python -m experiments.heterogeneity --data_dir=DIR --dataset=mushrooms
+python -m experiments.heterogeneity --methods='ef21, ef21(block_top_k(0.1)), diana(natural(0), 0.5)'
 ```
 
 Logistic regression with (l2/2)||x||^2, exact gradients. The dial is the share of every worker's
@@ -17,6 +18,9 @@ the fewest rounds, because some theories are more cautious than others:
   before top-1);
 - DIANA and MARINA use unbiased random-1 (MARINA sends everything with probability 1/d),
   EF-BV one of the d/2 largest entries at random.
+
+`--methods` also takes expressions of rules in gradient units (`ef.parse`); their step is a multiple
+of 1/L.
 
 Traffic to the server is counted in bits of one worker's messages, with numbers of 64 bits: by the
 codec for an ordinary round (*message*), and as the papers count it (*information*)
@@ -43,13 +47,19 @@ from absl import flags
 import ef_optax as ef
 from ef_optax import theory
 from experiments import libsvm, logistic, study
-from experiments.heterogeneity_methods import AXIS, METHODS, information, message_bits
+from experiments.heterogeneity_methods import AXIS, METHODS, information, message_bits, parse
 
 STUDY = study.Study("heterogeneity", __doc__)
 FLAGS = STUDY.flags
 logistic.define_data_dir(FLAGS)
 flags.DEFINE_string(
     "dataset", logistic.BUNDLED, "breast_cancer or a file in --data_dir.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "methods",
+    ", ".join(METHODS),
+    "Short names, and rules as expressions: 'ef21, ef21(block_top_k(0.1))'.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_list("dials", ["0", "0.5", "1"], "Shares of sorted rows.", flag_values=FLAGS)
 flags.DEFINE_integer("workers", 20, "Workers n.", lower_bound=2, flag_values=FLAGS)
@@ -68,7 +78,7 @@ def curves(method: str, rates: Any, keys: Any, rows: Any, rounds: int) -> tuple[
     dimension = rows.signed.shape[-1]
 
     def one(rate: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        chain = optax.chain(*METHODS[method].chain(rate, key, dimension, len(rows.counts)))
+        chain = optax.chain(*parse(method)[method].chain(rate, key, dimension, len(rows.counts)))
         tx = ef.simulate(chain, len(rows.counts), AXIS)
 
         def step(carry: Any, first: jax.Array) -> tuple[Any, Any]:
@@ -166,6 +176,7 @@ def disagreement(rows: logistic.Rows) -> float:
 def run() -> None:
     """Runs all methods at every dial, writes the table and the picture."""
     dials = dials_of(FLAGS.dials)
+    parse(FLAGS.methods)  # to refuse what is no method before anything is read
     features, labels = logistic.load(FLAGS.dataset, FLAGS.data_dir)
     dealt = {dial: deal(features, labels, FLAGS.workers, dial, FLAGS.seed) for dial in dials}
     folder, dimension = STUDY.open(), features.shape[1]
@@ -202,7 +213,7 @@ def measure(data: logistic.Rows, constants: theory.Smoothness) -> Found:
     keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.runs)
     dimension = data.signed.shape[-1]
     steps, best = {}, {}
-    for name, method in METHODS.items():
+    for name, method in parse(FLAGS.methods).items():
         steps[name] = method.step(constants, dimension)
         own = keys if method.random else keys[:1]
         measured = curves(name, steps[name] * MULTIPLES, own, data, FLAGS.rounds)
@@ -230,7 +241,7 @@ def text_of(found: dict[float, Found], dimension: int, rows_each: int) -> str:
     for dial in found:
         head += [f"dial {dial:g}: step", "rounds", "information (kbit)"]
     cells = []
-    for name in METHODS:
+    for name in parse(FLAGS.methods):
         cells.append([f"`{name}`", f"{message_bits(name, dimension):,}"])
         for at_dial in found.values():
             best = at_dial.best[name]
@@ -259,7 +270,7 @@ def picture_of(found: dict[float, Found]) -> Any:
     figure, axes = study.panels(2, len(found), (5 * len(found), 9), sharey=True)
     for column, (dial, at_dial) in enumerate(found.items()):
         for name, best in at_dial.best.items():
-            method = METHODS[name]
+            method = parse(name)[name]
             look = {"color": method.colour, "linestyle": method.dashes, "lw": 1.8}
             shown = slice(0, 1 + int(1.3 * best.rounds) if best.rounds else None)
             norms = best.norms[shown]

@@ -12,6 +12,8 @@ import optax
 import ef_optax as ef
 from ef_optax import theory
 from experiments import study
+from experiments.arguments import UsageError, parse_methods
+from experiments.expressions import compressor, takes_steps
 
 AXIS = "workers"
 ZETA = 16.0  # of CLAG
@@ -149,6 +151,49 @@ METHODS = {
 }
 
 
+OTHERS = (study.BLACK, study.PURPLE, study.BLUE, study.ORANGE)
+"""Colours of expressions, which are dotted."""
+
+
+def parse(text: str) -> dict[str, Method]:
+    """The methods that --methods names: those above, and expressions of rules.
+
+    An expression is a rule in gradient units, such as `ef21(block_top_k(0.1))`, before the rate. It
+    has no theory here, so its step is a multiple of GD's 1/L.
+    """
+    names = parse_methods(text, list(METHODS))
+    others = [name for name in names if name not in METHODS]
+    for name in others:
+        _check(name)
+    return {
+        name: METHODS[name] if name in METHODS else _of_expression(name, others.index(name))
+        for name in names
+    }
+
+
+def _check(name: str) -> None:
+    expression = ef.parse(name)
+    try:
+        made = expression.build(AXIS)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--methods: {name}: {error}") from None
+    if isinstance(made, ef.Compressor) or takes_steps(expression):
+        raise UsageError(
+            f"--methods: {name} is not a rule alone; write ef21(top_k(0.1)), and the study adds "
+            "the rate"
+        )
+
+
+def _of_expression(name: str, index: int) -> Method:
+    return Method(
+        name,
+        OTHERS[index % len(OTHERS)],
+        DOTTED,
+        lambda rate, key, d, n: rate_after(ef.parse(name).build(AXIS), rate),
+        lambda constants, d: 1 / constants.L,
+    )
+
+
 def message_bits(method: str, dimension: int) -> int:
     """One worker's message of an ordinary round, by its codecs."""
     codecs = {
@@ -159,6 +204,8 @@ def message_bits(method: str, dimension: int) -> int:
         "marina": [random_1(0)],
     }
     leaf = jax.ShapeDtypeStruct((dimension,), jnp.float64)
+    if method not in METHODS:
+        return ef.message_bits(compressor(ef.parse(method)), leaf)
     return sum(ef.message_bits(codec, leaf) for codec in codecs.get(method, [TOP_1]))
 
 

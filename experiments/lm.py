@@ -21,7 +21,8 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +92,41 @@ flags.DEFINE_integer(
 )
 
 
+class Job(NamedTuple):
+    """What the flags say, before anything is trained or written.
+
+    Attributes:
+      out_dir: where the results go.
+      team: the workers.
+      task: the model, the data and the optimizers.
+      methods: what is compared.
+      config: what config.json says of the run.
+      heading: the first line that is printed.
+    """
+
+    out_dir: Path
+    team: workers.Workers
+    task: comparison.Task
+    methods: Methods
+    config: dict[str, Any]
+    heading: str
+
+
 def run() -> None:
     """Trains everything and writes the report."""
+    job = prepare()
+    comparison.prepare(FLAGS, job.out_dir, job.config, FLAGS.resume)
+    if comparison.is_writer():
+        print(job.heading)
+        for method, expression in job.methods.expressions.items():
+            print(f"{method}: {expression}" if method != expression else method)
+    comparison.compare(FLAGS, job.task, job.team, job.out_dir, job.methods.rates)
+    if comparison.is_writer():
+        comparison.finish(FLAGS, job.out_dir, report.write(job.out_dir))
+
+
+def prepare() -> Job:
+    """Checks the flags, and makes everything that the runs need."""
     ####################################################################################
     # Check the flags
     ####################################################################################
@@ -192,12 +226,12 @@ def run() -> None:
     )
 
     ####################################################################################
-    # Output folder, runs and report
+    # What the output folder says of the run
     ####################################################################################
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     decisive = ("size", "length", "batch_size", "steps", "eval_every", "eval_tokens", "warmup")
     decisive += ("units", "vocabulary", "dtype", "remat", "accumulate", "fsdp", "simulate", "seeds")
-    config = {
+    config: dict[str, Any] = {
         "flags": {name: FLAGS[name].value for name in decisive}
         | {"methods": list(methods.rates), "workers": team.count, "lr": methods.rates}
         | {"text": corpus.name, "block_steps": block}
@@ -218,19 +252,13 @@ def run() -> None:
             "quantity": "loss",
         },
     }
-    comparison.prepare(FLAGS, out_dir, config, FLAGS.resume)
-    if comparison.is_writer():
-        print(
-            f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.held_out):,} held-out "
-            f"tokens, vocabulary {corpus.vocabulary:,}; {FLAGS.size}: {parameters:,} parameters; "
-            f"{team.count} workers x {FLAGS.batch_size} sequences of {FLAGS.length}, "
-            f"{FLAGS.steps} steps; {config['about']['hardware']}"
-        )
-        for method, expression in methods.expressions.items():
-            print(f"{method}: {expression}" if method != expression else method)
-    comparison.compare(FLAGS, task, team, out_dir, methods.rates)
-    if comparison.is_writer():
-        comparison.finish(FLAGS, out_dir, report.write(out_dir))
+    heading = (
+        f"{corpus.name}: {len(corpus.train):,} training and {len(corpus.held_out):,} held-out "
+        f"tokens, vocabulary {corpus.vocabulary:,}; {FLAGS.size}: {parameters:,} parameters; "
+        f"{team.count} workers x {FLAGS.batch_size} sequences of {FLAGS.length}, "
+        f"{FLAGS.steps} steps; {config['about']['hardware']}"
+    )
+    return Job(out_dir, team, task, methods, config, heading)
 
 
 def batched(rows: np.ndarray, devices: int, most: int = 64) -> tuple[np.ndarray, np.ndarray]:

@@ -63,8 +63,12 @@ class Programs(NamedTuple):
     wire: dict[str, Any]
 
 
+Chain = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+"""The optimizer of one worker, or a function of its rate that makes it."""
+
+
 def build(
-    chain: optax.GradientTransformation,
+    chain: Chain,
     compressor: ef.Compressor,
     training: Training,
     workers: Workers,
@@ -72,12 +76,16 @@ def build(
     """Compiles what trains with the transformation `chain` of one worker.
 
     Args:
-      chain: the optimizer.
+      chain: the optimizer, or a function that makes it from the rate, an input of the program.
       compressor: the size of a message if nothing is sent (one worker).
       training: the model, the data and the steps.
       workers: where it runs.
     """
-    tx = workers.lift(chain, training.param_specs)
+
+    def lifted(rate: Any) -> Any:
+        return workers.lift(_at(chain, rate), training.param_specs)
+
+    tx = lifted(1.0)
     value_and_grad = workers.value_and_grad(training.loss_fn, training.accumulate)
     block = training.block
     place = workers.replicated
@@ -94,7 +102,7 @@ def build(
         opt_state = tx.init(made["params"])
         return State(made["params"], made.get("batch_stats", {}), opt_state)
 
-    def step(state: State, batch: Any) -> tuple[State, jax.Array]:
+    def step(tx: Any, state: State, batch: Any) -> tuple[State, jax.Array]:
         points = ef.query_points(state.opt_state, state.params)
         (losses, stats), grads = value_and_grad(points, batch, state.batch_stats)
         updates, opt_state = tx.update(grads["params"], state.opt_state, state.params, grads=grads)
@@ -108,10 +116,11 @@ def build(
         if optax.tree.get_all_with_path(state.opt_state, "learning_rate"):  # else: a schedule
             opt_state = optax.tree.set(state.opt_state, learning_rate=rate)
             state = state._replace(opt_state=opt_state)
+        step_at = functools.partial(step, lifted(rate) if callable(chain) else tx)
         if block == 1:  # not even a loop of one round, see --block_steps
-            state, losses = step(state, jax.tree.map(lambda x: x[0], batches))
+            state, losses = step_at(state, jax.tree.map(lambda x: x[0], batches))
             return state, losses[None]
-        return jax.lax.scan(step, state, batches)
+        return jax.lax.scan(step_at, state, batches)
 
     state = create(0)
     keep = jax.tree.map(lambda x: x.sharding, state)
@@ -123,10 +132,14 @@ def build(
         bits = [codec.bits(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state.params)]
         wire = {"message_bytes": math.ceil(sum(bits) / 8), "link_bytes": 0}
     elif workers.simulated:
-        wire = bytes_sent(exchange_alone(chain, state.params, workers), 1, workers.count)
+        wire = bytes_sent(exchange_alone(_at(chain, 1.0), state.params, workers), 1, workers.count)
     else:
         wire = bytes_sent(compiled, block, workers.count)
     return Programs(tx, create, compiled, wire)
+
+
+def _at(chain: Chain, rate: Any) -> optax.GradientTransformation:
+    return chain(rate) if callable(chain) else chain
 
 
 def exchange_alone(chain: optax.GradientTransformation, params: Any, workers: Workers) -> Any:

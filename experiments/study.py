@@ -28,6 +28,7 @@ from absl import flags
 
 import ef_optax as ef
 from experiments import storage
+from experiments.arguments import UsageError
 
 # Okabe and Ito's colours, which stay distinct for every common kind of colour blindness.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -67,7 +68,7 @@ class Study:
             # A step handles hundreds of scalars: an accelerator would mostly launch kernels.
             with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
                 run()
-        except (flags.Error, storage.OutputError, OSError) as error:
+        except (flags.Error, UsageError, storage.OutputError, OSError) as error:
             sys.exit(f"error: {error}")
 
     def open(self) -> Path:

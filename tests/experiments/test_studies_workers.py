@@ -159,10 +159,9 @@ def test_learning_what_workers_disagree_about_reaches_the_tolerance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = ("gd", "top_1", "ef14", "ef21", "econtrol", "clag", "marina")
-    methods = {name: heterogeneity.METHODS[name] for name in kept}
-    monkeypatch.setattr(heterogeneity, "METHODS", methods)
     monkeypatch.setattr(heterogeneity, "MULTIPLES", np.array([4.0, 32.0, 256.0]))
-    words = ["--dials=1", "--rounds=700", "--runs=1", f"--out_dir={tmp_path / 'out'}"]
+    words = [f"--methods={','.join(kept)}", f"--out_dir={tmp_path / 'out'}"]
+    words += ["--dials=1", "--rounds=700", "--runs=1"]
     heterogeneity.main(["study", *words])
     rows = storage.read_rows(tmp_path / "out")
     assert (tmp_path / "out/curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -178,11 +177,24 @@ def test_learning_what_workers_disagree_about_reaches_the_tolerance(
     assert dense == int(dense) and 1 <= dense < found["marina"] / 5
 
 
+def test_an_expression_is_the_short_name_that_means_the_same() -> None:
+    """With the same rate; the other bits of its messages are those of its compressor."""
+    features, labels = logistic.load(logistic.BUNDLED, None)
+    with jax.enable_x64(True):
+        rows = logistic.rows_of(heterogeneity.deal(features[:60], labels[:60], 3, 1.0, seed=0))
+        keys, rates = jax.random.split(jax.random.key(0), 1), np.array([0.5])
+        of = lambda name: heterogeneity.curves(name, rates, keys, rows, 20)  # noqa: E731
+        jax.tree.map(np.testing.assert_array_equal, of("ef21"), of("ef21(top_k(k=1))"))
+
+
 def test_bad_dials_are_refused(tmp_path: Path) -> None:
     for words, message in (
         (["--dials=2"], r"--dials=2: numbers in \[0, 1\]"),
         (["--dials=x"], "--dials"),
         (["--workers=600"], "600 workers need as many rows"),
+        (["--methods=ef12"], "--methods: .*ef21"),
+        (["--methods=top_k(k=1)"], "is not a rule alone; write ef21"),
+        (["--methods=ef21(top_k(k=1)) | sgd(0.1)"], "is not a rule alone"),
     ):
         with pytest.raises(SystemExit, match=message):
             heterogeneity.main(["study", *words, f"--out_dir={tmp_path / 'out'}"])

@@ -1,0 +1,313 @@
+"""What methods are worth on a language model: rates, seeds and sizes of one study, and its tables.
+
+```
+python -m experiments.lm_study --data_dir=DIR                  # trains what is missing
+python -m experiments.lm_study --data_dir=DIR --stages=tuned,seeds
+python -m experiments.lm_study --report                        # the tables and the picture alone
+```
+
+Every finished run is one line of --records, so an interrupted study goes on where it was. Eight
+simulated workers read other parts of the same text; a method is compiled once for all of its rates
+and seeds. Rates are tuned by steps on `RATES`: from the middle to a neighbour while it is better.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+os.environ.setdefault("PJRT_NPROC", "16")  # see experiments/train.py
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from absl import flags
+
+import ef_optax as ef
+from ef_optax.measure.planner.named import period_of
+from experiments import data, lm, lm_study_report, programs, storage
+from experiments.arguments import UsageError
+from experiments.lm_study_report import Records
+from experiments.programs import Programs
+from experiments.workers import AXIS
+
+FLAGS = flags.FlagValues()
+_GIVEN: dict[str, Any] = {"flag_values": FLAGS}
+_RECORDS = str(Path(__file__).parent / "records" / "lm_study.jsonl")
+flags.DEFINE_string("records", _RECORDS, "The finished runs, one a line.", **_GIVEN)
+flags.DEFINE_string("out_dir", "runs/lm_study", "Where study.md and study.png go.", **_GIVEN)
+flags.DEFINE_string("data_dir", None, "A text, as for experiments.lm.", **_GIVEN)
+flags.DEFINE_list("stages", [], "Which of them; default: all, in their order.", **_GIVEN)
+flags.DEFINE_bool("report", False, "Train nothing.", **_GIVEN)
+flags.DEFINE_string("step_time", "10ms", "Computation of a step, for the seconds.", **_GIVEN)
+
+ADAMW, MUON = "adamw(cosine(PEAK), b2=0.99)", "muon(cosine(PEAK))"
+EF14, EF21M = "error_feedback({})", "ef21_momentum({}, fresh_weight=0.1)"
+PLAIN = "compressed_mean({})"
+
+
+def _sparse_loco(period: int, ratio: float, also: str = "") -> str:
+    compressor = f"compose(sigma_bins(2), top_k({ratio}))"
+    return f"local.sparse_loco({ADAMW}, {period}, {compressor}{also})"
+
+
+METHODS = {
+    "AdamW": f"{PLAIN.format('identity()')} | {ADAMW}",
+    "AdamW, top-k, EF14": f"{EF14.format('top_k(0.01)')} | {ADAMW}",
+    "AdamW, top-k, EF21-SGDM": f"{EF21M.format('top_k(0.01)')} | {ADAMW}",
+    "AdamW, top-k, no memory": f"{PLAIN.format('top_k(0.01)')} | {ADAMW}",
+    "AdamW, top-k, EF21": f"ef21(top_k(0.01)) | {ADAMW}",
+    "Muon": f"{PLAIN.format('identity()')} | {MUON}",
+    "Muon, top-k, EF14": f"{EF14.format('top_k(0.01)')} | {MUON}",
+    "Muon, top-k, EF21-SGDM": f"{EF21M.format('top_k(0.01)')} | {MUON}",
+    "Muon, top-k, no memory": f"{PLAIN.format('top_k(0.01)')} | {MUON}",
+    "DiLoCo, H = 15": f"local.diloco({ADAMW}, 15)",
+    "DiLoCo, H = 30": f"local.diloco({ADAMW}, 30)",
+    "SparseLoCo 3%, H = 15": _sparse_loco(15, 0.03),
+    "SparseLoCo 3%, H = 15, all workers": _sparse_loco(15, 0.03, ", mean='workers'"),
+    "SparseLoCo 0.5%, H = 15": _sparse_loco(15, 0.005),
+    "SparseLoCo 1.6%, H = 15": _sparse_loco(15, 0.016),
+    "SparseLoCo 6%, H = 15": _sparse_loco(15, 0.06),
+    "SparseLoCo 3%, H = 30": _sparse_loco(30, 0.03),
+    "SparseLoCo 3%, H = 100": _sparse_loco(100, 0.03),
+    "MuLoCo, H = 15": "recipes.muloco(cosine(PEAK), 15)",
+    "AdamW, sign, EF14": f"{EF14.format('scaled_sign()')} | {ADAMW}",
+    "AdamW, sign, EF21-SGDM": f"{EF21M.format('scaled_sign()')} | {ADAMW}",
+    "AdamW, sign, no memory": f"{PLAIN.format('scaled_sign()')} | {ADAMW}",
+    "AdamW, top-k, EF14, mean of senders": (
+        f"{EF14.format('exchanges.mean_of_senders(top_k(0.01))')} | {ADAMW}"
+    ),
+    "AdamW, ARC-top-k, EF14": f"{EF14.format('arc_top_k(0.01, key=0)')} | {ADAMW}",
+    "AdamW, PowerSGD rank 4, EF14": f"{EF14.format('power_sgd(4, key=0)')} | {ADAMW}",
+    "AdamW, 4 bits, EF14": f"{EF14.format('block_quantize(4)')} | {ADAMW}",
+    "AdamW, 2-bit top-k, EF14": f"{EF14.format('compose(sigma_bins(2), top_k(0.01))')} | {ADAMW}",
+    "1-bit Adam": "recipes.one_bit_adam(cosine(PEAK), 40, b2=0.99)",
+    "DeMo": "recipes.demo(cosine(PEAK))",
+    "Dion2, a quarter": "recipes.dion2(cosine(PEAK), 0.25)",
+    "EF21-Muon": "recipes.ef21_muon(cosine(PEAK), top_k(0.01))",
+}
+"""The methods by the name that the tables have."""
+
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+MIDDLE = 2
+STEPS, EVAL_EVERY = 200, 40
+
+
+class Stage(NamedTuple):
+    """Some methods, all with the same rates and seeds.
+
+    Attributes:
+      size: of the model.
+      methods: names in `METHODS`.
+      rates: "tune" (on `RATES`), "best" (the best of those that are known) or "middle".
+      seeds: of every run.
+    """
+
+    size: str
+    methods: tuple[str, ...]
+    rates: str
+    seeds: tuple[int, ...] = (0,)
+
+
+LEADING = (
+    "AdamW",
+    "AdamW, top-k, EF14",
+    "AdamW, top-k, EF21-SGDM",
+    "AdamW, top-k, no memory",
+    "Muon",
+    "Muon, top-k, EF14",
+    "Muon, top-k, EF21-SGDM",
+    "Muon, top-k, no memory",
+)
+SIZES = ("AdamW", "AdamW, top-k, EF14", "AdamW, top-k, EF21-SGDM", "DiLoCo, H = 15")
+STAGES = {
+    "leading": Stage("0.2M", LEADING, "middle"),
+    "tuned": Stage("0.2M", LEADING, "tune"),
+    "seeds": Stage("0.2M", LEADING, "best", (0, 1, 2)),
+    "all": Stage("0.2M", tuple(METHODS), "middle"),
+    "size": Stage("1M", SIZES, "best"),
+}
+"""In the order in which they run."""
+
+
+########################################################################################
+# Training
+########################################################################################
+
+
+class Trainer:
+    """Runs of one size of the model, each of which becomes a line of the records."""
+
+    def __init__(self, size: str, data_dir: str, records: Records) -> None:
+        lm.FLAGS.unparse_flags()
+        lm.FLAGS(
+            ["lm", "--simulate", f"--size={size}", f"--steps={STEPS}", "--methods=adamw"]
+            + [f"--eval_every={EVAL_EVERY}", "--eval_tokens=8192", "--batch_size=1"]
+            + [f"--data_dir={data_dir}"]
+        )
+        self.size, self.records, job = size, records, lm.prepare()
+        self.team, self.task, config = job.team, job.task, job.config
+        if size not in records.about:
+            names = ("hardware", "parameters", "dense_bytes", "tokens_per_step")
+            about = {name: config["about"][name] for name in names} | {"steps": STEPS}
+            about |= {"versions": config["versions"], "data": config["data"]}
+            records.add({"size": size, "about": about})
+
+    def losses_of(self, name: str) -> Callable[[float, int], float]:
+        """(rate, seed) -> the held-out loss at the end; nothing that is known runs again."""
+        compiled: list[Programs] = []
+
+        def loss(rate: float, seed: int) -> float:
+            known = self.records.loss(self.size, name, rate, seed)
+            if known is not None:
+                return known
+            if not compiled:
+                compiled.append(self.compile(name))
+            row = {"size": self.size, "method": name, "rate": rate, "seed": seed}
+            self.records.add(row | self.run(compiled[0], rate, seed))
+            found = self.records.loss(self.size, name, rate, seed)
+            assert found is not None
+            print(f"{self.size}, {name}, rate {rate:g}, seed {seed}: {found:.4f}", flush=True)
+            return found
+
+        return loss
+
+    def compile(self, name: str) -> Programs:
+        """One program for all rates and seeds; the records get the bytes of its steps."""
+        chain = functools.partial(build, METHODS[name])
+        made = programs.build(chain, ef.identity(), self.task.training, self.team)
+        if (self.size, name) not in self.records.wire:
+            period = period_of(ef.parse(_calls(METHODS[name]), _schedule(1.0)))
+            wire = made.wire | ({"period": period} if period > 1 else {})
+            row = {"size": self.size, "method": name, "wire": wire, "expression": METHODS[name]}
+            self.records.add(row)
+        return made
+
+    def run(self, compiled: Programs, rate: float, seed: int) -> dict[str, list[float]]:
+        """Training losses as means of ten steps, and held-out losses; 1e30 is lost."""
+        task, state = self.task, compiled.create(seed)
+        train, held_out = [], []
+        for epoch in range(task.epochs):
+            for batches in task.training.batches(seed, epoch):
+                state, losses = compiled.run_block(state, np.float32(rate), batches)
+                train += np.asarray(losses).mean(1).reshape(-1, 10).mean(1).tolist()
+            held_out.append(task.evaluate(state.params, {})["test_loss"])
+        return {
+            "train": [round(min(x, 1e30), 4) if math.isfinite(x) else 1e30 for x in train],
+            "held_out": [round(x, 5) for x in held_out],
+        }
+
+
+def _calls(text: str) -> str:
+    return text.replace("cosine(PEAK)", "cosine()")
+
+
+def _schedule(peak: Any) -> dict[str, Callable[..., Any]]:
+    unit = optax.warmup_cosine_decay_schedule(0.0, 1.0, STEPS // 10, STEPS, 0.1)
+    return {"cosine": lambda: lambda step: peak * unit(step)}
+
+
+def build(text: str, peak: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of one worker; the peak of its schedule may be traced."""
+    return optax.with_extra_args_support(ef.parse(_calls(text), _schedule(peak)).build(AXIS))
+
+
+def train(stage: Stage, data_dir: str, records: Records) -> None:
+    """Runs what the records do not have yet."""
+    trainer = functools.cache(lambda: Trainer(stage.size, data_dir, records))
+    for name in stage.methods:
+        known = functools.partial(records.loss, stage.size, name)
+        if stage.rates == "tune":
+            if not is_tuned(known):
+                tune(trainer().losses_of(name))
+            continue
+        best = records.best_rate(stage.size, name) or records.best_rate("0.2M", name)
+        rate = best if stage.rates == "best" and best else RATES[MIDDLE]
+        missing = [seed for seed in stage.seeds if known(rate, seed) is None]
+        loss = trainer().losses_of(name) if missing else known
+        for seed in missing:
+            loss(rate, seed)
+
+
+def tune(loss: Callable[[float, int], float]) -> float:
+    """The rate with the lowest loss, by steps from the middle of `RATES`.
+
+    >>> tune(lambda rate, seed: abs(rate - 0.001))
+    0.001
+    """
+    return RATES[_descend(lambda i: loss(RATES[i], 0))]
+
+
+def is_tuned(known: Callable[[float, int], float | None]) -> bool:
+    """Whether `tune` would run nothing, from losses that may not be known yet."""
+    try:
+        _descend(lambda i: _must(known(RATES[i], 0)))
+    except LookupError:
+        return False
+    return True
+
+
+def _must(loss: float | None) -> float:
+    if loss is None:
+        raise LookupError
+    return loss
+
+
+def _descend(value: Callable[[int], float]) -> int:
+    best = MIDDLE
+    for direction in (-1, 1):
+        while 0 <= best + direction < len(RATES) and value(best + direction) < value(best):
+            best += direction
+        if best != MIDDLE:
+            break
+    return best
+
+
+########################################################################################
+# The command
+########################################################################################
+
+
+def _stages() -> Iterator[Stage]:
+    for name in FLAGS.stages or STAGES:
+        if name not in STAGES:
+            raise UsageError(f"--stages: {name!r} is none of {', '.join(STAGES)}")
+        yield STAGES[name]
+
+
+def run() -> None:
+    """Trains what is missing and writes the tables."""
+    stages, records = list(_stages()), Records(Path(FLAGS.records))
+    if not FLAGS.report:
+        if not FLAGS.data_dir:
+            raise UsageError("give --data_dir=DIR with a text, or --report for the tables alone")
+        for stage in stages:
+            train(stage, FLAGS.data_dir, records)
+    out_dir = storage.folder(FLAGS.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    text = lm_study_report.write(records, out_dir, FLAGS.step_time)
+    print(text + f"\nWritten: {out_dir / 'study.md'}, {out_dir / 'study.png'}")
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags and runs; what the user can fix becomes one line and a failing exit."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print((__doc__ or "") + "\nFlags:\n" + FLAGS.get_help())
+        return
+    FLAGS.unparse_flags()
+    try:
+        surplus = FLAGS(argv)[1:]
+        if surplus:
+            raise UsageError(f"unexpected argument {surplus[0]!r}; every option starts with --")
+        run()
+    except (flags.Error, UsageError, storage.OutputError, data.DataError, OSError) as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,272 @@
+"""The records of `experiments.lm_study`, its tables and its picture; nothing is trained here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ef_optax.measure.planner import Link
+from ef_optax.measure.planner.links import seconds
+from experiments import report, storage, study
+from experiments.lm_costs import Method
+
+LINKS = ("50mbit", "200mbit", "1gbit", "10gbit")
+LATENCY = "1ms"
+SMOOTHED = 10
+"""Steps of one value of the training losses in the records."""
+
+DENSE_STEPS = 20
+"""The budgets of the tables are what so many steps of dense AdamW take."""
+
+OF_MUON = re.compile("Muon|MuLoCo|Dion")
+"""The methods whose steps are orthogonal, which are compared with Muon and not with AdamW."""
+
+PAIRS = ("no memory", "EF14", "EF21", "EF21-SGDM")
+SHOWN = {
+    "AdamW": (study.BLACK, "-"),
+    "Muon": (study.BLACK, "--"),
+    "AdamW, top-k, EF14": (study.BLUE, "-"),
+    "Muon, top-k, EF14": (study.BLUE, "--"),
+    "AdamW, top-k, EF21-SGDM": (study.VERMILION, "-"),
+    "Muon, top-k, EF21-SGDM": (study.VERMILION, "--"),
+    "AdamW, top-k, no memory": (study.PURPLE, ":"),
+    "Muon, top-k, no memory": (study.PURPLE, "-."),
+    "DiLoCo, H = 15": (study.ORANGE, "-."),
+    "SparseLoCo 3%, H = 15": (study.GREEN, "-."),
+}
+"""The methods in the picture, which tells them apart by dashes as well as by colours."""
+
+
+class Records:
+    """What was trained: one JSON object a line, appended and never changed.
+
+    Attributes:
+      about: by size, what is common to all runs.
+      wire: by (size, method), the bytes of a step as `experiments.programs` counts them.
+      runs: by (size, method, rate, seed), the losses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.about: dict[str, dict[str, Any]] = {}
+        self.wire: dict[tuple[str, str], dict[str, Any]] = {}
+        self.runs: dict[tuple[str, str, float, int], dict[str, Any]] = {}
+        if path.exists():
+            try:
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    self._take(json.loads(line))
+            except (ValueError, KeyError) as error:
+                raise storage.OutputError(f"{path}: damaged line ({error})") from None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Appends a line to the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._take(row)
+
+    def _take(self, row: dict[str, Any]) -> None:
+        if "about" in row:
+            self.about[row["size"]] = row["about"]
+        elif "wire" in row:
+            self.wire[row["size"], row["method"]] = row["wire"]
+        else:
+            self.runs[row["size"], row["method"], row["rate"], row["seed"]] = row
+
+    def loss(self, size: str, method: str, rate: float, seed: int) -> float | None:
+        """The held-out loss at the end of a run; None if there is no such run."""
+        run = self.runs.get((size, method, rate, seed))
+        return None if run is None else run["held_out"][-1]
+
+    def rates(self, size: str, method: str) -> list[float]:
+        """The rates that were tried with seed 0."""
+        return sorted(k[2] for k in self.runs if k[:2] == (size, method) and k[3] == 0)
+
+    def best_rate(self, size: str, method: str) -> float | None:
+        """The rate whose run with seed 0 ends lowest."""
+        rates = self.rates(size, method)
+        return min(rates, key=lambda rate: self.loss(size, method, rate, 0) or 0.0, default=None)
+
+    def best(self, size: str, method: str) -> list[dict[str, Any]]:
+        """The runs of all seeds with the best rate."""
+        rate = self.best_rate(size, method)
+        return [run for key, run in sorted(self.runs.items()) if key[:3] == (size, method, rate)]
+
+    def methods(self, size: str) -> list[Method]:
+        """All methods of a size that have a run, with their training losses as curves."""
+        found = []
+        names = dict.fromkeys(key[1] for key in self.runs if key[0] == size)
+        workers = 8
+        for name in names:
+            runs = self.best(size, name)
+            curves = np.array([run["train"] for run in runs])
+            steps = SMOOTHED * (np.arange(curves.shape[1]) + 0.5)
+            rate, tried = f"{runs[0]['rate']:g}", [f"{r:g}" for r in self.rates(size, name)]
+            wire = self.wire[size, name]
+            found.append(Method(name, rate, tried, curves, steps, wire, workers))
+        return found
+
+
+########################################################################################
+# Tables
+########################################################################################
+
+
+def finals(records: Records, size: str, method: str) -> list[float]:
+    """Held-out losses at the end, by seed."""
+    return [run["held_out"][-1] for run in records.best(size, method)]
+
+
+def shown(losses: Sequence[float], less: float = 0.0) -> str:
+    """Mean and deviation of several seeds, or the loss of one."""
+    if max(losses) > 1e9:
+        return "lost"
+    mean, deviation = report.mean_std(list(losses))
+    sign = "+" if less else ""
+    spread = f" ± {deviation:.3f}" if len(losses) > 1 else ""
+    return f"{mean - less:{sign}.3f}{spread}"
+
+
+def at(method: Method, step: float) -> float:
+    """The smoothed training loss at a step, for budgets that no evaluation falls on."""
+    return float(np.interp(step, method.steps, method.curves.mean(0)))
+
+
+def main_table(records: Records, size: str) -> str:
+    """The loss after the same tokens, beside what was sent for it."""
+    dense = {name: np.mean(finals(records, size, name)) for name in ("AdamW", "Muon")}
+    head = ["method", "rate (tried)", "seeds", "held-out loss", "gap", "bytes/step", "factor", "MB"]
+    rows, methods = [], records.methods(size)
+    last = records.about[size]["steps"]
+    whole = records.about[size]["dense_bytes"]
+    for method in sorted(methods, key=lambda m: np.mean(finals(records, size, m.name))):
+        losses, sent = finals(records, size, method.name), method.bytes_per_step
+        compared = dense["Muon" if OF_MUON.search(method.name) else "AdamW"]
+        rows.append(
+            [method.name, f"{method.rate} ({len(method.tried)})", str(len(losses))]
+            + [shown(losses), shown([np.mean(losses)], compared), f"{sent:,.0f}"]
+            + [f"{whole / sent:.0f}x", f"{sent * last / 1e6:.2f}"]
+        )
+    return study.markdown(head, rows)
+
+
+def memory_table(records: Records, size: str) -> str:
+    """The same bits without a memory and with three of them, before Adam and before Muon."""
+    head = ["before", "compressor", "dense", *PAIRS]
+    rows = []
+    for optimizer in ("AdamW", "Muon"):
+        for compressor in ("top-k", "sign"):
+            names = [optimizer, *(f"{optimizer}, {compressor}, {memory}" for memory in PAIRS)]
+            losses = [finals(records, size, name) for name in names]
+            if any(losses[1:]):
+                rows.append([optimizer, compressor, *(shown(x) if x else "" for x in losses)])
+    return study.markdown(head, rows)
+
+
+def budget_table(records: Records, size: str, step_time: float) -> str:
+    """The training loss when the budget of some dense steps is used up: bytes, then seconds."""
+    methods = {method.name: method for method in records.methods(size)}
+    dense, last = methods["AdamW"], records.about[size]["steps"]
+    links = {name: Link(name, LATENCY) for name in LINKS}
+
+    def seconds_of(method: Method, name: str) -> float:
+        return step_time + method.transfer(links[name])
+
+    budgets: list[tuple[str, Callable[[Method], float]]] = [
+        (
+            f"{DENSE_STEPS * dense.bytes_per_step / 1e6:.1f} MB",
+            lambda m: DENSE_STEPS * dense.bytes_per_step / m.bytes_per_step,
+        )
+    ]
+    for name in LINKS:
+        total = DENSE_STEPS * seconds_of(dense, name)
+        label = f"{total:.2g} s at {name}"
+        budgets.append((label, lambda m, name=name, total=total: total / seconds_of(m, name)))
+    rows = []
+    for method in methods.values():
+        if max(finals(records, size, method.name)) > 1e9:
+            continue
+        cells = []
+        for _, steps_of in budgets:
+            steps = min(steps_of(method), last)
+            cells.append(f"{at(method, steps):.2f} ({steps:.0f})")
+        rows.append([method.name, *cells])
+    return study.markdown(["method", *(label for label, _ in budgets)], rows)
+
+
+def size_table(records: Records) -> str:
+    """Gaps to dense AdamW for all sizes that have it."""
+    sizes = [size for size in records.about if finals(records, size, "AdamW")]
+    every = [{key[1] for key in records.runs if key[0] == size} for size in sizes]
+    names = [n for n in records.methods(sizes[0]) if all(n.name in found for found in every)]
+    rows = []
+    for method in names:
+        row = [method.name]
+        for size in sizes:
+            losses = finals(records, size, method.name)
+            less = float(np.mean(finals(records, size, "AdamW")))
+            row.append(shown(losses) if method.name == "AdamW" else shown([np.mean(losses)], less))
+        rows.append(row)
+    heads = [f"{records.about[size]['parameters']:,} parameters" for size in sizes]
+    return study.markdown(["method", *heads], rows)
+
+
+########################################################################################
+# Picture and files
+########################################################################################
+
+
+def picture(records: Records, size: str) -> Any:
+    """Training loss by tokens, and by megabytes that a worker has sent."""
+    figure, axes = study.panels(1, 2, (9.5, 4.4), sharey=True)
+    methods = {method.name: method for method in records.methods(size)}
+    tokens = records.about[size]["tokens_per_step"]
+    for name, (colour, dashes) in SHOWN.items():
+        if name not in methods:
+            continue
+        method = methods[name]
+        mean, low, high = (f(method.curves, axis=0) for f in (np.mean, np.min, np.max))
+        sent = method.steps * method.bytes_per_step / 1e6
+        for axis, x in zip(axes[0], (method.steps * tokens / 1e3, sent), strict=True):
+            axis.plot(x, mean, color=colour, linestyle=dashes, lw=1.7, label=name)
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    axes[0, 0].set(xlabel="thousand tokens", ylabel="training loss (nats a character)")
+    axes[0, 1].set(xlabel="megabytes sent by each worker (log scale)", xscale="log")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def tables(records: Records, step_time: str) -> dict[str, str]:
+    """The tables by their names, as the documentation shows them."""
+    size, time = "0.2M", seconds(step_time, "step_time")
+    if (size, "AdamW") not in records.wire or (size, "Muon") not in records.wire:
+        raise storage.OutputError(f"{records.path}: dense AdamW and Muon are not there yet")
+    found = {
+        "The same tokens": main_table(records, size),
+        "The same bits, with and without a memory": memory_table(records, size),
+        f"The budget of {DENSE_STEPS} dense steps": budget_table(records, size, time),
+    }
+    return found | ({"Sizes": size_table(records)} if len(records.about) > 1 else {})
+
+
+def write(records: Records, out_dir: Path, step_time: str) -> str:
+    """Writes study.md and study.png; returns the text."""
+    text = ""
+    for name, table in tables(records, step_time).items():
+        text += f"## {name}\n\n{table}\n"
+    about = records.about["0.2M"]
+    text += (
+        f"{about['parameters']:,} parameters, {about['hardware']}; gaps are to the uncompressed "
+        "optimizer of the same kind; in brackets the steps that a budget allows, at most "
+        f"{about['steps']}. Seconds: {step_time} of computation a step, {LATENCY} latency, codec "
+        "free.\n"
+    )
+    storage.write_text(out_dir / "study.md", text)
+    study.save(picture(records, "0.2M"), out_dir / "study.png")
+    return text
