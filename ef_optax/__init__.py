@@ -144,6 +144,7 @@ from ef_optax.feedback.hierarchical import hierarchical
 from ef_optax.feedback.marina import marina
 from ef_optax.feedback.momentum_feedback import momentum_feedback
 from ef_optax.feedback.neolithic import neolithic
+from ef_optax.feedback.on_host import on_host
 from ef_optax.feedback.safe_ef import safe_ef
 from ef_optax.feedback.scalecom import scalecom
 from ef_optax.feedback.sharded_optimizer import sharded_optimizer
@@ -278,6 +279,7 @@ __all__ = [
     "gradient_shift",
     "l1_prox",
     "normalise",
+    "on_host",
     "power_decay",
     "proximal",
     # Around the training step

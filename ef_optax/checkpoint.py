@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
+from ef_optax._rules import resting
 from ef_optax.parallel.change_workers import change_workers
 from ef_optax.parallel.lift import Lifted
 
@@ -207,6 +208,7 @@ def restore(
     if shapes != [np.shape(x) for x in leaves]:
         fresh = tx.init(tree["params"]) if opt_state is None else opt_state
         tree["opt_state"] = change_workers(tree["opt_state"], fresh)
+    tree["opt_state"] = resting.returned(tree["opt_state"])
     return Checkpoint(**tree, step=about["step"], num_workers=about["num_workers"])
 
 

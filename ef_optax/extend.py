@@ -29,6 +29,7 @@ The rules of this library import only from here, and public functions from each 
 from ef_optax._bits.fields import Packed, pack, unpack
 from ef_optax._core.codec import Codec
 from ef_optax._core.context import path_string
+from ef_optax._core.control import Controller
 from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.need import Need
 from ef_optax._core.outcome import Outcome, Protocol
@@ -79,6 +80,7 @@ from ef_optax._rules.stored import Kept, Stored
 from ef_optax._rules.transformation import as_transformation, plus
 from ef_optax._select.leaf import top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
+from ef_optax.compressors.combine.controlled import Controlled
 from ef_optax.compressors.combine.identity import Identity
 from ef_optax.compressors.compressor import Compressor, codec_of
 from ef_optax.compressors.sparse._sparse import Followable, SparseCodec
@@ -120,7 +122,9 @@ __all__ = [
     "Protocol",
     "Sum",
     "Workers",
-    # A policy: codecs that depend on the leaf, the step, or both
+    # A policy: codecs that depend on the leaf, the step, or both, or on what was measured
+    "Controlled",
+    "Controller",
     "LeafPolicy",
     "Stage",
     "Stages",

@@ -10,6 +10,7 @@ worker has its own. Use these classes to look inside a state and for annotations
 (True, [0.0, 0.0, 0.0])
 """
 
+from ef_optax._exchange.controlled import ControlState
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._exchange.monitored import MonitorState
 from ef_optax._rules.residuals import ResidualPolicyState
@@ -71,6 +72,7 @@ __all__ = [
     "CSERState",
     "ChocoState",
     "CompressedMeanState",
+    "ControlState",
     "DGCState",
     "DctAdamWState",
     "DenseStepsState",

@@ -32,7 +32,7 @@ from ef_optax._core.policy import Stage, for_leaf, for_workers, stages_of
 from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
-from ef_optax._exchange import monitored, slices
+from ef_optax._exchange import controlled, monitored, slices
 from ef_optax._exchange.bundles import Bundle, bundles_of
 from ef_optax._exchange.neighbours import Graph, NeighbourRounds
 from ef_optax._exchange.rounds import Rounds
@@ -52,6 +52,7 @@ class ExchangeState(NamedTuple):
     ok: Array  # bool scalar: whether the last exchange was finite on every worker
     codec: Any  # per leaf: the codec's own state; () if no codec has a state
     monitor: Any = ()  # a MonitorState if the rule is in ef_optax.monitor, else ()
+    control: Any = ()  # a ControlState if a controller chooses the codec, else ()
 
 
 class Exchanged(NamedTuple):
@@ -101,6 +102,7 @@ class Exchange:
             ok=jnp.ones((), bool),
             codec=_or_nothing(self._init_codecs(tree), tree) if self.codec.stateful else (),
             monitor=monitored.begin(tree),
+            control=controlled.begin(self, tree),
         )
 
     def __call__(
@@ -144,9 +146,10 @@ class Exchange:
             return treedef.flatten_up_to(again())
 
         def send(leaves: list[Array], states: list[Any], shared: Any, slices: list[Any]) -> Any:
-            header, weight, count, look = shared
+            header, weight, count, clock, look = shared
             leaf_specs = specs or [None] * len(leaves)
-            run = _Run(self, paths, slices, leaf_specs, count, leaves_again, nan_if_bad, look)
+            known = count, clock, leaves_again, nan_if_bad, look
+            run = _Run(self, paths, slices, leaf_specs, *known)
             return run(leaves, states, header, weight, names)
 
         record = monitored.applies(state.monitor, treedef)
@@ -160,11 +163,12 @@ class Exchange:
         reaches_all = lift is not None and set(lift.axes) <= set(coll.axis_names(self.axis_name))
         accepted = lift.accepted if lift is not None and reaches_all else None
         look = monitored.look(state.monitor, state.step) if record else None
-        shared = ((finite, accepted), weight, state.step, look)
+        clock = controlled.clock(self.codec, state.control, state.step)
+        shared = ((finite, accepted), weight, state.step, clock, look)
         if specs is None:
-            results, (states, (ok, seen)) = send(leaves, states, shared, [0] * len(leaves))
+            results, (states, (ok, seen, sums)) = send(leaves, states, shared, [0] * len(leaves))
         else:
-            results, (states, (ok, seen)) = slices.over_slices(
+            results, (states, (ok, seen, sums)) = slices.over_slices(
                 send, leaves, states, shared, specs, ("aggregate", *names)
             )
         monitor = state.monitor
@@ -184,6 +188,7 @@ class Exchange:
                 ok=ok,
                 codec=_or_nothing(treedef.unflatten(states), tree) if self.codec.stateful else (),
                 monitor=monitor,
+                control=controlled.after(self, state.control, sums, tree),
             ),
         )
 
@@ -249,6 +254,7 @@ class _Run:
     slices: Sequence[Array | int]
     specs: Sequence[Any]
     step: Array
+    clock: Array  # what chooses the stage: the step, or the level of a controlled codec
     again: Callable[[], list[Array] | None]  # computes the leaves a second time, if possible
     nan_if_bad: bool  # whether aggregates become NaN if some worker's numbers are not finite
     look: monitored.Look | None  # what a monitored exchange needs to record itself
@@ -260,7 +266,7 @@ class _Run:
         header: tuple[Array | None, Array | None],
         weight: Array | None,
         want: tuple[str, ...],
-    ) -> tuple[dict[str, list[Array]], tuple[list[Any], tuple[Array, Any]]]:
+    ) -> tuple[dict[str, list[Array]], tuple[list[Any], tuple[Array, Any, Any]]]:
         codec, workers = self.exchange.codec, coll.axis_size(self.exchange.axis_name)
         chosen = [
             for_workers(for_leaf(codec, path, like_of(x)), like_of(x), workers)
@@ -286,7 +292,7 @@ class _Run:
 
         if len(phases) == 1:
             return run(*phases.values())
-        index = jnp.asarray(segments, jnp.int32)[timeline.segment(self.step)]
+        index = jnp.asarray(segments, jnp.int32)[timeline.segment(self.clock)]
         branches = [functools.partial(run, stages) for stages in phases.values()]
         return coll.agreed_switch(index, branches, axis=self.exchange.axis_name)
 
@@ -298,8 +304,8 @@ class _Run:
         header: tuple[Array | None, Array | None],
         weight: Array | None,
         want: tuple[str, ...],
-    ) -> tuple[dict[str, list[Array]], list[Any], tuple[Array, Any]]:
-        """One exchange with these codecs: results, states, whether all were finite, a record."""
+    ) -> tuple[dict[str, list[Array]], list[Any], tuple[Array, Any, Any]]:
+        """One exchange with these codecs: results, states, and what is the same for all leaves."""
         axis = self.exchange.axis_name
         bundles = bundles_of(codecs, leaves, self.specs)
         taken = [b.take(leaves) for b in bundles]
@@ -339,12 +345,15 @@ class _Run:
                 self._put(results[name], bundle, value(bundle, outcome, name), rows)
             if bundle.codec.stateful:
                 self._put(after, bundle, outcome.state, rows)
-        if self.look is None:
-            return results, after, (rounds.ok, ())
-        costs = self._costs(codecs, leaves, bundles, rounds.bits)
         split = [() if spec is None else context.spec_axes(spec) for spec in self.specs]
-        seen = monitored.seen(self.look, leaves, result, results, costs, split, axis)
-        return results, after, (rounds.ok, (seen, costs))
+        seen, sums = (), ()
+        if self.look is not None:
+            costs = self._costs(codecs, leaves, bundles, rounds.bits)
+            seen = monitored.seen(self.look, leaves, result, results, costs, split, axis), costs
+        if controlled.measures(self.exchange.codec):
+            errors = results["residual"] if "residual" in want else result("residual")
+            sums = controlled.measured(leaves, errors, split, axis)
+        return results, after, (rounds.ok, seen, sums)
 
     def _rounds(self, header: tuple[Array | None, Array | None], weight: Array | None) -> Rounds:
         axis, graph = self.exchange.axis_name, self.exchange.graph

@@ -184,12 +184,12 @@ def seen(
             inputs = [c + r for c, r in zip(sent, errors or (), strict=True)]
         if errors is None:
             errors = [p - c for p, c in zip(inputs, sent, strict=True)]
-        sums = _over_all_slices(moments.moments(inputs, sent, errors), split)
+        sums = over_all_slices(moments.moments(inputs, sent, errors), split)
         rows = coll.to_varying(jnp.concatenate([sums, costs.facts], 1), axis)
         if not checked:
             return rows, ()
         lost = [p - c - r for p, c, r in zip(inputs, sent, errors, strict=True)]
-        loss = _over_all_slices(moments.squared_norms(lost), split)
+        loss = over_all_slices(moments.squared_norms(lost), split)
         return rows, coll.to_varying(loss, axis)
 
     if always:
@@ -302,7 +302,7 @@ def _written(
     return jax.lax.cond(due, lambda: result("sent"), zeros)
 
 
-def _over_all_slices(sums: Array, split: Sequence[tuple[str, ...]]) -> Array:
+def over_all_slices(sums: Array, split: Sequence[tuple[str, ...]]) -> Array:
     """Sums of slices, a row for each leaf, as sums of whole leaves."""
     for axes in dict.fromkeys(axes for axes in split if axes):
         own = np.asarray([one == axes for one in split]).reshape(-1, *(1,) * (sums.ndim - 1))

@@ -22,10 +22,12 @@ from ef_optax._exchange import collectives as coll
 from ef_optax._exchange import slices
 from ef_optax._exchange.collectives import AxisName
 from ef_optax._numeric import trees
-from ef_optax._numeric.dtypes import FLOATING_ONLY, Array, wide_dtype
+from ef_optax._numeric.dtypes import FLOATING_ONLY, Array, bits_of, wide_dtype
+from ef_optax._rules.resting import require_host_memory
 from ef_optax._rules.stored import Form, Kept
 from ef_optax.compressors.combine.identity import Identity
 from ef_optax.compressors.compressor import Compressor, codec_of
+from ef_optax.compressors.quantize.cast import Cast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Memory:
       dtype: the dtype of all memories; None for float32, or the parameters' own if it is wider.
       axis_name: the worker axis, for rounding noise that differs between the workers.
       codec: encodes the memory of each leaf; None for plain arrays.
+      host: whether the memory is in the host's memory between two steps.
     """
 
     dtype: DTypeLike | None = None
     axis_name: AxisName = None
     codec: Codec | None = None
+    host: bool = False
 
     def zeros(self, params: Any) -> Any:
         """A memory like ``params`` before the first step.
@@ -55,12 +59,18 @@ class Memory:
             if not jnp.issubdtype(jnp.result_type(p), jnp.floating):
                 where = f"params{jax.tree_util.keystr(path)}"
                 raise TypeError(f"{where} has dtype {jnp.result_type(p)}, {FLOATING_ONLY}")
-            dtype = wide_dtype(jnp.result_type(p)) if self.dtype is None else self.dtype
+            wide = wide_dtype(jnp.result_type(p))
+            dtype = jnp.dtype(wide if self.dtype is None else self.dtype)
             codec = None if self.codec is None else for_leaf(self.codec, name, _like(p, dtype))
-            if codec is None or isinstance(codec, Identity):
+            if self.host and codec is None:
+                narrow = bits_of(dtype) < bits_of(wide)
+                codec, dtype = (Cast(dtype.name), wide) if narrow else (Identity(), dtype)
+            if codec is None or (isinstance(codec, Identity) and not self.host):
                 return jnp.zeros_like(p, dtype)
-            return _coded_zeros(codec, name, _like(p, dtype))
+            return _coded_zeros(codec, name, _like(p, dtype), self.host)
 
+        if self.host:
+            require_host_memory()
         return jax.tree_util.tree_map_with_path(zero, params)
 
     @staticmethod
@@ -100,7 +110,7 @@ def _like(p: Any, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(p), jnp.dtype(dtype))
 
 
-def _coded_zeros(codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> Kept:
+def _coded_zeros(codec: Codec, path: str, like: jax.ShapeDtypeStruct, host: bool) -> Kept:
     """Zeros in the form of a codec, which is checked; a split leaf has a message for each slice."""
     SELF_CONTAINED.check(f"memory, at {path!r},", codec)
     specs, count = slices.leaf_specs([path]), None
@@ -113,7 +123,7 @@ def _coded_zeros(codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> Kept:
             f"memory of shape {like.shape} at every step; choose a format that keeps more of it, "
             "such as ef_optax.block_quantize(8, key=0)."
         )
-    return Form(codec, path, like, sliced=count is not None).zeros(count)
+    return Form(codec, path, like, count is not None, host).zeros(count)
 
 
 MemoryLike = Memory | Compressor | DTypeLike | None
@@ -124,7 +134,8 @@ def memory_for(memory: MemoryLike, axis_name: AxisName = None) -> Memory:
     """The memory of a rule from its option.
 
     Args:
-      memory: None, a floating-point dtype, a compressor that encodes it, or a :class:`Memory`.
+      memory: None, a floating-point dtype, a compressor that encodes it, or a :class:`Memory`, such
+        as ``ef_optax.on_host()``.
       axis_name: the worker axis, or None.
 
     Raises:

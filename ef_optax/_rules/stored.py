@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,21 @@ from ef_optax._core.workers import Workers
 from ef_optax._exchange import slices
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.linear import einsum
+from ef_optax.compressors.combine.identity import Identity
+
+_ON_HOST = (1,) * 8
+"""How the shape of an array on the host begins, after the axes of workers and slices."""
+
+
+@functools.partial(jax.jit, inline=True)  # outside of a program too, so that no step compiles again
+def to_host(x: Array) -> Array:
+    """The array in the host's memory."""
+    return jax.device_put(x, jax.memory.Space.Host)
+
+
+@functools.partial(jax.jit, inline=True)
+def _to_device(x: Array) -> Array:
+    return jax.device_put(x, jax.memory.Space.Device)
 
 
 class Kept(abc.ABC):
@@ -58,12 +74,14 @@ class Form:
       like: shape and dtype of what one device decodes: of the leaf, or of its slice if it is split
         over model axes.
       sliced: whether the leaf is split; then all arrays have a leading axis of slices.
+      host: whether messages are in the host's memory between two steps (see ``resting``).
     """
 
     codec: Codec
     path: str
     like: jax.ShapeDtypeStruct
     sliced: bool
+    host: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Form) and self._identity == other._identity
@@ -74,16 +92,23 @@ class Form:
     @functools.cached_property
     def _identity(self) -> Any:
         """Equal for equal hyper-parameters; concrete keys count by value, unlike in a trace."""
-        return by_value(self.codec), self.path, self.like.shape, self.like.dtype, self.sliced
+        like = self.like.shape, self.like.dtype
+        return by_value(self.codec), self.path, like, self.sliced, self.host
 
-    def encode(
-        self, value: Array, step: Any, worker: Any, slice_index: Any = 0
-    ) -> tuple[Any, Array]:
-        """The message of one device's value, and the 1-norm of what it loses."""
+    @functools.cached_property
+    def message_like(self) -> Any:
+        """Shapes and dtypes of the message of one device's value."""
+        nothing = jnp.zeros(self.like.shape, self.like.dtype)
+        return jax.eval_shape(lambda: self.encode(nothing, jnp.zeros((), jnp.int32), 0)[0])
+
+    def encode(self, value: Array, step: Any, worker: Any, slice_index: Any = 0) -> tuple[Any, Any]:
+        """The message of one device's value, and the 1-norm of what it loses; () if it cannot."""
         path = np.uint32(zlib.crc32(self.path.encode()))
         workers = Workers(1, worker, step, path, slice_index)
         x = value.astype(self.like.dtype)
         message = traced_once(self.codec.encode, x, self.codec.step_key(workers))
+        if isinstance(self.codec, Identity):
+            return message, ()
         lost = jnp.sum(jnp.abs(traced_once(self.codec.residual, x, message)))
         return message, lost.astype(jnp.float32)
 
@@ -108,18 +133,22 @@ class Stored(Kept):
 
     Attributes:
       message: what the codec encodes.
-      lost: float32 scalar: the sum over all steps of the 1-norm of what encoding lost.
+      lost: float32 scalar: the sum over all steps of the 1-norm of what encoding lost; () if
+        values are stored as they are.
       form: everything static.
     """
 
     message: Any
-    lost: Array
+    lost: Any
     form: Form
 
     def wide(self) -> Array:
         form = self.form
-        if self.lost.ndim > form.sliced:  # an axis of workers, outside of the map over them
+        if not form.like.size:  # parts of its message are the same on all workers
+            return jnp.zeros(form.like.shape, form.like.dtype)
+        if self._of_workers:  # outside of the map over them
             return jax.vmap(Stored.wide)(self)
+        self = self.fetched()
         if not form.sliced:
             return form.decode(self.message)
 
@@ -133,9 +162,9 @@ class Stored(Kept):
     def replaced(self, value: Array, step: Array, worker: Array) -> Stored:
         form = self.form
 
-        def write(x: Array, lost: Array, shared: Any, index: Any) -> tuple[dict[str, Array], Any]:
+        def write(x: Array, lost: Any, shared: Any, index: Any) -> tuple[dict[str, Array], Any]:
             message, more = form.encode(x, shared[0], shared[1], index)
-            return {}, (message, lost + more)
+            return {}, (message, jax.tree.map(jnp.add, lost, more))
 
         shared = step, worker
         if form.sliced:
@@ -144,13 +173,53 @@ class Stored(Kept):
             _, (message, lost) = write(value, self.lost, shared, 0)
         return Stored(message, lost, form)
 
+    # JAX pairs donated buffers with results by shape and dtype alone. So an array on the host has a
+    # shape that no array on the device has; else a process that donates its state would abort.
+
+    def fetched(self) -> Stored:
+        """The same in the device's memory, where it can be computed with."""
+
+        def one(x: Array, like: jax.ShapeDtypeStruct) -> Array:
+            lead, shape = self._shapes(x)
+            return x if x.shape != shape else _to_device(x).reshape((*lead, *like.shape))
+
+        if not self.form.host:
+            return self
+        message = jax.tree.map(one, self.message, self.form.message_like)
+        return Stored(message, self.lost, self.form)
+
+    def put_away(self) -> Stored:
+        """The same where it is between two steps."""
+
+        def one(x: Array) -> Array:
+            return to_host(x.reshape(self._shapes(x)[1]))
+
+        if not self.form.host:
+            return self
+        return Stored(jax.tree.map(one, self.message), self.lost, self.form)
+
+    @property
+    def _of_workers(self) -> bool:
+        """Whether there is an axis of workers."""
+        own = jax.tree.leaves(self.message)[0].ndim - self.form.sliced
+        if self.form.host and own > len(_ON_HOST):
+            return own > len(_ON_HOST) + 1
+        return own > jax.tree.leaves(self.form.message_like)[0].ndim
+
+    def _shapes(self, x: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The axis of slices, if there is one, and the shape of an array on the host."""
+        lead = x.shape[: self.form.sliced]
+        return lead, (*lead, *_ON_HOST, math.prod(x.shape[len(lead) :]))
+
     def mixed(self, weights: np.ndarray) -> Stored:
+        self = jax.vmap(Stored.fetched)(self)
         form, step = self.form, jnp.zeros((), jnp.int32)
         workers = jnp.arange(len(weights), dtype=jnp.uint32)
         decode = jax.vmap(form.decode)
         encode = jax.vmap(lambda x, worker: form.encode(x, step, worker))
         if form.sliced:
-            numbers = jnp.arange(self.lost.shape[1], dtype=jnp.uint32)
+            slices_each = jax.tree.leaves(self.message)[0].shape[1]
+            numbers = jnp.arange(slices_each, dtype=jnp.uint32)
             each = jax.vmap(form.encode, (0, None, None, 0))
             decode = jax.vmap(decode)
             encode = jax.vmap(lambda x, worker: each(x, step, worker, numbers))
@@ -159,7 +228,8 @@ class Stored(Kept):
             return einsum("mn,n...->m...", jnp.asarray(weights, x.dtype), x)
 
         message, more = encode(mix(decode(self.message)), workers)
-        return Stored(message, mix(self.lost) + more, form)
+        lost = jax.tree.map(lambda old, new: mix(old) + new, self.lost, more)
+        return jax.vmap(Stored.put_away)(Stored(message, lost, form))
 
     def _on_slices(
         self, run: Callable[..., Any], value: Array | None, state: Any, shared: Any, names: Any

@@ -11,6 +11,7 @@ import optax
 from ef_optax._exchange import monitored
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._numeric import trees
+from ef_optax._rules import resting
 
 
 def as_transformation(
@@ -22,14 +23,21 @@ def as_transformation(
     State class does not match it. The type is lost here and nowhere else.
 
     If the state has monitored exchanges (:func:`ef_optax.monitor`), they also get the norms of the
-    rule's gradient, which an exchange does not know.
+    rule's gradient, which an exchange does not know. Memories on the host are on the device while
+    the functions run.
     """
 
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        emitted, after = update_fn(updates, state, params, **extra_args)
-        return emitted, _with_gradient(after, updates)
+    def init(params: Any) -> Any:
+        return resting.begun(init_fn, params)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update)
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        def run(state: Any) -> tuple[Any, Any]:
+            emitted, after = update_fn(updates, state, params, **extra_args)
+            return emitted, _with_gradient(after, updates)
+
+        return resting.stepped(run, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def plus(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -89,7 +89,8 @@ def error_feedback(
         encodes it: ``ef.cast("bfloat16", key=0)`` takes 2 bytes a value and rounds at random,
         ``ef.block_quantize(8, block=128, key=0)`` takes 1.03 and with 4 bits 0.53,
         ``ef.top_k(0.1)`` keeps the largest values, and ``ef.per_leaf`` chooses for each leaf. What
-        this loses is counted in ``lost`` of :class:`ef_optax.extend.Stored`.
+        this loses is counted in ``lost`` of :class:`ef_optax.extend.Stored`. :func:`on_host` keeps
+        any of them in the host's memory.
       update_dtype: dtype of the emitted updates; by default that of the input. bfloat16 rounds the
         aggregate *after* the residual is computed, so the rounding error is lost; float32 avoids
         this.

@@ -135,7 +135,7 @@ def _of_memory(residual: Any, treedef: Any, size: Array) -> dict[str, Array]:
     squares = size * _vector([_mean(jnp.square(x)) for x in leaves])
     zeros = size * _vector([_mean((x == 0).astype(jnp.float32)) for x in leaves])
     result = {"residual": squares, "residual_zeros": zeros, "memory": squares}
-    if len(stored) == len(leaves):
+    if len(stored) == len(leaves) and not any(isinstance(x.lost, tuple) for x in stored):
         result["rounded"] = _vector([jnp.mean(x.lost) for x in stored])
     return result
 

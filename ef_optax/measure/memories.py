@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._exchange.monitored import MonitorState
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array
+from ef_optax._rules import resting
 from ef_optax._rules.memory import Memory
 from ef_optax.parallel.inference import abstract
 from ef_optax.parallel.lift import Lifted
@@ -108,7 +109,10 @@ def memory_histogram(
     return result
 
 
-def state_bytes(tx: optax.GradientTransformation, params: Any) -> float:
+Space = Literal["all", "device", "host"]
+
+
+def state_bytes(tx: optax.GradientTransformation, params: Any, *, space: Space = "all") -> float:
     """Bytes of state for each parameter on each worker, before anything is allocated.
 
     All of the state counts: the memories of the rules, and the moments of an optimizer after them.
@@ -117,12 +121,14 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> float:
     Args:
       tx: a transformation, lifted or not.
       params: the parameters, or their shapes and dtypes.
+      space: ``"device"`` or ``"host"`` counts only what is in that memory between two steps; what
+        is not :func:`ef_optax.on_host` is on the device.
 
     Returns:
       Bytes divided by the number of parameters.
 
     Raises:
-      ValueError: if ``params`` has no entries.
+      ValueError: if ``params`` has no entries, or for an unknown ``space``.
 
     Example:
       >>> import ef_optax as ef, jax, jax.numpy as jnp
@@ -131,7 +137,11 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> float:
       4.0
       >>> round(ef.measure.state_bytes(ef.ef21(ef.top_k(0.01), memory="bfloat16"), params), 2)
       4.0
+      >>> tx = ef.error_feedback(ef.top_k(0.01), memory=ef.on_host())
+      >>> [round(ef.measure.state_bytes(tx, params, space=s), 2) for s in ("device", "host")]
+      [0.0, 4.0]
     """
+    check.word("state_bytes", "space", space, ("all", "device", "host"))
     count = sum(x.size for x in jax.tree.leaves(abstract(params)))
     if not count:
         raise ValueError("state_bytes: params has no entries; pass the parameters of the model.")
@@ -141,7 +151,12 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> float:
         state = jax.eval_shape(tx.init, abstract(params))
         rows = jax.tree.map(lambda _: False, state)
     workers = tx.num_workers if isinstance(tx, Lifted) else 1
-    sizes = jax.tree.map(lambda x, own: _bytes(x) / (workers if own else 1), state, rows)
+
+    def of_leaf(x: Any, own: bool, on_host: bool) -> float:
+        counts = space == "all" or on_host == (space == "host")
+        return _bytes(x) / (workers if own else 1) if counts else 0.0
+
+    sizes = jax.tree.map(of_leaf, state, rows, resting.kinds(state))
     return sum(jax.tree.leaves(sizes)) / count
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.linear import einsum
-from ef_optax._rules.stored import Kept
+from ef_optax._rules.stored import Kept, Stored
 from ef_optax.exchanges.delayed import OnItsWay
 
 MEAN, FRESH, COPY, SHARDS, OPTIMIZER = "mean", "fresh", "copy", "shards", "optimizer"
@@ -135,6 +135,8 @@ def _carry_leaf(old: Any, new: Any, role: Any) -> Any:
         return _carry(old, new, role)
     before, after = jax.tree.leaves(old), jax.tree.leaves(new)
     same = all(a.shape == b.shape for a, b in zip(before, after, strict=True))
+    if isinstance(old, Stored) and not old.form.like.size:
+        return new
     if same or {FRESH, COPY} & set(jax.tree.leaves(role)):
         return jax.tree.map(_carry, old, new, role)
     weights = overlap_weights(len(before[0]), len(after[0]))

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName
+from ef_optax._rules import resting
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import (
     PRESENT,
@@ -84,7 +85,7 @@ def lifted(
 
         def local(params: Any) -> Any:
             with context.lifting(plan.lift):
-                return tx.init(params)
+                return resting.begun(tx.init, params)
 
         with explained():
             return workers.run(local, (params,), (SAME,), plan.layouts, plan.specs, place=True)
@@ -103,7 +104,10 @@ def lifted(
 
         def local(g: Any, s: Any, p: Any, x: Any) -> tuple[Any, Any]:
             names = [name for name, value in extra_args.items() if is_own(name, value)]
-            return _update_of_one(inner, plan, workers.axis_name, names, g, s, p, extra.rebuild(x))
+            given = extra.rebuild(x)
+            return resting.stepped(
+                lambda s: _update_of_one(inner, plan, workers.axis_name, names, g, s, p, given), s
+            )
 
         with explained():
             return workers.run(
@@ -205,11 +209,14 @@ class _Plan(NamedTuple):
     def abstract_state(self, workers: WorkerMap) -> Any:
         """Shape, dtype and sharding of each leaf of the state of all workers."""
 
-        def of_all(layout: Layout, x: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        def of_all(
+            layout: Layout, x: jax.ShapeDtypeStruct, spec: P, host: bool
+        ) -> jax.ShapeDtypeStruct:
             shape = _shape_of_all(layout, x, workers.num_workers)
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=workers.sharding(spec))
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=workers.sharding(spec, host))
 
-        return jax.tree.map(of_all, self.layouts, self.local, self.specs)
+        hosts = resting.kinds(self.local)
+        return jax.tree.map(of_all, self.layouts, self.local, self.specs, hosts)
 
     def check(self, state: Any, num_workers: int) -> None:
         """Refuses the state of another transformation, of an unlifted one, or of other workers.

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName, axis_names
 from ef_optax._numeric import check
+from ef_optax._rules import resting
 from ef_optax.parallel import specs
 from ef_optax.parallel.lift import Lifted, lifted
 from ef_optax.parallel.worker_map import Layout, Sizes, WorkerMap, each
@@ -151,11 +152,12 @@ class MeshMap(WorkerMap):
 
         return jax.tree.map(full, layouts, split, local)
 
-    def sharding(self, spec: P) -> NamedSharding:
-        return NamedSharding(self.mesh, spec)
+    def sharding(self, spec: P, host: bool = False) -> NamedSharding:
+        return NamedSharding(self.mesh, spec, memory_kind=resting.HOST if host else None)
 
     def _shardings(self, tree: Any) -> Any:
-        return jax.tree.map(self.sharding, tree, is_leaf=specs.is_spec)
+        hosts = resting.kinds(tree, specs.is_spec)
+        return jax.tree.map(self.sharding, tree, hosts, is_leaf=specs.is_spec)
 
     def _spec(self, layout: Layout) -> P:
         """The spec over the worker axis alone."""

@@ -19,6 +19,7 @@ from ef_optax._exchange import collectives as coll
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.finite import all_finite, all_of
+from ef_optax._rules import resting
 
 
 def _is_exchange(x: Any) -> bool:
@@ -132,10 +133,13 @@ def guard(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         # Not guarded: a bad exchange then emits NaN, which a second tier finds in its input.
-        lift = context.current() or context.Lift(guarded=False)
-        others = each_gradient("grads", extra_args.get("grads", {}))
-        with context.lifting(watched(lift, updates, *others)):
-            new_updates, new_state = inner.update(updates, state, params, **extra_args)
-        return keep_if_bad(new_updates, new_state, state)
+        def run(state: Any) -> tuple[Any, Any]:
+            lift = context.current() or context.Lift(guarded=False)
+            others = each_gradient("grads", extra_args.get("grads", {}))
+            with context.lifting(watched(lift, updates, *others)):
+                new_updates, new_state = inner.update(updates, state, params, **extra_args)
+            return keep_if_bad(new_updates, new_state, state)
+
+        return resting.stepped(run, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)

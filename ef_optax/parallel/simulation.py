@@ -135,5 +135,5 @@ class VmapMap(WorkerMap):
         del tx, params, lift, local
         return jax.tree.map(lambda layout: P(self.axis_name) if layout.axes else P(), layouts)
 
-    def sharding(self, spec: P) -> None:
-        del spec
+    def sharding(self, spec: P, host: bool = False) -> None:
+        del spec, host

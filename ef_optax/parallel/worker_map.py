@@ -141,8 +141,8 @@ class WorkerMap(abc.ABC):
         """
 
     @abc.abstractmethod
-    def sharding(self, spec: P) -> Sharding | None:
-        """A spec as a sharding; None if there are no devices."""
+    def sharding(self, spec: P, host: bool = False) -> Sharding | None:
+        """A spec as a sharding, in the host's memory if asked; None if there are no devices."""
 
 
 def sizes_of(

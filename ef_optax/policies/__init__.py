@@ -2,6 +2,8 @@
 
 - **Schedules of a compressor**, which work in every rule: :func:`delayed_start`, :func:`gradual`,
   :func:`dgc_warmup` and :func:`flush`, a dense step now and then.
+- **Controllers in the program**, which choose one of a few compiled levels as a run goes:
+  :func:`hold_bytes`, :func:`hold_contraction`.
 - **Policies around a rule**: :func:`dense_steps`, in which the rule rests.
 - **Policies of the residual**, which are wrapped around a rule that has one: :func:`clip_residual`,
   :func:`reset_residual`, :func:`steer_residual` (injection and retention),
@@ -20,6 +22,8 @@ from ef_optax.policies.dgc_warmup import dgc_warmup, dgc_warmup_ratio
 from ef_optax.policies.flush import flush
 from ef_optax.policies.freeze import freeze
 from ef_optax.policies.gradual import DGC_RATIOS, gradual
+from ef_optax.policies.hold_bytes import hold_bytes
+from ef_optax.policies.hold_contraction import hold_contraction
 from ef_optax.policies.l_greco import l_greco
 from ef_optax.policies.rescale_residual import rescale_residual
 from ef_optax.policies.reset_residual import reset_residual
@@ -40,6 +44,8 @@ __all__ = [
     "flush",
     "freeze",
     "gradual",
+    "hold_bytes",
+    "hold_contraction",
     "l_greco",
     "rescale_residual",
     "reset_residual",

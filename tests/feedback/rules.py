@@ -99,9 +99,16 @@ RULES: dict[str, Make] = {
     "gradiveq": lambda: ef.error_feedback(
         ef.gradiveq(0.5, samples=1, period=2, slice_size=2), axis_name=AXIS
     ),
+    "hold_bytes": lambda: ef.ef21(ef.policies.hold_bytes([SIGN, TOP], 12), axis_name=AXIS),
+    "hold_contraction": lambda: ef.error_feedback(
+        ef.policies.hold_contraction([SIGN, TOP, ef.top_k(k=3)], 0.7, window=1), axis_name=AXIS
+    ),
     "global_top_k": lambda: ef.error_feedback(ef.global_top_k(0.4), axis_name=AXIS),
     "momentum_feedback": lambda: ef.momentum_feedback(TOP, 0.9, axis_name=AXIS),
     "neolithic": lambda: ef.neolithic(SIGN, 2, ef.top_k(k=1), axis_name=AXIS),
+    "on_host": lambda: ef.econtrol(
+        TOP, 0.1, memory=ef.on_host(ef.block_quantize(8, block=4)), axis_name=AXIS
+    ),
     "rescale_residual": lambda: given(
         ef.policies.rescale_residual(ef.error_feedback(TOP, axis_name=AXIS)),
         lambda _: {"loss_scale": 2.0},

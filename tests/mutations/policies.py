@@ -6,6 +6,7 @@ from tests.mutations.mutation import Mutation
 
 POLICIES, AROUND = "ef_optax/policies", "ef_optax/_rules/residuals.py"
 RESIDUALS = "tests/policies/test_residuals.py"
+CONTROLLERS = "tests/policies/test_controllers.py"
 SCHEDULES = "tests/policies/test_schedules.py"
 
 MUTATIONS = (
@@ -95,6 +96,48 @@ MUTATIONS = (
         "step - start + 1",
         "step - start",
         (f"{SCHEDULES}::test_the_rate_shrinks_when_compression_begins",),
+    ),
+    Mutation(
+        "credit is saved without a limit",
+        f"{POLICIES}/hold_bytes.py",
+        "_choice(jnp.minimum(memory, max(prices)) + budget, prices)",
+        "_choice(memory + budget, prices)",
+        (f"{CONTROLLERS}::test_credit_has_a_limit",),
+    ),
+    Mutation(
+        "what a window sends is paid for one exchange",
+        f"{POLICIES}/hold_bytes.py",
+        "tuple(-(-self.window * cost // unit) for cost in costs)",
+        "tuple(-(-cost // unit) for cost in costs)",
+        (f"{CONTROLLERS}::test_decisions_follow_numpy",),
+    ),
+    Mutation(
+        "a level that was not enough is never tried again",
+        f"{POLICIES}/hold_contraction.py",
+        "| (known.age >= self.retry)",
+        "| (known.age < 0)",
+        (f"{CONTROLLERS}::test_decisions_follow_numpy",),
+    ),
+    Mutation(
+        "every worker decides by its own contraction",
+        "ef_optax/_exchange/controlled.py",
+        "lambda: coll.psum(own, axis)",
+        "lambda: coll.psum(own, axis) * 0 + own",
+        (f"{CONTROLLERS}::test_decisions_follow_numpy",),
+    ),
+    Mutation(
+        "the sums go on after a decision",
+        "ef_optax/_exchange/controlled.py",
+        "jnp.where(due, 0, own)",
+        "own",
+        (f"{CONTROLLERS}::test_decisions_follow_numpy",),
+    ),
+    Mutation(
+        "the level is chosen by the step",
+        "ef_optax/_exchange/controlled.py",
+        "return control.level if isinstance(codec, LevelPolicy) else step",
+        "return step",
+        (f"{CONTROLLERS}::test_decisions_follow_numpy",),
     ),
     Mutation(
         "rows are chosen by their largest value",

@@ -14,6 +14,7 @@ DIFFERENCES = f"{TESTS}/test_differences.py"
 BAD = f"{TESTS}/test_bad_gradients.py"
 VARIANCE = f"{TESTS}/test_variance_based.py"
 STORED = f"{TESTS}/test_stored.py"
+ON_HOST = f"{TESTS}/test_on_host.py"
 
 STEPS = "tests/local/test_local_steps.py"
 GOSSIP = "tests/local/test_gossip.py"
@@ -489,7 +490,7 @@ MUTATIONS = (
     Mutation(
         "what a stored memory loses is counted in the last step only",
         f"{MADE_OF}/stored.py",
-        "return {}, (message, lost + more)",
+        "return {}, (message, jax.tree.map(jnp.add, lost, more))",
         "return {}, (message, more)",
         (f"{STORED}::test_every_rule_follows_numpy",),
     ),
@@ -541,6 +542,27 @@ MUTATIONS = (
         "with jax.ensure_compile_time_eval():",
         "if True:",
         (f"{STORED}::test_a_state_may_be_made_inside_a_program",),
+    ),
+    Mutation(
+        "a memory of the host stays on the device after a step",
+        f"{MADE_OF}/resting.py",
+        "result, after = update(fetched(state))\n    return result, put_away(after)",
+        "result, after = update(fetched(state))\n    return result, after",
+        (f"{ON_HOST}::test_the_host_changes_no_number",),
+    ),
+    Mutation(
+        "what is on the host counts as on the device",
+        f"{MADE_OF}/resting.py",
+        "return Stored(of(x.form.host, x.message), of(False, x.lost), x.form)",
+        "return Stored(of(False, x.message), of(False, x.lost), x.form)",
+        (f"{ON_HOST}::test_bytes_of_both_memories",),
+    ),
+    Mutation(
+        "devices without memory of the host are found out by JAX",
+        f"{MADE_OF}/memory.py",
+        "if self.host:\n            require_host_memory()",
+        "if False:\n            require_host_memory()",
+        (f"{ON_HOST}::test_devices_without_the_host_are_refused",),
     ),
     # ---------------------------------------------------------------- recipes
     Mutation(

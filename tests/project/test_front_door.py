@@ -53,7 +53,7 @@ def test_every_state_of_a_rule_is_among_the_states() -> None:
         for path in (ROOT / "ef_optax" / room).glob("*.py"):
             text = path.read_text(encoding="utf-8")
             found |= set(re.findall(r"^class (\w+State)\(NamedTuple\)", text, re.MULTILINE))
-    shared = {"ExchangeState", "MonitorState", "ResidualPolicyState"}
+    shared = {"ControlState", "ExchangeState", "MonitorState", "ResidualPolicyState"}
     assert found and found | shared == set(ef.states.__all__)
     assert all(inspect.getdoc(getattr(ef.states, name)) for name in ef.states.__all__)
 
