@@ -13,6 +13,7 @@ import optax
 
 from ef_optax import states
 from ef_optax._core.context import path_string
+from ef_optax._exchange.controlled import ControlState
 from ef_optax._exchange.exchange import ExchangeState
 from ef_optax._exchange.monitored import MonitorState
 from ef_optax._numeric import check
@@ -22,7 +23,8 @@ from ef_optax._rules.memory import Memory
 from ef_optax.parallel.inference import abstract
 from ef_optax.parallel.lift import Lifted
 
-_RULES = tuple({getattr(states, name) for name in states.__all__} - {ExchangeState, MonitorState})
+_PARTS = {ControlState, ExchangeState, MonitorState}
+_RULES = tuple({getattr(states, name) for name in states.__all__} - _PARTS)
 
 
 def memory_statistics(
@@ -41,9 +43,10 @@ def memory_statistics(
 
     Returns:
       A flat dictionary. ``0/residual/norm`` is the 2-norm of the field ``residual`` of the rule
-      at ``opt_state[0]``, by the mean of its square over the workers; ``zeros`` is the share of
-      exact zeros, and ``quantile_0.5`` the median magnitude, over all workers. A leaf's path
-      follows: ``0/residual/norm/conv1/kernel``.
+      at ``opt_state[0]``, by the mean of its square over the workers; ``norm_largest`` is that of
+      the worker with the largest one; ``zeros`` is the share of exact zeros, and ``quantile_0.5``
+      the median magnitude, over all workers. A leaf's path follows:
+      ``0/residual/norm/conv1/kernel``.
 
     Raises:
       ValueError: for a probability outside [0, 1].
@@ -53,8 +56,9 @@ def memory_statistics(
       >>> tx = ef.error_feedback(ef.top_k(k=1))
       >>> params = jnp.zeros(3)
       >>> _, state = tx.update(jnp.array([5.0, -4.0, 3.0]), tx.init(params))
-      >>> ef.measure.memory_statistics(state, params, probabilities=(0.5,))
-      {'residual/norm': 5.0, 'residual/zeros': 0.3333333333333333, 'residual/quantile_0.5': 3.0}
+      >>> seen = ef.measure.memory_statistics(state, params, probabilities=(0.5,))
+      >>> seen["residual/norm"], seen["residual/quantile_0.5"]
+      (5.0, 3.0)
     """
     for p in probabilities:
         check.share("memory_statistics", "probabilities", p)
@@ -62,10 +66,12 @@ def memory_statistics(
     result = {}
     for name, tree in _memories(opt_state):
         for leaf, arrays, workers in _groups(tree, params, by_leaf):
-            numbers = _numbers(arrays, jnp.asarray(probabilities, jnp.float32))
-            square, zeros, *quantiles = np.asarray(numbers).tolist()
+            rows = int(workers) if workers == int(workers) else 1
+            numbers = _numbers(arrays, jnp.asarray(probabilities, jnp.float32), rows)
+            square, largest, zeros, *quantiles = np.asarray(numbers).tolist()
             total = max(sum(x.size for x in arrays), 1)
             result[f"{name}/norm{leaf}"] = (square / workers) ** 0.5
+            result[f"{name}/norm_largest{leaf}"] = largest**0.5
             result[f"{name}/zeros{leaf}"] = zeros / total
             for p, value in zip(probabilities, quantiles, strict=True):
                 result[f"{name}/quantile_{p:g}{leaf}"] = value
@@ -199,12 +205,13 @@ def _groups(tree: Any, params: Any, by_leaf: bool) -> Iterator[tuple[str, list[A
         yield from ((f"/{path_string(path) or 'params'}", [x], workers) for path, x in located)
 
 
-@jax.jit
-def _numbers(arrays: list[Array], probabilities: Array) -> Array:
-    """The sum of squares, the number of zeros, and quantiles of the magnitudes."""
-    squares = sum(jnp.sum(jnp.square(x)) for x in arrays)
+@functools.partial(jax.jit, static_argnums=2)
+def _numbers(arrays: list[Array], probabilities: Array, rows: int) -> Array:
+    """The sum of squares, that of the largest row, the number of zeros, and quantiles."""
+    squares = sum(jnp.sum(jnp.square(x).reshape(rows, -1), 1) for x in arrays)
+    squares = jnp.asarray(squares, jnp.float32) * jnp.ones(rows, jnp.float32)
     zeros = sum(jnp.sum((x == 0).astype(jnp.float32)) for x in arrays)
-    numbers = [jnp.asarray(squares, jnp.float32), jnp.asarray(zeros, jnp.float32)]
+    numbers = [jnp.sum(squares), jnp.max(squares), jnp.asarray(zeros, jnp.float32)]
     if probabilities.size:
         flat = _end_to_end(arrays)
         found = jnp.quantile(jnp.abs(flat), probabilities.astype(flat.dtype))

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ef_optax.extend import AxisName, check, residuals, trees
+from ef_optax.extend import AxisName, check, collectives, residuals, trees
 
 By = Literal["largest", "rms", "value", "norm"]
+Across = Literal["mean", "largest"] | None
 
 
 def clip_residual(
@@ -18,6 +19,7 @@ def clip_residual(
     limit: float = 10.0,
     *,
     by: By = "largest",
+    across: Across = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips the residual after every step of a rule, and counts what this drops.
@@ -38,14 +40,18 @@ def clip_residual(
       by: ``"largest"`` and ``"rms"`` clip values at k times the largest magnitude, or the RMS, of
         this worker's gradient of the leaf in this step; ``"value"`` clips values at k; ``"norm"``
         scales the residual of a leaf so that its 2-norm is at most k.
-      axis_name: the rule's worker axis, for a residual that is stored with random rounding.
+      across: with ``"largest"`` or ``"rms"``, one limit for all workers: k times the mean, or the
+        largest, of the workers' s. Then no worker forgets more than others because its gradients
+        are small. It costs a sum or a maximum of one number for each leaf. None: each has its own.
+      axis_name: the rule's worker axis, for a residual that is stored with random rounding and for
+        ``across``.
 
     Returns:
       The transformation; its state is a :class:`ResidualPolicyState` around the rule's.
 
     Raises:
-      ValueError: for a limit that is not positive, an unknown ``by``, or at init for a rule without
-        a residual.
+      ValueError: for a limit that is not positive, an unknown ``by`` or ``across``, for ``across``
+        with a ``by`` that all workers share already, or at init for a rule without a residual.
 
     Example:
       >>> import ef_optax as ef, jax.numpy as jnp
@@ -61,19 +67,37 @@ def clip_residual(
     check.positive("clip_residual", "limit", limit)
     check.word("clip_residual", "by", by, ("largest", "rms", "value", "norm"))
 
-    def one(e: Any, g: Any) -> Any:
+    if across is not None:
+        check.word("clip_residual", "across", across, ("mean", "largest"))
+        if by in ("value", "norm"):
+            raise ValueError(
+                f"clip_residual: across={across!r} needs by='largest' or by='rms'; the limit of "
+                f"by={by!r} is the same on all workers already."
+            )
+
+    def scale_of(e: Any, g: Any) -> Any:
+        if by in ("value", "norm") or not e.size:
+            return jnp.zeros((), e.dtype)
+        g = g.astype(e.dtype)
+        return jnp.max(jnp.abs(g)) if by == "largest" else jnp.sqrt(jnp.mean(g * g))
+
+    def one(e: Any, scale: Any) -> Any:
         bound = jnp.asarray(limit, e.dtype)
         if by == "norm":
             norm = jnp.sqrt(trees.squared_norm(e))
             return jnp.where(norm > bound, e * (bound / norm), e)
-        if by != "value" and e.size:
-            g = g.astype(e.dtype)
-            scale = jnp.max(jnp.abs(g)) if by == "largest" else jnp.sqrt(jnp.mean(g * g))
+        if by != "value":
             bound = jnp.where(scale > 0, bound * scale, jnp.inf)
         return jnp.clip(e, -bound, bound)
 
     def after(new: Any, old: Any, step: residuals.Step) -> tuple[Any, Any, Any]:
         del old
-        return new, jax.tree.map(one, new, step.updates), ()
+        scales = jax.tree.map(scale_of, new, step.updates)
+        if across == "largest":
+            scales = jax.tree.map(lambda s: collectives.pmax(s, axis_name), scales)
+        elif across == "mean":
+            workers = collectives.axis_size(axis_name)
+            scales = jax.tree.map(lambda s: collectives.psum(s, axis_name) / workers, scales)
+        return new, jax.tree.map(one, new, scales), ()
 
     return residuals.around("clip_residual", rule, after=after, axis_name=axis_name)

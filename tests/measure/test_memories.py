@@ -36,6 +36,13 @@ def test_statistics_and_histograms() -> None:
         for leaf, x in arrays.items():
             norm = np.linalg.norm(x) / np.sqrt(workers)
             assert found[f"{name}/norm{leaf}"] == pytest.approx(norm, rel=1e-5)
+            rows = (
+                x.reshape(workers, -1)
+                if leaf
+                else np.concatenate([np.asarray(y).reshape(workers, -1) for y in tree.values()], 1)
+            )
+            largest = np.linalg.norm(rows, axis=1).max()
+            assert found[f"{name}/norm_largest{leaf}"] == pytest.approx(largest, rel=1e-5)
             assert found[f"{name}/zeros{leaf}"] == pytest.approx(np.mean(x == 0))
             for p in probabilities:
                 quantile = np.quantile(np.abs(x), p)

@@ -98,6 +98,13 @@ MUTATIONS = (
         (f"{SCHEDULES}::test_the_rate_shrinks_when_compression_begins",),
     ),
     Mutation(
+        "the mean limit is the sum over the workers",
+        f"{POLICIES}/clip_residual.py",
+        "collectives.psum(s, axis_name) / workers",
+        "collectives.psum(s, axis_name)",
+        (f"{RESIDUALS}::test_every_policy_follows_numpy",),
+    ),
+    Mutation(
         "credit is saved without a limit",
         f"{POLICIES}/hold_bytes.py",
         "_choice(jnp.minimum(memory, max(prices)) + budget, prices)",

@@ -35,6 +35,10 @@ def relative(norm: Any) -> Any:
 POLICIES = ef.policies
 TESTED = {
     "largest": lambda: POLICIES.clip_residual(EF14(TOP), 0.5),
+    "shared mean": lambda: POLICIES.clip_residual(EF14(TOP), 0.5, across="mean", axis_name=AXIS),
+    "shared largest": lambda: POLICIES.clip_residual(
+        EF14(TOP), 0.5, by="rms", across="largest", axis_name=AXIS
+    ),
     "rms": lambda: POLICIES.clip_residual(EF14(TOP), 0.75, by="rms"),
     "value": lambda: POLICIES.clip_residual(EF14(TOP), 1.0, by="value"),
     "norm": lambda: POLICIES.clip_residual(EF14(TOP), 2.0, by="norm"),
@@ -101,6 +105,12 @@ CLIPS: Limits = {
     "dgc": lambda e, g: np.clip(e, -1, 1),
 }
 
+SHARED = {
+    "shared mean": lambda g: 0.5 * np.abs(g).max(1).mean(),
+    "shared largest": lambda g: 0.5 * np.sqrt((g**2).mean(1)).max(),
+}
+"""The limit of all workers from all of their gradients."""
+
 
 def oracle(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Emitted, residual and dropped 1-norm of every worker, after each step."""
@@ -128,6 +138,8 @@ def oracle(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         owed = e
         if name in CLIPS:
             e = np.stack([CLIPS[name](row, own) for row, own in zip(e, g, strict=True)])
+        if name in SHARED:
+            e = np.clip(e, -SHARED[name](g), SHARED[name](g))
         if name == "steps":
             e = late(t) * e
         if (name == "reset" and t % 3 == 2) or (name == "econtrol" and t % 2 == 1):
@@ -144,7 +156,7 @@ def oracle(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "name", [*CLIPS, "reset", "steps", "norms", "econtrol"], ids=lambda name: name
+    "name", [*CLIPS, *SHARED, "reset", "steps", "norms", "econtrol"], ids=lambda name: name
 )
 def test_every_policy_follows_numpy(name: str) -> None:
     updates, states = results()
