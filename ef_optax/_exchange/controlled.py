@@ -25,7 +25,7 @@ class ControlState(NamedTuple):
     """What an exchange with a controlled codec remembers."""
 
     level: Array  # int32 scalar: of the next exchange
-    count: Array  # int32 scalar: exchanges since the last decision
+    waited: Array  # int32 scalar: exchanges since the last decision
     sums: Any  # per worker, float32 (2,): of x and of x - C(x) since then; () if not measured
     memory: Any  # what the controller remembers
 
@@ -45,7 +45,7 @@ def begin(exchange: Exchange, tree: Any) -> Any:
     level, memory = controller.begin(_costs(codec, paths, likes))
     return ControlState(
         level=jnp.asarray(level, jnp.int32),
-        count=jnp.zeros((), jnp.int32),
+        waited=jnp.zeros((), jnp.int32),
         sums=jnp.zeros(2, jnp.float32) if controller.measures else (),
         memory=memory,
     )
@@ -78,8 +78,8 @@ def after(exchange: Exchange, control: Any, seen: Any, tree: Any) -> Any:
     if not isinstance(codec, LevelPolicy):
         return control
     controller, costs = codec.controller, _costs(codec, *exchange.located(tree)[:2])
-    count = control.count + 1
-    due = count >= controller.window
+    waited = control.waited + 1
+    due = waited >= controller.window
     if controller.measures:
         own = control.sums + seen
         nothing = lambda: jnp.zeros(2, jnp.float32)  # noqa: E731
@@ -91,7 +91,7 @@ def after(exchange: Exchange, control: Any, seen: Any, tree: Any) -> Any:
     level, memory = controller.decide(control.level, control.memory, costs, contraction)
     choose = lambda new, old: jnp.where(due, new, old)  # noqa: E731
     level, memory = jax.tree.map(choose, (level, memory), (control.level, control.memory))
-    return ControlState(level, jnp.where(due, 0, count), sums, memory)
+    return ControlState(level, jnp.where(due, 0, waited), sums, memory)
 
 
 def _costs(
