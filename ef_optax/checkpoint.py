@@ -8,7 +8,7 @@ them takes another course.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
 from ef_optax._rules import resting
+from ef_optax.parallel import replicas
 from ef_optax.parallel.change_workers import change_workers
 from ef_optax.parallel.lift import Lifted
 
@@ -137,6 +138,11 @@ def save_args(
     arrays = {
         _item(i, names[i]): _as_stored(x) for i, x in enumerate(leaves) if np.size(x)
     }  # orbax refuses empty arrays, so restore creates them
+    stored = list(arrays)
+    about["checksums"] = [
+        [stored[part.leaf], part.begin, part.end, part.low]
+        for part in replicas.parts_of(list(arrays.values()))
+    ]
     items = {"about": ocp.args.JsonSave(about)}
     if arrays:
         items["arrays"] = ocp.args.StandardSave(arrays)
@@ -170,8 +176,9 @@ def restore(
 
     Raises:
       FileNotFoundError: if there is no complete checkpoint at ``path``.
-      ValueError: if it was made by another version, or if its fingerprint is that of another model
-        or chain; the message has the first leaf that differs.
+      ValueError: if it was made by another version, if its fingerprint is that of another model or
+        chain (the message has the first leaf that differs), or if its files are damaged: what
+        cannot be read, and arrays that do not have the checksums with which they were saved.
       ImportError: without orbax-checkpoint.
 
     Example:
@@ -193,16 +200,19 @@ def restore(
     like = {"params": params, "opt_state": state, "extra": extra}
     names, leaves = _named(like)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        asked = ocp.args.Composite(about=ocp.args.JsonRestore())
-        about = checkpointer.restore(source, asked)["about"]
-        _check(about, tx, names, leaves, f"path={str(source)!r}")
+        where = f"path={str(source)!r}"
+        about = _read(checkpointer, source, ocp.args.Composite(about=ocp.args.JsonRestore()))[
+            "about"
+        ]
+        _check(about, tx, names, leaves, where)
         shapes = [tuple(shape) for _, _, shape in about["fingerprint"]]
         wanted = [_as_saved(x, shape) for x, shape in zip(leaves, shapes, strict=True)]
         templates = {_item(i, names[i]): _template(x) for i, x in enumerate(wanted) if x.size}
         arrays: Mapping[str, Any] = {}
         if templates:
             asked = ocp.args.Composite(arrays=ocp.args.StandardRestore(templates))
-            arrays = checkpointer.restore(source, asked)["arrays"]
+            arrays = _read(checkpointer, source, asked)["arrays"]
+            _check_sums(about.get("checksums", ()), arrays, where)  # older ones have none
     found = [_placed(arrays.get(_item(i, names[i])), x) for i, x in enumerate(wanted)]
     tree = jax.tree.unflatten(jax.tree.structure(like), found)
     if shapes != [np.shape(x) for x in leaves]:
@@ -319,6 +329,36 @@ def _check(
             f"{_spell(b)} here ({workers}). Restore it with the model, chain and codec it was "
             "saved with."
         )
+
+
+def _read(checkpointer: Any, source: Any, asked: Any) -> Any:
+    """What is asked for of a checkpoint, or one line that says why it cannot be read."""
+    try:
+        return checkpointer.restore(source, asked)
+    except (ValueError, KeyError, TypeError, OSError) as error:  # each layer below has its own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"path={str(source)!r} cannot be read ({reason}): it is damaged or incomplete. Restore "
+            "another checkpoint."
+        ) from error
+
+
+def _check_sums(saved: Iterable[Any], arrays: Mapping[str, Any], where: str) -> None:
+    """Refuses arrays whose bits are not those that were saved.
+
+    Parts of an array that is now split further are passed over, since no device has them whole.
+    """
+    for item, begin, end, expected in saved:
+        for first, last, data in replicas.local_parts(arrays[item]):
+            if all(a <= b for a, b in zip((*first, *end), (*begin, *last), strict=True)):
+                cut = zip(begin, end, first, strict=True)
+                part = data[tuple(slice(a - origin, b - origin) for a, b, origin in cut)]
+                if replicas.checksum(part) != expected:
+                    raise ValueError(
+                        f"{where} is damaged: '{item}' does not have the checksum with which it "
+                        "was saved. Restore another checkpoint."
+                    )
+                break
 
 
 def _spell(leaf: tuple[str, tuple[int, ...]] | None) -> str:

@@ -196,6 +196,8 @@ def prepare(values: flags.FlagValues, out_dir: Path, config: dict[str, Any], res
         multihost_utils.sync_global_devices("the output folder was checked by all")
     if is_writer():
         storage.start(out_dir, config, values.overwrite)
+    if values.multihost:  # the others must not see checkpoints that --overwrite removes
+        multihost_utils.sync_global_devices("the output folder is ready")
 
 
 def compare(
@@ -219,8 +221,8 @@ def compare(
     seeds = range(values.seeds)
     folders = {(m, s): storage.run_dir(out_dir, m, s) for m in rates for s in seeds}
     done = {run: storage.last_epoch(folder) for run, folder in folders.items()}
-    if values.multihost:
-        multihost_utils.sync_global_devices("all processes know what is done")
+    saved = {f"checkpoint {storage.run_name(*run)} at epoch": epoch for run, epoch in done.items()}
+    processes.agree({"folders": saved})
     if writer:
         storage.forget_unsaved(out_dir, done)
     wire_path = out_dir / "wire.json"

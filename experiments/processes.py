@@ -49,7 +49,9 @@ class Stop:
         return bool(np.any(multihost_utils.process_allgather(np.array(self.asked))))
 
 
-def join(coordinator: str | None, count: int | None, number: int | None, seconds: int) -> None:
+def join(
+    coordinator: str | None, count: int | None, number: int | None, seconds: int, silence: int = 30
+) -> None:
     """Connects this process with the others: one per host.
 
     Args:
@@ -57,6 +59,9 @@ def join(coordinator: str | None, count: int | None, number: int | None, seconds
       count: of processes.
       number: of this process.
       seconds: how long to wait for the others.
+      silence: seconds after which a process that gives no sign of life counts as lost. Most are
+        missed sooner, in a collective; this is for those that end while the others wait for a file
+        or compile.
 
     Raises:
       UsageError: the numbers do not fit together, or the coordinator cannot be reached.
@@ -73,10 +78,18 @@ def join(coordinator: str | None, count: int | None, number: int | None, seconds
     )
     try:
         with ended_after(seconds, others):
-            later = seconds + _MARGIN
-            jax.distributed.initialize(coordinator, count, number, initialization_timeout=later)
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                number,
+                initialization_timeout=seconds + _MARGIN,
+                heartbeat_timeout_seconds=silence,
+            )
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"--multihost: {str(error).splitlines()[0]}") from None
+    # When process 0 is gone, JAX's client says so and aborts. The stacks of all threads, which
+    # absl's handler would print below that line, add nothing to it.
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
@@ -116,7 +129,7 @@ def agree(facts: dict[str, Any]) -> None:
         if said := difference(given[0], other):
             raise UsageError(
                 f"--multihost: process {number} has {said[1]}, process 0 has {said[0]}; start all "
-                "processes with the same flags, data and versions"
+                "processes with the same flags, data, versions and folder"
             )
 
 

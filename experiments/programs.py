@@ -132,9 +132,10 @@ def build(
         bits = [codec.bits(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state.params)]
         wire = {"message_bytes": math.ceil(sum(bits) / 8), "link_bytes": 0}
     elif workers.simulated:
-        wire = bytes_sent(exchange_alone(_at(chain, 1.0), state.params, workers), 1, workers.count)
+        alone = exchange_alone(_at(chain, 1.0), state.params, workers)
+        wire = bytes_sent(ef.wire_report(alone), 1)
     else:
-        wire = bytes_sent(compiled, block, workers.count)
+        wire = bytes_sent(ef.wire_report(compiled).along(workers.mesh, AXIS), block)
     return Programs(tx, create, compiled, wire)
 
 
@@ -178,17 +179,16 @@ def exchange_alone(chain: optax.GradientTransformation, params: Any, workers: Wo
     return update.lower(like(grads, split), state, params).compile()
 
 
-def bytes_sent(compiled: Any, block: int, workers: int) -> dict[str, Any]:
-    """Bytes that one worker sends in one of the `block` steps of a compiled program.
+def bytes_sent(report: ef.measure.WireReport, block: int) -> dict[str, Any]:
+    """Bytes that one worker sends to the others in one of the `block` steps of a program.
 
     What only some of the steps send counts in full, and the result is said to be a bound; how much
     that is, is under `sometimes`. `rounds` lists the collectives of a step: kind, message, whether
-    only some steps have it. On devices that share a model, what they send to each other is left
-    out.
+    only some steps have it.
     """
     names = ("message_bytes", "link_bytes")
     totals, sometimes = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    collectives = ef.wire_report(compiled).over(workers).collectives
+    collectives = report.collectives
     for item in collectives:
         # A collective in the loop is listed once, with the number of its executions.
         share = 1 if item.times is None else item.times / block

@@ -248,7 +248,7 @@ def restore(folder: Path, epoch: int, tx: Any, like: Any) -> Any:
     """The state saved at `epoch`, with the types and shardings of `like`.
 
     Raises:
-      OutputError: the checkpoint cannot be read, or belongs to another model or method.
+      OutputError: the checkpoint is damaged, or belongs to another model or method.
     """
     try:
         found = ef.restore(
@@ -260,5 +260,7 @@ def restore(folder: Path, epoch: int, tx: Any, like: Any) -> Any:
         )
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise OutputError(f"checkpoint {folder / str(epoch)} cannot be read: {reason}") from None
+        raise OutputError(
+            f"--resume: {reason} Remove that folder to begin this run again"
+        ) from None
     return like._replace(params=found.params, batch_stats=found.extra, opt_state=found.opt_state)

@@ -88,6 +88,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "connect_timeout", 300, "Seconds to wait for other processes.", lower_bound=1, **given
     )
+    flags.DEFINE_integer(
+        "lost_timeout",
+        30,
+        "Seconds without a sign of life after which another process counts as lost.",
+        lower_bound=2,
+        **given,
+    )
 
 
 def start(values: flags.FlagValues, inside: int = 1, simulated: bool = False) -> Workers:
@@ -103,7 +110,11 @@ def start(values: flags.FlagValues, inside: int = 1, simulated: bool = False) ->
     """
     if values.multihost:
         processes.join(
-            values.coordinator, values.num_processes, values.process_id, values.connect_timeout
+            values.coordinator,
+            values.num_processes,
+            values.process_id,
+            values.connect_timeout,
+            values.lost_timeout,
         )
     elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", (values.workers or 8 // inside or 1) * inside)

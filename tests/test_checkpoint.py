@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
+import subprocess
 import sys
 
 import jax
@@ -267,6 +270,97 @@ def test_nothing_is_overwritten_and_nothing_half_done_is_read(saved, tmp_path):
     (tmp_path / "8").mkdir()
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         ef.restore(tmp_path / "8", tx, params=PARAMS)
+
+
+def damage(path, how):
+    """Changes a file as a faulty disk, a lost block or an interrupted copy would."""
+    data = bytearray(path.read_bytes())
+    if how == "flip":
+        data[len(data) // 2] ^= 16
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(data[: len(data) // 2] if how == "cut" else data)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A matrix with a row on each of two devices, and its checkpoint.
+
+    It is the only array: when orbax cannot read one of several, it leaves the others half read.
+    """
+    values = jnp.asarray(np.random.default_rng(1).normal(size=(2, 64)), jnp.float32)
+    split = jax.device_put(values, jax.NamedSharding(mesh_of(2), P("data")))
+    path = tmp_path_factory.mktemp("rows") / "1"
+    ef.save(path, optax.identity(), params=split, opt_state=optax.EmptyState())
+    return split, path
+
+
+def read_rows(path, like):
+    return ef.restore(path, optax.identity(), params=like).params
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "missing"])
+@pytest.mark.parametrize("what", ["about/metadata", "arrays/manifest.ocdbt", "values"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(rows, tmp_path, what, how):
+    """The values too: their storage has no checksum of its own."""
+    like, path = rows
+    copy = shutil.copytree(path, tmp_path / "copy")
+    largest = max((copy / "arrays").rglob("d/*"), key=lambda path: path.stat().st_size)
+    damage(largest if what == "values" else copy / what, how)
+    with pytest.raises(ValueError, match=f"^path='{copy}'") as caught:
+        read_rows(copy, like)
+    assert "\n" not in str(caught.value)
+    if (what, how) != ("about/metadata", "flip"):  # which makes it another's
+        assert str(caught.value).endswith("Restore another checkpoint.")
+
+
+def test_the_part_of_every_worker_has_a_checksum(rows, tmp_path):
+    """It is compared where the reader has that part whole, and older checkpoints have none."""
+    split, path = rows
+    copy = shutil.copytree(path, tmp_path / "copy")
+    about = copy / "about" / "metadata"
+    said = json.loads(about.read_text())
+    assert [part[1:3] for part in said["checksums"]] == [[[0, 0], [1, 64]], [[1, 0], [2, 64]]]
+    like = {
+        "split": split,
+        "whole": np.asarray(split),
+        "finer": jax.device_put(split, jax.NamedSharding(mesh_of(2), P(None, "data"))),
+    }
+    for tree in like.values():
+        np.testing.assert_array_equal(read_rows(copy, tree), split)
+    said["checksums"][1][3] ^= 1
+    about.write_text(json.dumps(said))
+    for name in ("split", "whole"):
+        with pytest.raises(ValueError, match="'00000.params' does not have the checksum"):
+            read_rows(copy, like[name])
+    read_rows(copy, like["finer"])
+    del said["checksums"]
+    about.write_text(json.dumps(said))
+    read_rows(copy, split)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+
+
+@needs_root
+def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path):
+    """A real one, of a megabyte, on which there is room for one checkpoint and not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
+        pytest.skip("this machine does not let root mount a disk")
+    try:
+        tx, values = optax.sgd(0.1), np.random.default_rng(0).normal(size=60_000)
+        params = jnp.asarray(values, jnp.float32)
+        ef.save(disk / "1", tx, params=params, opt_state=tx.init(params), step=1)
+        with pytest.raises(Exception, match="(?i)no space left"):  # the class is the disk layer's
+            for step in range(2, 9):
+                ef.save(disk / str(step), tx, params=params, opt_state=tx.init(params))
+        assert not (disk / str(step)).exists()
+        back = ef.restore(disk / "1", tx, params=params)
+        np.testing.assert_array_equal(back.params, params)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_save_that_fails_leaves_nothing_under_the_name(tmp_path, monkeypatch):

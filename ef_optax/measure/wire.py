@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ef_optax._exchange.links import Kind, link_amount
 
@@ -34,6 +36,8 @@ _COMPUTATION = re.compile(r"^(?:ENTRY\s+)?%?(?P<name>[\w.\-]+)\s*\(.*->.*\{\s*$"
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
+Groups = tuple[tuple[int, ...], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -48,6 +52,8 @@ class Collective:
       conditional: whether it is in a branch, so that it may not be executed.
       times: executions in one run of the program; None if a loop's trip count is unknown.
       shapes: the shapes it moves, as HLO writes them.
+      groups: the devices of each group, by their place in the program's order; of a permute, its
+        pairs.
     """
 
     kind: str
@@ -57,6 +63,7 @@ class Collective:
     conditional: bool
     times: int | None
     shapes: str
+    groups: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,25 @@ class WireReport:
     def over(self, group_size: int) -> WireReport:
         """Only the collectives among groups of this many devices."""
         return WireReport(tuple(c for c in self.collectives if c.group_size == group_size))
+
+    def along(self, mesh: Any, axis_name: str | Sequence[str]) -> WireReport:
+        """Only the collectives among the devices of an axis of the mesh.
+
+        :meth:`over` cannot tell axes of equal size apart; this can.
+
+        Args:
+          mesh: the mesh of the program.
+          axis_name: the axis; several of them are the axes over which devices take part together.
+
+        Raises:
+          ValueError: if the mesh has no such axis.
+        """
+        names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+        if unknown := [name for name in names if name not in mesh.axis_names]:
+            raise ValueError(f"axis_name={unknown[0]!r} is no axis of the mesh {mesh.axis_names}.")
+        sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+        groups = _groups_along(sizes, [name for name in sizes if name in names])
+        return WireReport(tuple(c for c in self.collectives if _is_along(c, groups)))
 
     def __str__(self) -> str:
         head = f"{'kind':<15}{'devices':>8}{'message B':>12}{'link B':>12}{'times':>7}  shapes"
@@ -213,13 +239,15 @@ def _read(match: re.Match[str], devices: int, conditional: bool, times: int | No
     op = match.group("op")
     kind = _KINDS[op]
     shapes = [_bytes(s) for s in _SHAPE.finditer(match.group("shape"))]
-    size = _group_size(match.group("rest"), devices)
+    groups = _groups(match.group("rest"), devices)
+    size = devices if kind == "permute" else len(groups[0])
     if match.group("start") and len(shapes) > 1:  # (operands, results, ...): keep the results
         shapes = shapes[len(shapes) // 2 :] if op != "collective-permute" else shapes[:1]
     result = sum(shapes)
     message = {"gather": result // size, "reduce_scatter": result * size}.get(kind, result)
     link = link_amount(kind, size, message)
-    return Collective(kind, size, message, link, conditional, times, match.group("shape"))
+    shape = match.group("shape")
+    return Collective(kind, size, message, link, conditional, times, shape, groups)
 
 
 def _bytes(match: re.Match[str]) -> int:
@@ -230,20 +258,39 @@ def _bytes(match: re.Match[str]) -> int:
     return math.ceil(math.prod(dims) * bits / 8)
 
 
-def _group_size(rest: str, devices: int) -> int:
-    """Devices in one replica group: ``{{0,2},{1,3}}``, ``[2,2]<=[4]`` or ``mesh[...] {axes}``."""
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+def _is_along(collective: Collective, groups: Groups) -> bool:
+    if collective.kind == "permute":
+        home = {device: i for i, group in enumerate(groups) for device in group}
+        return all(home[sender] == home[receiver] for sender, receiver in collective.groups)
+    return set(map(frozenset, collective.groups)) == set(map(frozenset, groups))
+
+
+def _groups(rest: str, devices: int) -> Groups:
+    """The groups of ``{{0,2},{1,3}}``, ``[2,2]<=[4]``, ``mesh[...] {axes}``, or pairs."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
     if listed:
-        return len(listed.group(1).split(","))
-    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
+        found = re.findall(r"\{([\d, ]+)\}", listed.group(1))
+        return tuple(tuple(map(int, group.split(","))) for group in found)
+    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?", rest)
     if tiled:
-        return int(tiled.group(2))
+        rows, columns = int(tiled.group(1)), int(tiled.group(2))
+        sizes = [int(size) for size in (tiled.group(3) or str(rows * columns)).split(",")]
+        order = [int(axis) for axis in tiled.group(4).split(",")] if tiled.group(4) else None
+        ids = np.arange(rows * columns).reshape(sizes).transpose(order).reshape(rows, columns)
+        return tuple(map(tuple, ids.tolist()))
     named = re.search(r"replica_groups=@?mesh\S*?\[([^\]]*)\]\s*\{([^}]*)\}", rest)
     if named:
-        sizes = dict(re.findall(r"'?([\w]+)'?\s*=\s*(\d+)", named.group(1)))
-        axes = re.findall(r"'([\w]+)'", named.group(2)) or list(sizes)
-        return math.prod(int(sizes[a]) for a in axes)
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", rest)
-    if pairs:
-        return devices
-    return devices
+        pairs = re.findall(r"'?([\w]+)'?\s*=\s*(\d+)", named.group(1))
+        sizes = {name: int(size) for name, size in pairs}
+        return _groups_along(sizes, re.findall(r"'([\w]+)'", named.group(2)) or list(sizes))
+    return (tuple(range(devices)),)
+
+
+def _groups_along(sizes: Mapping[str, int], axes: Sequence[str]) -> Groups:
+    """Devices, numbered row by row, that differ in nothing but their place along these axes."""
+    names = list(sizes)
+    others = [name for name in names if name not in axes]
+    ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+    ids = ids.transpose([names.index(name) for name in (*others, *axes)])
+    rows = ids.reshape(-1, math.prod(sizes[name] for name in axes))
+    return tuple(map(tuple, rows.tolist()))

@@ -8,8 +8,8 @@ or another version of a library on one host.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,36 +45,83 @@ def differing_replicas(tree: Any) -> tuple[str, ...]:
       >>> ef.parallel.differing_replicas(params)
       ('w',)
     """
-    paths, rows = [], []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array):
-            for row in _parts(leaf):
-                paths.append(path_string(path))
-                rows.append(row)
-    if not rows:
-        return ()
-    seen = np.array(rows, np.uint32)[None]
-    if jax.process_count() > 1:
-        seen = np.asarray(multihost_utils.process_allgather(seen[0]))
-    sums, held, differ = np.moveaxis(seen, -1, 0)  # each of (processes, parts)
-    low = np.where(held, sums, np.iinfo(np.uint32).max).min(0)
-    high = np.where(held, sums, 0).max(0)
-    wrong = differ.any(0) | (low < high)
-    return tuple(dict.fromkeys(path for path, bad in zip(paths, wrong, strict=True) if bad))
+    located = [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if isinstance(leaf, jax.Array)
+    ]
+    paths = [path_string(path) for path, _ in located]
+    parts = parts_of([leaf for _, leaf in located])
+    return tuple(dict.fromkeys(paths[part.leaf] for part in parts if part.low < part.high))
 
 
-def _parts(x: jax.Array) -> Iterator[tuple[int, int, int]]:
-    """The parts into which the sharding cuts x, as this process sees them.
+class Part(NamedTuple):
+    """A part into which a sharding cuts an array; devices that hold the same one have copies.
 
-    Yields:
-      The checksum of a part, whether a device of this process holds it, and whether those that do
-      disagree.
+    Attributes:
+      leaf: the number of the array.
+      begin: of the part, along every axis.
+      end: of the part, along every axis.
+      low: the lowest CRC-32 of its copies.
+      high: the highest; the same if all copies are equal.
     """
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
+
+    leaf: int
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    low: int
+    high: int
+
+
+def parts_of(leaves: Sequence[Any]) -> list[Part]:
+    """The parts of all arrays on all devices; with several processes all of them call this."""
+    own = [part for number, leaf in enumerate(leaves) for part in _parts(number, leaf)]
+    if not own:
+        return []
+    seen = np.array([[[part.low, part.high] for part in own]], np.int64)
+    if jax.process_count() > 1:
+        # Sums have 32 bits and arrays of 64 may be switched off, so they travel as bytes.
+        seen = multihost_utils.process_allgather(seen[0].view(np.uint8))
+        seen = np.ascontiguousarray(seen).view(np.int64)
+    lows, highs = np.moveaxis(seen, -1, 0)  # each of (processes, parts); -1: no copy there
+    low = np.where(lows < 0, np.iinfo(np.int64).max, lows).min(0)
+    return [
+        part._replace(low=int(a), high=int(b))
+        for part, a, b in zip(own, low, highs.max(0), strict=True)
+    ]
+
+
+def checksum(array: Any) -> int:
+    """CRC-32 of the bytes of an array on the host."""
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def local_parts(leaf: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], np.ndarray]]:
+    """What this process holds of an array: where it begins and ends along every axis, and it."""
+    if not isinstance(leaf, jax.Array):
+        yield (0,) * np.ndim(leaf), np.shape(leaf), np.asarray(leaf)
+        return
+    for shard in leaf.addressable_shards:
+        yield *_bounds(shard.index, leaf.shape), np.asarray(shard.data)
+
+
+def _parts(number: int, leaf: Any) -> Iterator[Part]:
+    """The parts of one array, with the checksums that this process sees; -1: it has no copy."""
+    if not isinstance(leaf, jax.Array):
+        yield Part(number, (0,) * np.ndim(leaf), np.shape(leaf), *[checksum(leaf)] * 2)
+        return
+    x = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
     indices = x.sharding.devices_indices_map(x.shape).values()
-    found: dict[str, set[int]] = {str(index): set() for index in indices}
-    for shard in x.addressable_shards:
-        found[str(shard.index)].add(zlib.crc32(np.ascontiguousarray(shard.data).tobytes()))
-    for _, sums in sorted(found.items()):
-        yield min(sums, default=0), bool(sums), len(sums) > 1
+    found: dict[Any, set[int]] = {_bounds(index, x.shape): set() for index in indices}
+    for begin, end, data in local_parts(x):
+        found[begin, end].add(checksum(data))
+    for (begin, end), sums in sorted(found.items()):
+        yield Part(number, begin, end, min(sums, default=-1), max(sums, default=-1))
+
+
+def _bounds(
+    index: tuple[slice, ...], shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the slices of an array begin and end."""
+    pairs = [cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True)]
+    return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)

@@ -6,15 +6,17 @@ import random
 import signal
 import socket
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import ef_optax as ef
-from experiments import processes, storage
+from experiments import comparison, processes, programs, storage
 from experiments.arguments import UsageError
 from tests.experiments.test_train import finish, results, start
 
@@ -41,6 +43,7 @@ FACTS = {
     "flags": {"ratio": 0.1, "methods": ["sgdm"]},
     "versions": {"jax": "0.10"},
     "data": {"the data with checksum": "1a"},
+    "folders": {"checkpoint sgdm_seed0 at epoch": 3},
 }
 
 
@@ -55,6 +58,12 @@ FACTS = {
             "the data with checksum",
             "2b",
             tuple(f"the data with checksum {x}" for x in ("1a", "2b")),
+        ),
+        (
+            "folders",
+            "checkpoint sgdm_seed0 at epoch",
+            0,
+            tuple(f"checkpoint sgdm_seed0 at epoch {x}" for x in (3, 0)),
         ),
     ],
 )
@@ -75,6 +84,29 @@ def test_a_fingerprint_depends_on_values_shapes_and_order() -> None:
     before = processes.fingerprint([large])
     large[-1] = 1
     assert processes.fingerprint([large]) != before
+
+
+def test_nobody_looks_for_checkpoints_until_old_ones_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Otherwise a process that is faster than the first takes those of --overwrite for its own."""
+    events: list[str] = []
+    meet = lambda _: events.append("all meet")  # noqa: E731
+    monkeypatch.setattr(comparison.multihost_utils, "sync_global_devices", meet)
+    monkeypatch.setattr(storage, "start", lambda *_: events.append("removed"))
+    values: Any = types.SimpleNamespace(multihost=True, overwrite=True)
+    comparison.prepare(values, tmp_path, {"flags": {}, "versions": {}, "data": {}}, resume=False)
+    assert events == ["all meet", "removed", "all meet"]
+
+
+def test_a_damaged_checkpoint_ends_a_resumed_run_in_one_line(tmp_path: Path) -> None:
+    state = programs.State({"w": jax.numpy.arange(3.0)}, {}, ())
+    tx = optax.identity()
+    storage.save(tmp_path, 4, tx, state._replace(opt_state=tx.init(state.params)))
+    assert storage.last_epoch(tmp_path) == 4
+    (tmp_path / "4" / "arrays" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(storage.OutputError, match=r"^--resume: .*damaged.*begin this run again$"):
+        storage.restore(tmp_path, 4, tx, state._replace(opt_state=tx.init(state.params)))
 
 
 def test_copies_that_differ_end_the_run_with_their_name(monkeypatch: pytest.MonkeyPatch) -> None:

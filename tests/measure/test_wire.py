@@ -170,6 +170,36 @@ def test_report_reads_every_spelling() -> None:
     assert report.rounds == 5 and "conditional" in str(report)
 
 
+EQUAL = """HloModule m, num_partitions=8
+
+ENTRY %main (p0: f32[4]) -> f32[4] {
+  %slow = u32[2,3]{1,0} all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}
+  %same = u32[2,3]{1,0} all-gather(%x), replica_groups=mesh['dcn'=2,'a'=2,'b'=2] {'dcn'}
+  %fast = f32[5]{0} all-reduce(%y), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %both = f32[] all-reduce(%z), replica_groups={}, to_apply=%add
+  %next = f32[7]{0} collective-permute(%u), source_target_pairs={{0,2},{2,0},{1,3},{3,1}}
+}
+"""
+
+
+def test_axes_of_equal_size_are_told_apart() -> None:
+    """The slow axis has devices 0 and 4 together, the last one 0 and 1, the middle one 0 and 2."""
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("dcn", "fsdp", "tensor"))
+    report = ef.wire_report(EQUAL)
+
+    def moved(*axes: str) -> list[int]:
+        return [c.message_bytes for c in report.along(mesh, axes).collectives]
+
+    assert moved("dcn") == [12, 12]
+    assert moved("fsdp") == [28]
+    assert moved("tensor") == [20]
+    assert moved("tensor", "dcn", "fsdp") == [4, 28]
+    assert report.along(mesh, "fsdp") == report.along(mesh, ["fsdp"])
+    assert len(report.over(2).collectives) == 3
+    with pytest.raises(ValueError, match="axis_name='data' is no axis of the mesh"):
+        report.along(mesh, "data")
+
+
 def test_report_refuses_what_is_not_compiled() -> None:
     lowered = jax.jit(lambda x: x + 1).lower(jnp.zeros(3))
     with pytest.raises(TypeError, match="compile"):

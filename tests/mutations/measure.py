@@ -39,9 +39,16 @@ MUTATIONS = (
     Mutation(
         "the number of groups is taken for their size",
         f"{MEASURE}/wire.py",
-        "return int(tiled.group(2))",
-        "return int(tiled.group(1))",
+        "rows, columns = int(tiled.group(1)), int(tiled.group(2))",
+        "columns, rows = int(tiled.group(1)), int(tiled.group(2))",
         SPELLINGS,
+    ),
+    Mutation(
+        "groups along an axis are those along the axis after it",
+        f"{MEASURE}/wire.py",
+        "for name in (*others, *axes)])",
+        "for name in (*axes, *others)])",
+        (f"{OF_WIRE}test_axes_of_equal_size_are_told_apart",),
     ),
     Mutation(
         "a reduction is as cheap as a gather",

@@ -41,9 +41,23 @@ MUTATIONS = (
     Mutation(
         "copies on other devices of the process are not looked at",
         f"{HERE}/replicas.py",
-        "yield min(sums, default=0), bool(sums), len(sums) > 1",
-        "yield min(sums, default=0), bool(sums), False",
+        "min(sums, default=-1), max(sums, default=-1)",
+        "min(sums, default=-1), min(sums, default=-1)",
         (f"{TESTS}/test_replicas.py::test_one_bit_in_one_copy_is_named",),
+    ),
+    Mutation(
+        "a bit that flips on the disk is restored",
+        CHECKPOINT,
+        "if replicas.checksum(part) != expected:",
+        "if replicas.checksum(part) < 0:",
+        (f"{SAVED}test_a_damaged_checkpoint_is_refused_in_one_line",),
+    ),
+    Mutation(
+        "only the first worker's part has a checksum",
+        CHECKPOINT,
+        "for part in replicas.parts_of(list(arrays.values()))",
+        "for part in replicas.parts_of(list(arrays.values())) if not any(part.begin)",
+        (f"{SAVED}test_the_part_of_every_worker_has_a_checksum",),
     ),
     # ---------------------------------------------------------------- quarantine
     Mutation(
