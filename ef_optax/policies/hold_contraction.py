@@ -39,7 +39,7 @@ class HoldContraction(Controller):
     def decide(
         self, level: Array, memory: Known, costs: Sequence[int], contraction: Array
     ) -> tuple[Array, Known]:
-        now = jnp.arange(len(costs)) == level
+        now = jnp.arange(len(costs), dtype=jnp.int32) == level
         known = Known(
             jnp.where(now, contraction, memory.contraction), jnp.where(now, 0, memory.age + 1)
         )

@@ -99,7 +99,7 @@ RULES: dict[str, Make] = {
     "gradiveq": lambda: ef.error_feedback(
         ef.gradiveq(0.5, samples=1, period=2, slice_size=2), axis_name=AXIS
     ),
-    "hold_bytes": lambda: ef.ef21(ef.policies.hold_bytes([SIGN, TOP], 12), axis_name=AXIS),
+    "hold_bytes": lambda: ef.ef21(ef.policies.hold_bytes([ef.top_k(k=1), TOP], 14), axis_name=AXIS),
     "hold_contraction": lambda: ef.error_feedback(
         ef.policies.hold_contraction([SIGN, TOP, ef.top_k(k=3)], 0.7, window=1), axis_name=AXIS
     ),
