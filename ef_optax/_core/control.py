@@ -49,8 +49,8 @@ class Controller(abc.ABC):
           level: the level of the last ``window`` exchanges, an int32 scalar.
           memory: what the controller remembers.
           costs: as in :meth:`begin`.
-          contraction: 1 - (sum of |x - C(x)|^2) / (sum of |x|^2), over all leaves and workers and
-            the exchanges of the window; None unless it ``measures``.
+          contraction: ``1 - sum(norm(x - C(x))^2) / sum(norm(x)^2)``, over all leaves and workers
+            and the exchanges of the window; None unless it ``measures``.
         """
 
 
