@@ -22,8 +22,8 @@ from ef_optax._numeric.shapes import like_of
 class Bundle:
     """Leaves that one protocol handles.
 
-    They are a single leaf, a stack of equal leaves, or a list (a codec's group, or large leaves of
-    a family).
+    They are a single leaf, a stack of equal leaves, or a list (a codec's group, or the leaves of a
+    family).
     """
 
     codec: Codec
@@ -35,6 +35,11 @@ class Bundle:
         if self.kind == "leaf":
             return own[0]
         return own if self.kind == "group" else jax.tree.map(lambda *xs: jnp.stack(xs), *own)
+
+    def shares(self, codecs: Sequence[Codec], leaves: Sequence[Array]) -> list[int]:
+        """Numbers to which the members' parts of the bundle's cost are proportional."""
+        own = [(codecs[i], leaves[i]) for i in self.members]
+        return [c.bits(x.shape, x.dtype) if isinstance(c, Joinable) else x.size for c, x in own]
 
     def give(self, value: Any, rows: Sequence[Array | int]) -> list[Any]:
         """The parts of the members; ``rows`` are the numbers 0, 1, ... as data."""
@@ -51,7 +56,7 @@ def bundles_of(
 ) -> list[Bundle]:
     """Groups the leaves, so that the program compiles quickly.
 
-    Equal small leaves are stacked; large leaves are joined if their codec needs no copy for it.
+    Equal small leaves are stacked. Other leaves of a family are joined, if their codec can.
     """
     groups: dict[Any, list[int]] = {}
     for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
@@ -59,21 +64,22 @@ def bundles_of(
             # The codec of a group reads all its members, so they must be split alike: the result
             # for a leaf that is not split must not depend on a slice of another leaf.
             key: Any = ("group", identity_of(one), context.spec_axes(specs[i]))
-        elif stackable(one, x):
-            key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
         elif (family := _family_of(one, x)) is not None:
             key = ("joint", identity_of(one), family, x.dtype, specs[i])
+        elif stackable(one, x):
+            key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
         else:
             key = ("leaf", i)
         groups.setdefault(key, []).append(i)
     bundles = []
     for (kind, *_), members in groups.items():
-        one = codecs[members[0]]
-        if kind == "stack" and len(members) > 1:
+        one, x = codecs[members[0]], leaves[members[0]]
+        equal = all(leaves[i].shape == x.shape for i in members)
+        if kind in ("stack", "joint") and len(members) > 1 and equal and stackable(one, x):
             bundles.append(Bundle(Stacked(one), tuple(members), "stack"))
         elif kind == "joint" and len(members) > 1:
             assert isinstance(one, Joinable)
-            bundles.append(Bundle(one.joint(), tuple(members), "group"))
+            bundles.append(Bundle(one.joint(like_of(x)), tuple(members), "group"))
         else:
             bundles.append(Bundle(one, tuple(members), "group" if kind == "group" else "leaf"))
     return bundles

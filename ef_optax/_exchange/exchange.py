@@ -374,7 +374,8 @@ class _Run:
         for number, bundle in enumerate(bundles):
             members = bundle.members
             of_bundle = spent.get(number, NOTHING)
-            parts = [divided(total, [leaves[i].size for i in members]) for total in of_bundle]
+            shares = bundle.shares(codecs, leaves)
+            parts = [divided(total, shares) for total in of_bundle]
             for i, *of_leaf in zip(members, *parts, strict=True):
                 spec = self.specs[i]
                 count = 1 if spec is None else slices.slice_count(spec)

@@ -90,6 +90,29 @@ def _few(x: jax.Array, k: int) -> jax.Array:
     return positions(cut(at_least(x)(threshold), at_least(x)(threshold + 1), k, k), k)
 
 
+def top_k_of_rows(rows: jax.Array, ks: Sequence[int]) -> jax.Array:
+    """Indices of the largest magnitudes of each row, by the backend's partial sort.
+
+    Args:
+      rows: floating array of shape (m, length). A row may end in zeros that are no entries; they
+        are not chosen, because of equal magnitudes the first are.
+      ks: static number of entries of each row.
+
+    Returns:
+      uint32 of shape (sum of ks,): the indices of each row, ascending, row after row.
+
+    Example:
+      >>> top_k_of_rows(jnp.array([[1.0, -3.0, 2.0], [0.0, 5.0, 0.0]]), [2, 1]).tolist()
+      [1, 2, 1]
+    """
+    most = max(ks)
+    found = lax.top_k(_as_normal_floats(magnitude_order(rows)), most)[1]
+    wanted = np.arange(most) < np.asarray(ks)[:, None]
+    found = lax.sort(jnp.where(wanted, found, np.int32(rows.shape[1])), dimension=1)
+    own = np.flatnonzero(wanted)
+    return found.reshape(-1).at[own].get(mode="promise_in_bounds").astype(jnp.uint32)
+
+
 def _as_normal_floats(order: jax.Array) -> jax.Array:
     """Maps non-negative integers to floats in the same order, none of them denormal or NaN.
 

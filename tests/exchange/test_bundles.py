@@ -1,7 +1,8 @@
 """Leaves that share a program get the same results as each leaf alone.
 
-Equal small leaves are stacked, large ones of a family are encoded together. The tests lower the
-sizes at which this begins, so that small leaves go through the code for large ones.
+Equal small leaves are stacked, small leaves of a family are rows of one array, and large ones are
+encoded together. Some tests lower the sizes at which this begins, so that small leaves go through
+the code for large ones.
 """
 
 from __future__ import annotations
@@ -57,14 +58,18 @@ def assert_same_bits(one, other, message=""):
 ########################################################################################
 
 
-def test_large_leaves_of_a_family_are_joined_and_equal_small_ones_stacked():
-    shapes = [(70_000,), (8, 9), (256, 300), (8, 9), (1 << 20,), (9, 8)]
+def test_leaves_of_a_family_are_joined_and_equal_small_ones_stacked():
+    shapes = [(70_000,), (8, 9), (256, 300), (8, 9), (1 << 20,), (200,), (16, 16), (900, 1000)]
+    shapes += [(1 << 17,), (5,)]
     bundles = bundles_of([CODEC] * len(shapes), likes(shapes), [None] * len(shapes))
     assert [(b.kind, b.members) for b in bundles] == [
-        ("group", (0, 2)),
-        ("stack", (1, 3)),
-        ("leaf", (4,)),
-        ("leaf", (5,)),
+        ("group", (0, 2)),  # 17 bits for an index
+        ("stack", (1, 3)),  # 7
+        ("leaf", (4,)),  # 20
+        ("group", (5, 6)),  # 8
+        ("leaf", (7,)),  # 20, and a smaller sample than 2^20 values have
+        ("leaf", (8,)),
+        ("leaf", (9,)),
     ]
 
 
@@ -196,6 +201,38 @@ def test_stacked_leaves_get_what_each_gets_alone(name):
             assert_same_bits(stacked, alone)
 
 
+# Shapes of one family, with indices of 7 bits: from the smallest to the largest size that has them.
+FAMILY = {"a": (65,), "b": (8, 16), "c": (10, 10), "d": (3, 4, 7), "e": (8, 16)}
+
+
+def test_small_leaves_of_a_family_get_what_each_gets_alone():
+    """Zeros that fill a row are never chosen, whatever the leaf holds."""
+    compressor = ef.top_k(0.06)  # 4, 8, 6, 6 and 8 entries
+    tx = ef.error_feedback(compressor)
+    bundles = bundles_of([compressor.codec] * 5, likes(FAMILY.values()), [None] * 5)
+    assert [(b.kind, b.members) for b in bundles] == [("group", (0, 1, 2, 3, 4))]
+
+    def step(grads):
+        updates, state = tx.update(grads, tx.init(grads))
+        return updates, state.residual
+
+    @jax.jit
+    def both(grads):
+        return step(grads), {key: step({key: grad}) for key, grad in grads.items()}
+
+    cases = {key: adversaries(int(np.prod(shape)), jnp.float32) for key, shape in FAMILY.items()}
+    names = [name for name, x in cases["a"].items() if np.isfinite(np.asarray(x)).all()]
+    assert "zero" in names
+    for turn in range(len(names)):  # neighbours differ, in every turn
+        chosen = {key: names[(turn + 3 * i) % len(names)] for i, key in enumerate(FAMILY)}
+        grads = {
+            key: np.asarray(cases[key][name]).reshape(FAMILY[key]) for key, name in chosen.items()
+        }
+        together, each = both(grads)
+        for key in FAMILY:
+            assert_same_bits([part[key] for part in together], [p[key] for p in each[key]], chosen)
+
+
 ########################################################################################
 # Every mode
 ########################################################################################
@@ -205,7 +242,7 @@ WORKERS = 4
 
 def gradients():
     rng = np.random.default_rng(3)
-    shapes = {**SHAPES, "small": (7,)}
+    shapes = {**SHAPES, "small": (7,), "smallest": (3, 2)}
     return {k: rng.normal(size=(WORKERS, *s)).astype(np.float32) for k, s in shapes.items()}
 
 
@@ -280,7 +317,7 @@ def by_hand(mode, grads):
         for m in ("simulate", "explicit", "pmap", "shard_map")
     ],
 )
-def test_large_leaves_in_every_mode(mode):
+def test_families_in_every_mode(mode):
     grads = gradients()
     run = by_hand if mode in ("pmap", "shard_map") else by_lift
     expected = oracle(grads)

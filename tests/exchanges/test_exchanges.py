@@ -271,11 +271,16 @@ def messageless():
         "CountSketch": ef.count_sketch(3, 4, k=1),
         "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),
         "GreedyLore": ef.greedy_lore(1, period=2),
-        "JointSparse": ef.Compressor(ef.top_k(k=1).codec.joint()),
+        "JointSparse": ef.Compressor(ef.top_k(k=1).codec.joint(_like(1 << 20))),
         "PerLeaf": ef.per_leaf(lambda path, like: ef.top_k(k=1)),
         "PowerSgd": ef.power_sgd(1),
         "Scheduled": ef.scheduled([1], [ef.top_k(k=1), ef.sign()]),
+        "SparseRows": ef.Compressor(ef.top_k(k=1).codec.joint(_like(8))),
     }
+
+
+def _like(size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((size,), "float32")
 
 
 def test_codecs_without_a_message_say_so_and_what_to_do() -> None:

@@ -30,8 +30,8 @@ MUTATIONS = (
     Mutation(
         "the sum over the workers is taken for their mean",
         f"{SPARSE}/_sparse.py",
-        "return indices, values / jnp.asarray(n if total is None else total, values.dtype)",
-        "return indices, values",
+        "return values / jnp.asarray(values.shape[0] if total is None else total, dtype)",
+        "return values",
         (f"{CODECS}test_message[top_k]",),
     ),
     Mutation(

@@ -10,6 +10,9 @@ TREE, VIEW, WHOLE = (f"{HERE}/{name}.py" for name in ("tree", "flat_view", "whol
 OF_LEAF = "tests/select/test_selection.py::"
 OF_WHOLE = "tests/select/test_whole.py::"
 ON_ADVERSARIES = (f"{OF_LEAF}test_same_set_as_a_stable_sort_on_adversaries[5000]",)
+OF_ROWS = (
+    "tests/exchange/test_bundles.py::test_small_leaves_of_a_family_get_what_each_gets_alone",
+)
 SAME_SET = f"{OF_WHOLE}test_same_set_as_a_stable_sort_of_the_concatenation"
 
 MUTATIONS = (
@@ -54,6 +57,22 @@ MUTATIONS = (
         "return lax.bitcast_convert_type(jnp.where(order >= half, above, below), jnp.float32)",
         "return lax.bitcast_convert_type(order, jnp.float32)",
         (f"{OF_LEAF}test_same_set_as_a_stable_sort_on_adversaries[100]",),
+    ),
+    Mutation(
+        "of a row with fewer entries than another, entries behind its last are sent",
+        LEAF,
+        "found = lax.sort(jnp.where(wanted, found, np.int32(rows.shape[1])), dimension=1)",
+        "found = lax.sort(found, dimension=1)",
+        OF_ROWS,
+    ),
+    Mutation(
+        "zeros that fill a row count as entries",
+        LEAF,
+        "found = lax.top_k(_as_normal_floats(magnitude_order(rows)), most)[1]",
+        "found = rows.shape[1] - 1 - lax.top_k(\n"
+        "        _as_normal_floats(magnitude_order(rows[:, ::-1])), most\n"
+        "    )[1]",
+        OF_ROWS,
     ),
     Mutation(
         "a block with more entries than there is room for is not searched again",

@@ -60,6 +60,16 @@ def by_size(xs: Sequence[Array]) -> list[list[int]]:
     return list(groups.values())
 
 
+def shares_of_mean(
+    values: Array, dtype: Any, weights: Array | None, total: Array | int | None
+) -> Array:
+    """The values of n workers, of shape (n, k), as parts of the mean over workers."""
+    values = values.astype(dtype)
+    if weights is not None:
+        values = values * weights[:, None].astype(values.dtype)
+    return values / jnp.asarray(values.shape[0] if total is None else total, dtype)
+
+
 class SparseCodec(Codec):
     """A codec whose messages are (indices, values), decoded and averaged by scattering.
 
@@ -118,11 +128,7 @@ class SparseCodec(Codec):
     ) -> tuple[Array, Array]:
         """What the workers add to the mean: indices and values, each of shape (n, k)."""
         indices, values = jax.vmap(lambda m: self.parts(m, like))(messages)
-        n = values.shape[0]
-        values = values.astype(like.dtype)
-        if weights is not None:
-            values = values * weights[:, None].astype(values.dtype)
-        return indices, values / jnp.asarray(n if total is None else total, values.dtype)
+        return indices, shares_of_mean(values, like.dtype, weights, total)
 
     def residual(self, x: Array, message: Message) -> Array:
         like = jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -20,6 +20,7 @@ from ef_optax._select import leaf as leaf_select
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.sparse._joint import JointSparse
+from ef_optax.compressors.sparse._rows import SparseRows
 from ef_optax.compressors.sparse._sparse import Followable, IndexedCodec, by_size
 
 
@@ -45,13 +46,17 @@ class TopK(IndexedCodec, Followable, Joinable):
         return self.message(values, indices, flat.size)
 
     def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
-        """The samples' size and the indices' width, which large leaves of a family share."""
+        """The width of the indices, and of large leaves the size of their samples."""
         size = size_of(like.shape)
         plan = leaf_select.plan(size, self.count(size))
-        return None if plan is None else (plan.sample, bits_for(size))
+        if plan is not None:
+            return "sampled", plan.sample, bits_for(size)
+        sorted_whole = 0 < self.count(size) < size <= leaf_select.SORT_SIZE
+        return ("sorted", bits_for(size)) if sorted_whole else None
 
-    def joint(self) -> Codec:
-        return JointSparse(self)
+    def joint(self, like: jax.ShapeDtypeStruct) -> Codec:
+        size = size_of(like.shape)
+        return SparseRows(self) if size <= leaf_select.SORT_SIZE else JointSparse(self)
 
     def encode_each(self, xs: Sequence[Array], rows: Sequence[Array | int]) -> list[Message]:
         flats = [x.reshape(-1) for x in xs]
