@@ -85,7 +85,7 @@ class Whole:
             if {x.dtype for x in xs} == {values.dtype}:
                 added = _sum_at(flat_view.join(xs, values.dtype), indices, values)
                 return flat_view.split(added, xs)
-            # Each leaf is updated in its own dtype, so that its other entries are not rounded.
+            # Each leaf is added to in its own dtype, as in place.
             change = _sum_at(jnp.zeros(self.size, values.dtype), indices, values)
             parts = flat_view.split(change, xs)
             return [x + part for x, part in zip(xs, parts, strict=True)]

@@ -138,13 +138,6 @@ MUTATIONS = (
         (f"{SAME_SET}[many-in place]",),
     ),
     Mutation(
-        "leaves of narrow dtypes are rounded where nothing is added",
-        WHOLE,
-        "if {x.dtype for x in xs} == {values.dtype}:",
-        "if {x.dtype for x in xs}:",
-        (f"{OF_WHOLE}test_sums_at_entries[mixed-17]",),
-    ),
-    Mutation(
         "what lies behind the last whole block counts as a block",
         BLOCKS,
         "return x[: x.size // length * length].reshape(-1, length)",
