@@ -129,7 +129,7 @@ STAGES = {
     "leading": Stage("0.2M", LEADING, "middle"),
     "tuned": Stage("0.2M", LEADING, "tune"),
     "seeds": Stage("0.2M", LEADING, "best", (0, 1, 2)),
-    "all": Stage("0.2M", tuple(METHODS), "middle"),
+    "all": Stage("0.2M", tuple(METHODS), "tune"),
     "size": Stage("1M", SIZES, "best"),
 }
 """In the order in which they run."""
