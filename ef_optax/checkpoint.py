@@ -336,6 +336,8 @@ def _read(checkpointer: Any, source: Any, asked: Any) -> Any:
     try:
         return checkpointer.restore(source, asked)
     except (ValueError, KeyError, TypeError, OSError) as error:  # each layer below has its own
+        if "Gloo" in str(error):  # another process is gone: that says nothing about the files
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"path={str(source)!r} cannot be read ({reason}): it is damaged or incomplete. Restore "

@@ -259,6 +259,8 @@ def restore(folder: Path, epoch: int, tx: Any, like: Any) -> Any:
             extra=like.batch_stats,
         )
     except (ValueError, KeyError, OSError) as error:
+        if processes.lost(error):
+            raise
         reason = str(error).splitlines()[0]
         raise OutputError(
             f"--resume: {reason} Remove that folder to begin this run again"

@@ -406,3 +406,14 @@ def test_without_orbax_the_error_names_the_extra(tmp_path, monkeypatch):
         ef.save(tmp_path / "1", optax.sgd(0.1), params=jnp.ones(2), opt_state=())
     with pytest.raises(ImportError, match="orbax-checkpoint"):
         ef.restore(tmp_path / "1", optax.sgd(0.1), params=jnp.ones(2))
+
+
+def test_a_lost_process_is_no_damaged_checkpoint() -> None:
+    """The advice for damage is to restore another checkpoint; here the files are as they were."""
+
+    class Interrupted:
+        def restore(self, source, asked):
+            raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    with pytest.raises(ValueError, match="^UNKNOWN: Gloo AllGather failed"):
+        sys.modules["ef_optax.checkpoint"]._read(Interrupted(), "folder", None)
