@@ -200,18 +200,8 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags and runs; what the user can fix becomes one line and a failing exit."""
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print((__doc__ or "") + "\nFlags:\n" + FLAGS.get_help())
-        return
-    FLAGS.unparse_flags()
-    try:
-        surplus = FLAGS(argv)[1:]
-        if surplus:
-            raise UsageError(f"unexpected argument {surplus[0]!r}; every option starts with --")
-        run()
-    except (flags.Error, UsageError, storage.OutputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """Runs with these arguments; the first is the program's name."""
+    study.command(FLAGS, __doc__ or "", argv, run)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from absl import flags
 
 import ef_optax as ef
 from ef_optax.measure.planner.named import period_of
-from experiments import data, lm, lm_study_report, programs, storage
+from experiments import lm, lm_study_report, programs, storage, study
 from experiments.arguments import UsageError
 from experiments.lm_study_report import Records
 from experiments.programs import Programs
@@ -295,18 +295,8 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags and runs; what the user can fix becomes one line and a failing exit."""
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print((__doc__ or "") + "\nFlags:\n" + FLAGS.get_help())
-        return
-    FLAGS.unparse_flags()
-    try:
-        surplus = FLAGS(argv)[1:]
-        if surplus:
-            raise UsageError(f"unexpected argument {surplus[0]!r}; every option starts with --")
-        run()
-    except (flags.Error, UsageError, storage.OutputError, data.DataError, OSError) as e:
-        sys.exit(f"error: {e}")
+    """Runs with these arguments; the first is the program's name."""
+    study.command(FLAGS, __doc__ or "", argv, run)
 
 
 if __name__ == "__main__":

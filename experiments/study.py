@@ -27,7 +27,7 @@ import optax
 from absl import flags
 
 import ef_optax as ef
-from experiments import storage
+from experiments import data, storage
 from experiments.arguments import UsageError
 
 # Okabe and Ito's colours, which stay distinct for every common kind of colour blindness.
@@ -37,6 +37,30 @@ BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 ########################################################################################
 # The frame of a script
 ########################################################################################
+
+
+def command(
+    values: flags.FlagValues, description: str, argv: Sequence[str], job: Callable[[], None]
+) -> None:
+    """Parses the flags and runs; what the user can fix becomes one line and a failing exit.
+
+    Args:
+      values: the flags of the program, to be parsed.
+      description: shown by ``--help``, above the flags.
+      argv: the name of the program and its arguments.
+      job: the program.
+    """
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(description + "\nFlags:\n" + values.get_help())
+        return
+    values.unparse_flags()
+    try:
+        surplus = values(list(argv))[1:]
+        if surplus:
+            raise UsageError(f"unexpected argument {surplus[0]!r}; every option starts with --")
+        job()
+    except (flags.Error, UsageError, storage.OutputError, data.DataError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 class Study:
@@ -55,21 +79,15 @@ class Study:
 
     def main(self, run: Callable[[], None], argv: Sequence[str]) -> None:
         """Parses the flags and runs; what the user can fix becomes one line and a failing exit."""
-        if {"--help", "-help", "-h"} & set(argv[1:]):
-            print(self.description + "\nFlags:\n" + self.flags.get_help())
-            return
-        self.flags.unparse_flags()
         self._command = shlex.join(["python", "-m", f"experiments.{self.name}", *argv[1:]])
         self._start = time.perf_counter()
-        try:
-            surplus = self.flags(list(argv))[1:]
-            if surplus:
-                sys.exit(f"error: unexpected argument {surplus[0]!r}; every option starts with --")
+
+        def job() -> None:
             # A step handles hundreds of scalars: an accelerator would mostly launch kernels.
             with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
                 run()
-        except (flags.Error, UsageError, storage.OutputError, OSError) as error:
-            sys.exit(f"error: {error}")
+
+        command(self.flags, self.description, argv, job)
 
     def open(self) -> Path:
         """The output folder, empty of results and with config.json in it."""
