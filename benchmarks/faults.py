@@ -293,9 +293,18 @@ def report(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Runs the trials from the command line."""
-    flags = parser().parse_args()
+    made = parser()
+    flags = made.parse_args()
     flags.out = flags.out.absolute()
     path = flags.out / "records.jsonl"
+    counts = [int(text) if text.isdecimal() else 0 for text in flags.processes.split(",")]
+    if min(counts) < 2:
+        made.error(f"--processes={flags.processes}: give numbers of at least 2, as 2,4")
+    for name in ("trials", "epochs"):
+        if getattr(flags, name) < 1:
+            made.error(f"--{name}={getattr(flags, name)}: give a number of at least 1")
+    if flags.report and not path.is_file():
+        made.error(f"--out={flags.out} has no records.jsonl yet; run without --report first")
     if not flags.report:
         flags.out.mkdir(parents=True, exist_ok=True)
         cache = {"JAX_COMPILATION_CACHE_DIR": str(flags.out / "programs")}
@@ -303,7 +312,7 @@ def main() -> None:
         from experiments import data, train  # noqa: F401  (for all processes, once)
 
         data.load("digits", None)
-        for count in map(int, flags.processes.split(",")):
+        for count in counts:
             Trials(count, flags).measure()
     print(report(records.read(path)))
 

@@ -29,6 +29,7 @@ import optax
 from absl import flags
 
 import ef_optax as ef
+from ef_optax.measure.planner.links import seconds
 from ef_optax.measure.planner.named import period_of
 from experiments import lm, lm_study_report, programs, storage, study
 from experiments.arguments import UsageError
@@ -283,6 +284,10 @@ def _stages() -> Iterator[Stage]:
 def run() -> None:
     """Trains what is missing and writes the tables."""
     stages, records = list(_stages()), Records(Path(FLAGS.records))
+    try:
+        seconds(FLAGS.step_time, "step_time")
+    except ValueError as error:  # before hours of training, not after
+        raise UsageError(str(error)) from None
     if not FLAGS.report:
         if not FLAGS.data_dir:
             raise UsageError("give --data_dir=DIR with a text, or --report for the tables alone")

@@ -54,7 +54,8 @@ def _run() -> None:
         raise flags.IllegalFlagValueError(
             f"flag --methods={','.join(unknown)}: choose of {', '.join(MEMORIES)}."
         )
-    folder, task = STUDY.open(), Task(FLAGS)
+    task = Task(FLAGS)
+    folder = STUDY.open()  # flags that do not fit together leave nothing there
     feedback = {
         name: ef.error_feedback(ef.top_k(FLAGS.ratio), memory=MEMORIES[name], axis_name=AXIS)
         for name in names

@@ -61,6 +61,11 @@ class Task:
             )
         each = self.workers * self.batch
         in_epoch = len(self.train[1]) // each
+        if not in_epoch:
+            raise flags.IllegalFlagValueError(
+                f"flag --train_images={values.train_images}: a step of {self.workers} workers with "
+                f"{self.batch} examples takes {each}."
+            )
         self.steps = values.epochs * in_epoch
         orders = []
         for seed in range(self.seeds):

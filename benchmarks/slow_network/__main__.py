@@ -251,13 +251,45 @@ def _twin(net: Network, flags: argparse.Namespace, names: list[str]) -> Fleet | 
     return fleet
 
 
+def checked(flags: argparse.Namespace) -> tuple[list[int], list[float | None]]:
+    """The numbers of workers and the rates in bits per second; None is without a limit.
+
+    Raises:
+      ValueError: for a flag with a value that it cannot have.
+    """
+    from benchmarks.slow_network import methods
+    from experiments.transformer import SIZES
+
+    counts = [int(text) if text.isdecimal() else 0 for text in flags.workers.split(",")]
+    if min(counts) < 2:
+        raise ValueError(f"--workers={flags.workers}: give numbers of at least 2, as 2,4")
+    for name in ("rounds", "steps", "rows", "train", "live_steps"):
+        if getattr(flags, name) < 1:
+            raise ValueError(f"--{name}={getattr(flags, name)}: give a number of at least 1")
+    if flags.size not in SIZES:
+        raise ValueError(f"--size={flags.size}: choose of {', '.join(SIZES)}")
+    known = [*methods.chosen(), *methods.TORCH]
+    for name in flags.methods.split("|") if flags.methods else ():
+        if name not in known:
+            raise ValueError(f"--methods: {name!r} is none of {' | '.join(known)}")
+    if flags.live:
+        bandwidth(flags.live)
+    return counts, [None if text == "none" else bandwidth(text) for text in flags.rates.split(",")]
+
+
 def main() -> int:
     """Runs the benchmark from the command line."""
-    flags = parser().parse_args()
+    made = parser()
+    flags = made.parse_args()
     path = flags.out / "records.jsonl"
+    if flags.report and not path.is_file():
+        made.error(f"--out={flags.out} has no records.jsonl yet; run without --report first")
+    try:
+        counts, rates = checked(flags)
+    except ValueError as error:
+        made.error(str(error))
     flags.out.mkdir(parents=True, exist_ok=True)
     if not flags.report:
-        rates = [None if text == "none" else bandwidth(text) for text in flags.rates.split(",")]
         if why := missing():
             print(f"{why}: the workers meet on the loopback interface, which has no limit")
             rates = [None]
@@ -268,7 +300,7 @@ def main() -> int:
             options = {name: str(value) for name, value in vars(flags).items()}
             records.append(path, {"kind": "about", **about, "options": options})
         try:
-            for workers in map(int, flags.workers.split(",")):
+            for workers in counts:
                 if flags.curves:
                     train(flags, workers)
                 else:
@@ -282,7 +314,7 @@ def main() -> int:
     found = records.read(path)
     print(report.tables(found))
     if flags.picture:
-        picture.draw(found, int(flags.workers.split(",")[0]), flags.picture)
+        picture.draw(found, counts[0], flags.picture)
     return 0
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from benchmarks import faults
 
@@ -33,3 +37,21 @@ def test_the_line_that_says_why_is_ours_or_that_of_jax() -> None:
     assert faults._reason(["[Gloo] Rank 0", jax_says, "Additional information"]) == jax_says
     assert faults._reason([jax_says, ours]) == ours
     assert faults._reason(["error: --lr=sgdm=-1", "Traceback"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--processes=2,1", "--processes=2,1: give numbers of at least 2"),
+        ("--trials=0", "--trials=0: give a number of at least 1"),
+        ("--report", "has no records.jsonl yet"),
+    ],
+)
+def test_flags_are_checked_before_anything_is_killed(
+    flag: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["faults", flag, f"--out={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit):
+        faults.main()
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.slow_network import __main__ as main
 from benchmarks.slow_network import curves, records, report
 from benchmarks.slow_network import network as net
 from benchmarks.slow_network.methods import chosen
@@ -185,9 +187,11 @@ def test_links_are_as_slow_as_they_are_said_to_be() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_behind_after_a_signal(number: int) -> None:
+    # Where the tests run in the background, a shell may have left SIGINT ignored.
     program = """
-import time
+import signal, time
 from benchmarks.slow_network.network import network
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with network(2):
     print("built", flush=True)
     time.sleep(60)
@@ -226,3 +230,20 @@ def test_a_run_writes_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
     message = reduce.received_bytes(2)
     assert message < dense["received"] < message * (1514 + 66) / 1448 + 50_000
     assert "| dense float32 | " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--workers=1", "--workers=1: give numbers of at least 2"),
+        ("--workers=two", "--workers=two: give numbers of at least 2"),
+        ("--rounds=0", "--rounds=0: give a number of at least 1"),
+        ("--size=9Q", "--size=9Q: choose of 0.2M"),
+        ("--methods=dense float32|nope", "--methods: 'nope' is none of dense float32"),
+        ("--rates=50mbit,fast", "bandwidth='fast' is not a bandwidth"),
+        ("--live=fast", "bandwidth='fast' is not a bandwidth"),
+    ],
+)
+def test_flags_are_checked_before_anything_is_built(flag: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        main.checked(main.parser().parse_args([flag]))

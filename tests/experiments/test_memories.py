@@ -27,6 +27,19 @@ def test_memories(tmp_path: Path) -> None:
         assert row["milliseconds"] > 0
 
 
-def test_an_unknown_memory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="2 bits.*choose of float32"):
-        memories.main(["memories", "--methods=2 bits", f"--out_dir={tmp_path / 'out'}"])
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--methods=2 bits", "2 bits.*choose of float32"),
+        ("--train_images=5", "--train_images=5: a step of 8 workers with 2 examples takes 16"),
+        ("--stretches=5", "--stretches=5: it must divide --epochs=12"),
+        ("--dataset=mnist", "mnist is read from files"),
+    ],
+)
+def test_flags_that_cannot_be_leave_nothing_there(
+    flag: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EF_OPTAX_DATA", raising=False)
+    with pytest.raises(SystemExit, match=words):
+        memories.main(["memories", flag, f"--out_dir={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
