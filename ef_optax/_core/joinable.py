@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Hashable
+from typing import Any, ClassVar
 
 import jax
 
 from ef_optax._core.codec import Codec
+from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._core.traits import Traits
+from ef_optax._numeric.shapes import Shape
 
 
 class Joinable(Codec):
@@ -22,5 +27,21 @@ class Joinable(Codec):
         """A value that leaves share if they are handled together; None for a single leaf."""
 
     @abc.abstractmethod
-    def joint(self, like: jax.ShapeDtypeStruct) -> Codec:
-        """The codec of a list of leaves of the family of ``like``, of granularity ``"group"``."""
+    def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
+        """The codec of a list of leaves of the family of ``like``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JointCodec(MessagelessCodec):
+    """What a `Joinable` codec, ``inner``, becomes for a list of leaves of one family."""
+
+    inner: Any
+
+    why: ClassVar[str] = "it takes the leaves of a family together. Ask codec.inner."
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(granularity="group")
+
+    def bits(self, shape: Shape, dtype: Any = None) -> int:
+        raise AssertionError("a family is never asked for bits; its leaves' codec is")

@@ -10,35 +10,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
-from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._core.joinable import JointCodec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Message
-from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import offsets
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.finite import all_of
-from ef_optax._numeric.shapes import Shape, like_of
+from ef_optax._numeric.shapes import like_of
 from ef_optax.compressors.sparse import _sparse
 
 Parts = tuple[Array, Array]  # indices and values of the leaves of one size, a row for each leaf
 
 
 @dataclasses.dataclass(frozen=True)
-class JointSparse(MessagelessCodec):
+class JointSparse(JointCodec):
     """``inner`` on each of a list of leaves of one family."""
 
     inner: _sparse.SparseCodec
-
-    why: ClassVar[str] = "it takes the leaves of a family together. Ask codec.inner."
-
-    @property
-    def traits(self) -> Traits:
-        return Traits(granularity="group")
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
         rows = offsets.as_data(range(len(x)), workers.step)
@@ -76,6 +69,3 @@ class JointSparse(MessagelessCodec):
             residual=lambda: each(_sparse.subtract_at, own_parts, messages),
             support=lambda: each(_sparse.mask_at, own_parts, messages),
         )
-
-    def bits(self, shape: Shape, dtype: Any = None) -> int:
-        raise AssertionError("a family is never asked for bits; its leaves' codec is")

@@ -9,7 +9,7 @@ What is sent of each leaf is the same as without its neighbours.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +17,22 @@ import numpy as np
 from jax import lax
 
 from ef_optax._bits import fields
-from ef_optax._core.messageless import MessagelessCodec
+from ef_optax._core.joinable import JointCodec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered
-from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import offsets
 from ef_optax._numeric.dtypes import Array
-from ef_optax._numeric.shapes import Shape, bits_for, like_of
+from ef_optax._numeric.shapes import bits_for, like_of
 from ef_optax._select.leaf import top_k_of_rows
 from ef_optax.compressors.sparse import _sparse
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseRows(MessagelessCodec):
+class SparseRows(JointCodec):
     """The largest magnitudes of each of a list of small leaves; ``inner`` counts them."""
 
     inner: _sparse.IndexedCodec
-
-    why: ClassVar[str] = "it takes the leaves of a family together. Ask codec.inner."
-
-    @property
-    def traits(self) -> Traits:
-        return Traits(granularity="group")
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
         numbers = offsets.as_data(range(len(x)), workers.step)
@@ -73,9 +66,6 @@ class SparseRows(MessagelessCodec):
             residual=lambda: leaves(_sparse.subtract_at(array, positions, values)),
             support=lambda: leaves(_sparse.mask_at(array, positions, values)),
         )
-
-    def bits(self, shape: Shape, dtype: Any = None) -> int:
-        raise AssertionError("a family is never asked for bits; its leaves' codec is")
 
 
 def _as_rows(leaves: list[Array]) -> Array:

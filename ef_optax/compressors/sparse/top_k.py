@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ef_optax._bits import fields, packing
-from ef_optax._core.codec import Codec
-from ef_optax._core.joinable import Joinable
+from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.requests import Message
 from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array
@@ -54,7 +53,7 @@ class TopK(IndexedCodec, Followable, Joinable):
         sorted_whole = 0 < self.count(size) < size <= leaf_select.SORT_SIZE
         return ("sorted", bits_for(size)) if sorted_whole else None
 
-    def joint(self, like: jax.ShapeDtypeStruct) -> Codec:
+    def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
         size = size_of(like.shape)
         return SparseRows(self) if size <= leaf_select.SORT_SIZE else JointSparse(self)
 
