@@ -1,4 +1,4 @@
-"""What methods are worth on a language model: rates, seeds and sizes of one study, and its tables.
+"""What methods are worth on a language model: rates, seeds, sizes and lengths, and their tables.
 
 ```
 python -m experiments.lm_study --data_dir=DIR                  # trains what is missing
@@ -96,7 +96,7 @@ METHODS = {
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 MIDDLE = 2
-STEPS, EVAL_EVERY = 200, 40
+STEPS, EVALUATIONS = 200, 5
 
 
 class Stage(NamedTuple):
@@ -107,12 +107,19 @@ class Stage(NamedTuple):
       methods: names in `METHODS`.
       rates: "tune" (on `RATES`), "best" (the best of those that are known) or "middle".
       seeds: of every run.
+      steps: of every run.
     """
 
     size: str
     methods: tuple[str, ...]
     rates: str
     seeds: tuple[int, ...] = (0,)
+    steps: int = STEPS
+
+    @property
+    def setting(self) -> str:
+        """What the records call the size and the number of steps."""
+        return self.size if self.steps == STEPS else f"{self.size}, {self.steps} steps"
 
 
 LEADING = (
@@ -126,12 +133,14 @@ LEADING = (
     "Muon, top-k, no memory",
 )
 SIZES = ("AdamW", "AdamW, top-k, EF14", "AdamW, top-k, EF21-SGDM", "DiLoCo, H = 15")
+LENGTHS = ("AdamW", "AdamW, top-k, EF14", "AdamW, top-k, no memory", "AdamW, top-k, EF21-SGDM")
 STAGES = {
     "leading": Stage("0.2M", LEADING, "middle"),
     "tuned": Stage("0.2M", LEADING, "tune"),
     "seeds": Stage("0.2M", LEADING, "best", (0, 1, 2)),
     "all": Stage("0.2M", tuple(METHODS), "tune"),
     "size": Stage("1M", SIZES, "best"),
+    "length": Stage("0.2M", LENGTHS, "tune", steps=1000),
 }
 """In the order in which they run."""
 
@@ -142,50 +151,56 @@ STAGES = {
 
 
 class Trainer:
-    """Runs of one size of the model, each of which becomes a line of the records."""
+    """Runs of one setting, each of which becomes a line of the records."""
 
-    def __init__(self, size: str, data_dir: str, records: Records) -> None:
+    def __init__(self, stage: Stage, data_dir: str, records: Records) -> None:
+        self.setting, self.steps, self.records = stage.setting, stage.steps, records
         lm.FLAGS.unparse_flags()
         lm.FLAGS(
-            ["lm", "--simulate", f"--size={size}", f"--steps={STEPS}", "--methods=adamw"]
-            + [f"--eval_every={EVAL_EVERY}", "--eval_tokens=8192", "--batch_size=1"]
-            + [f"--data_dir={data_dir}"]
+            ["lm", "--simulate", f"--size={stage.size}", f"--steps={stage.steps}"]
+            + [f"--eval_every={stage.steps // EVALUATIONS}", "--eval_tokens=8192"]
+            + ["--batch_size=1", "--methods=adamw", f"--data_dir={data_dir}"]
         )
-        self.size, self.records, job = size, records, lm.prepare()
+        job = lm.prepare()
         self.team, self.task, config = job.team, job.task, job.config
-        if size not in records.about:
+        if self.setting not in records.about:
             names = ("hardware", "parameters", "dense_bytes", "tokens_per_step")
-            about = {name: config["about"][name] for name in names} | {"steps": STEPS}
+            about = {name: config["about"][name] for name in names} | {"steps": stage.steps}
             about |= {"versions": config["versions"], "data": config["data"]}
-            records.add({"size": size, "about": about})
+            records.add({"setting": self.setting, "about": about})
 
     def losses_of(self, name: str) -> Callable[[float, int], float]:
         """(rate, seed) -> the held-out loss at the end; nothing that is known runs again."""
         compiled: list[Programs] = []
 
         def loss(rate: float, seed: int) -> float:
-            known = self.records.loss(self.size, name, rate, seed)
+            known = self.records.loss(self.setting, name, rate, seed)
             if known is not None:
                 return known
             if not compiled:
                 compiled.append(self.compile(name))
-            row = {"size": self.size, "method": name, "rate": rate, "seed": seed}
+            row = {"setting": self.setting, "method": name, "rate": rate, "seed": seed}
             self.records.add(row | self.run(compiled[0], rate, seed))
-            found = self.records.loss(self.size, name, rate, seed)
+            found = self.records.loss(self.setting, name, rate, seed)
             assert found is not None
-            print(f"{self.size}, {name}, rate {rate:g}, seed {seed}: {found:.4f}", flush=True)
+            print(f"{self.setting}, {name}, rate {rate:g}, seed {seed}: {found:.4f}", flush=True)
             return found
 
         return loss
 
     def compile(self, name: str) -> Programs:
         """One program for all rates and seeds; the records get the bytes of its steps."""
-        chain = functools.partial(build, METHODS[name])
+        chain = functools.partial(build, METHODS[name], self.steps)
         made = programs.build(chain, ef.identity(), self.task.training, self.team)
-        if (self.size, name) not in self.records.wire:
-            period = period_of(ef.parse(_calls(METHODS[name]), _schedule(1.0)))
+        if (self.setting, name) not in self.records.wire:
+            period = period_of(ef.parse(_calls(METHODS[name]), _schedule(1.0, self.steps)))
             wire = made.wire | ({"period": period} if period > 1 else {})
-            row = {"size": self.size, "method": name, "wire": wire, "expression": METHODS[name]}
+            row = {
+                "setting": self.setting,
+                "method": name,
+                "wire": wire,
+                "expression": METHODS[name],
+            }
             self.records.add(row)
         return made
 
@@ -208,26 +223,27 @@ def _calls(text: str) -> str:
     return text.replace("cosine(PEAK)", "cosine()")
 
 
-def _schedule(peak: Any) -> dict[str, Callable[..., Any]]:
-    unit = optax.warmup_cosine_decay_schedule(0.0, 1.0, STEPS // 10, STEPS, 0.1)
+def _schedule(peak: Any, steps: int) -> dict[str, Callable[..., Any]]:
+    unit = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps, 0.1)
     return {"cosine": lambda: lambda step: peak * unit(step)}
 
 
-def build(text: str, peak: Any) -> optax.GradientTransformationExtraArgs:
+def build(text: str, steps: int, peak: Any) -> optax.GradientTransformationExtraArgs:
     """The optimizer of one worker; the peak of its schedule may be traced."""
-    return optax.with_extra_args_support(ef.parse(_calls(text), _schedule(peak)).build(AXIS))
+    schedule = _schedule(peak, steps)
+    return optax.with_extra_args_support(ef.parse(_calls(text), schedule).build(AXIS))
 
 
 def train(stage: Stage, data_dir: str, records: Records) -> None:
     """Runs what the records do not have yet."""
-    trainer = functools.cache(lambda: Trainer(stage.size, data_dir, records))
+    trainer = functools.cache(lambda: Trainer(stage, data_dir, records))
     for name in stage.methods:
-        known = functools.partial(records.loss, stage.size, name)
+        known = functools.partial(records.loss, stage.setting, name)
         if stage.rates == "tune":
             if not is_tuned(known):
                 tune(trainer().losses_of(name))
             continue
-        best = records.best_rate(stage.size, name) or records.best_rate("0.2M", name)
+        best = records.best_rate(stage.setting, name) or records.best_rate("0.2M", name)
         rate = best if stage.rates == "best" and best else RATES[MIDDLE]
         missing = [seed for seed in stage.seeds if known(rate, seed) is None]
         loss = trainer().losses_of(name) if missing else known

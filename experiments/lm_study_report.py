@@ -46,9 +46,9 @@ class Records:
     """What was trained: one JSON object a line, appended and never changed.
 
     Attributes:
-      about: by size, what is common to all runs.
-      wire: by (size, method), the bytes of a step as `experiments.programs` counts them.
-      runs: by (size, method, rate, seed), the losses.
+      about: by setting (size and steps), what is common to all runs.
+      wire: by (setting, method), the bytes of a step as `experiments.programs` counts them.
+      runs: by (setting, method, rate, seed), the losses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,42 +72,42 @@ class Records:
 
     def _take(self, row: dict[str, Any]) -> None:
         if "about" in row:
-            self.about[row["size"]] = row["about"]
+            self.about[row["setting"]] = row["about"]
         elif "wire" in row:
-            self.wire[row["size"], row["method"]] = row["wire"]
+            self.wire[row["setting"], row["method"]] = row["wire"]
         else:
-            self.runs[row["size"], row["method"], row["rate"], row["seed"]] = row
+            self.runs[row["setting"], row["method"], row["rate"], row["seed"]] = row
 
-    def loss(self, size: str, method: str, rate: float, seed: int) -> float | None:
+    def loss(self, setting: str, method: str, rate: float, seed: int) -> float | None:
         """The held-out loss at the end of a run; None if there is no such run."""
-        run = self.runs.get((size, method, rate, seed))
+        run = self.runs.get((setting, method, rate, seed))
         return None if run is None else run["held_out"][-1]
 
-    def rates(self, size: str, method: str) -> list[float]:
+    def rates(self, setting: str, method: str) -> list[float]:
         """The rates that were tried with seed 0."""
-        return sorted(k[2] for k in self.runs if k[:2] == (size, method) and k[3] == 0)
+        return sorted(k[2] for k in self.runs if k[:2] == (setting, method) and k[3] == 0)
 
-    def best_rate(self, size: str, method: str) -> float | None:
+    def best_rate(self, setting: str, method: str) -> float | None:
         """The rate whose run with seed 0 ends lowest."""
-        rates = self.rates(size, method)
-        return min(rates, key=lambda rate: self.loss(size, method, rate, 0) or 0.0, default=None)
+        rates = self.rates(setting, method)
+        return min(rates, key=lambda rate: self.loss(setting, method, rate, 0) or 0.0, default=None)
 
-    def best(self, size: str, method: str) -> list[dict[str, Any]]:
+    def best(self, setting: str, method: str) -> list[dict[str, Any]]:
         """The runs of all seeds with the best rate."""
-        rate = self.best_rate(size, method)
-        return [run for key, run in sorted(self.runs.items()) if key[:3] == (size, method, rate)]
+        rate = self.best_rate(setting, method)
+        return [run for key, run in sorted(self.runs.items()) if key[:3] == (setting, method, rate)]
 
-    def methods(self, size: str) -> list[Method]:
-        """All methods of a size that have a run, with their training losses as curves."""
+    def methods(self, setting: str) -> list[Method]:
+        """All methods of a setting that have a run, with their training losses as curves."""
         found = []
-        names = dict.fromkeys(key[1] for key in self.runs if key[0] == size)
+        names = dict.fromkeys(key[1] for key in self.runs if key[0] == setting)
         workers = 8
         for name in names:
-            runs = self.best(size, name)
+            runs = self.best(setting, name)
             curves = np.array([run["train"] for run in runs])
             steps = SMOOTHED * (np.arange(curves.shape[1]) + 0.5)
-            rate, tried = f"{runs[0]['rate']:g}", [f"{r:g}" for r in self.rates(size, name)]
-            wire = self.wire[size, name]
+            rate, tried = f"{runs[0]['rate']:g}", [f"{r:g}" for r in self.rates(setting, name)]
+            wire = self.wire[setting, name]
             found.append(Method(name, rate, tried, curves, steps, wire, workers))
         return found
 
@@ -117,9 +117,9 @@ class Records:
 ########################################################################################
 
 
-def finals(records: Records, size: str, method: str) -> list[float]:
+def finals(records: Records, setting: str, method: str) -> list[float]:
     """Held-out losses at the end, by seed."""
-    return [run["held_out"][-1] for run in records.best(size, method)]
+    return [run["held_out"][-1] for run in records.best(setting, method)]
 
 
 def shown(losses: Sequence[float], less: float = 0.0) -> str:
@@ -137,15 +137,15 @@ def at(method: Method, step: float) -> float:
     return float(np.interp(step, method.steps, method.curves.mean(0)))
 
 
-def main_table(records: Records, size: str) -> str:
+def main_table(records: Records, setting: str) -> str:
     """The loss after the same tokens, beside what was sent for it."""
-    dense = {name: np.mean(finals(records, size, name)) for name in ("AdamW", "Muon")}
+    dense = {name: np.mean(finals(records, setting, name)) for name in ("AdamW", "Muon")}
     head = ["method", "rate (tried)", "seeds", "held-out loss", "gap", "bytes/step", "factor", "MB"]
-    rows, methods = [], records.methods(size)
-    last = records.about[size]["steps"]
-    whole = records.about[size]["dense_bytes"]
-    for method in sorted(methods, key=lambda m: np.mean(finals(records, size, m.name))):
-        losses, sent = finals(records, size, method.name), method.bytes_per_step
+    rows, methods = [], records.methods(setting)
+    last = records.about[setting]["steps"]
+    whole = records.about[setting]["dense_bytes"]
+    for method in sorted(methods, key=lambda m: np.mean(finals(records, setting, m.name))):
+        losses, sent = finals(records, setting, method.name), method.bytes_per_step
         compared = dense["Muon" if OF_MUON.search(method.name) else "AdamW"]
         rows.append(
             [method.name, f"{method.rate} ({len(method.tried)})", str(len(losses))]
@@ -155,23 +155,23 @@ def main_table(records: Records, size: str) -> str:
     return study.markdown(head, rows)
 
 
-def memory_table(records: Records, size: str) -> str:
+def memory_table(records: Records, setting: str) -> str:
     """The same bits without a memory and with three of them, before Adam and before Muon."""
     head = ["before", "compressor", "dense", *PAIRS]
     rows = []
     for optimizer in ("AdamW", "Muon"):
         for compressor in ("top-k", "sign"):
             names = [optimizer, *(f"{optimizer}, {compressor}, {memory}" for memory in PAIRS)]
-            losses = [finals(records, size, name) for name in names]
+            losses = [finals(records, setting, name) for name in names]
             if any(losses[1:]):
                 rows.append([optimizer, compressor, *(shown(x) if x else "" for x in losses)])
     return study.markdown(head, rows)
 
 
-def budget_table(records: Records, size: str, step_time: float) -> str:
+def budget_table(records: Records, setting: str, step_time: float) -> str:
     """The training loss when the budget of some dense steps is used up: bytes, then seconds."""
-    methods = {method.name: method for method in records.methods(size)}
-    dense, last = methods["AdamW"], records.about[size]["steps"]
+    methods = {method.name: method for method in records.methods(setting)}
+    dense, last = methods["AdamW"], records.about[setting]["steps"]
     links = {name: Link(name, LATENCY) for name in LINKS}
 
     def seconds_of(method: Method, name: str) -> float:
@@ -189,7 +189,7 @@ def budget_table(records: Records, size: str, step_time: float) -> str:
         budgets.append((label, lambda m, name=name, total=total: total / seconds_of(m, name)))
     rows = []
     for method in methods.values():
-        if max(finals(records, size, method.name)) > 1e9:
+        if max(finals(records, setting, method.name)) > 1e9:
             continue
         cells = []
         for _, steps_of in budgets:
@@ -199,20 +199,23 @@ def budget_table(records: Records, size: str, step_time: float) -> str:
     return study.markdown(["method", *(label for label, _ in budgets)], rows)
 
 
-def size_table(records: Records) -> str:
-    """Gaps to dense AdamW for all sizes that have it."""
-    sizes = [size for size in records.about if finals(records, size, "AdamW")]
-    every = [{key[1] for key in records.runs if key[0] == size} for size in sizes]
-    names = [n for n in records.methods(sizes[0]) if all(n.name in found for found in every)]
+def setting_table(records: Records) -> str:
+    """Gaps to dense AdamW for every size and number of steps that have it."""
+    settings = [setting for setting in records.about if finals(records, setting, "AdamW")]
+    dense = {s: float(np.mean(finals(records, s, "AdamW"))) for s in settings}
     rows = []
-    for method in names:
-        row = [method.name]
-        for size in sizes:
-            losses = finals(records, size, method.name)
-            less = float(np.mean(finals(records, size, "AdamW")))
-            row.append(shown(losses) if method.name == "AdamW" else shown([np.mean(losses)], less))
-        rows.append(row)
-    heads = [f"{records.about[size]['parameters']:,} parameters" for size in sizes]
+    for method in dict.fromkeys(key[1] for key in records.runs):
+        cells = []
+        for setting in settings:
+            losses = finals(records, setting, method)
+            if not losses or method == "AdamW":
+                cells.append(shown(losses) if losses else "")
+            else:
+                cells.append(shown([np.mean(losses)], dense[setting]))
+        if sum(map(bool, cells)) > 1:
+            rows.append([method, *cells])
+    abouts = [records.about[setting] for setting in settings]
+    heads = [f"{x['parameters']:,} parameters, {x['steps']:,} steps" for x in abouts]
     return study.markdown(["method", *heads], rows)
 
 
@@ -221,11 +224,11 @@ def size_table(records: Records) -> str:
 ########################################################################################
 
 
-def picture(records: Records, size: str) -> Any:
+def picture(records: Records, setting: str) -> Any:
     """Training loss by tokens, and by megabytes that a worker has sent."""
     figure, axes = study.panels(1, 2, (9.5, 4.4), sharey=True)
-    methods = {method.name: method for method in records.methods(size)}
-    tokens = records.about[size]["tokens_per_step"]
+    methods = {method.name: method for method in records.methods(setting)}
+    tokens = records.about[setting]["tokens_per_step"]
     for name, (colour, dashes) in SHOWN.items():
         if name not in methods:
             continue
@@ -244,15 +247,16 @@ def picture(records: Records, size: str) -> Any:
 
 def tables(records: Records, step_time: str) -> dict[str, str]:
     """The tables by their names, as the documentation shows them."""
-    size, time = "0.2M", seconds(step_time, "step_time")
-    if (size, "AdamW") not in records.wire or (size, "Muon") not in records.wire:
+    setting, time = "0.2M", seconds(step_time, "step_time")
+    if (setting, "AdamW") not in records.wire or (setting, "Muon") not in records.wire:
         raise storage.OutputError(f"{records.path}: dense AdamW and Muon are not there yet")
     found = {
-        "The same tokens": main_table(records, size),
-        "The same bits, with and without a memory": memory_table(records, size),
-        f"The budget of {DENSE_STEPS} dense steps": budget_table(records, size, time),
+        "The same tokens": main_table(records, setting),
+        "The same bits, with and without a memory": memory_table(records, setting),
+        f"The budget of {DENSE_STEPS} dense steps": budget_table(records, setting, time),
     }
-    return found | ({"Sizes": size_table(records)} if len(records.about) > 1 else {})
+    several = len(records.about) > 1
+    return found | ({"Sizes and lengths": setting_table(records)} if several else {})
 
 
 def write(records: Records, out_dir: Path, step_time: str) -> str:

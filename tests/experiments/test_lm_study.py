@@ -24,15 +24,15 @@ def records(path: Path, **finals: dict[Any, float]) -> Records:
     """Two evaluations and four training losses a run; dense sends 1 MB, others 10 kB."""
     made = Records(path)
     about = {"steps": 40, "dense_bytes": 10**6, "tokens_per_step": 512, "parameters": 250_000}
-    made.add({"size": "0.2M", "about": about | {"hardware": "paper"}})
+    made.add({"setting": "0.2M", "about": about | {"hardware": "paper"}})
     for name, losses in finals.items():
         name = {"ef14": EF14, "plain": PLAIN}.get(name, name)
         size = 10**6 if name in ("AdamW", "Muon") else 10**4
         kind = "reduce" if size == 10**6 else "gather"
         wire = {"message_bytes": size, "link_bytes": 0, "rounds": [[kind, size, False]]}
-        made.add({"size": "0.2M", "method": name, "wire": wire, "expression": METHODS[name]})
+        made.add({"setting": "0.2M", "method": name, "wire": wire, "expression": METHODS[name]})
         for (rate, seed), loss in losses.items():
-            row = {"size": "0.2M", "method": name, "rate": rate, "seed": seed}
+            row = {"setting": "0.2M", "method": name, "rate": rate, "seed": seed}
             train = [4.0, 3.5, 2.5, loss]  # of steps 5, 15, 25 and 35
             made.add(row | {"train": train, "held_out": [3.0, loss]})
     return made
@@ -64,6 +64,28 @@ def test_tables_have_the_best_rate_and_the_gap_to_the_optimizer_of_the_same_kind
     (row,) = (line for line in budgets if line.startswith("| AdamW |"))
     assert row.split(" | ")[1] == "3.00 (20)"  # the middle of the second value and the third
     assert PLAIN not in tables["The budget of 20 dense steps"]
+    assert "Sizes and lengths" not in tables
+
+
+def test_sizes_and_lengths_have_the_gap_to_dense_training_of_their_own(tmp_path: Path) -> None:
+    made = records(
+        tmp_path / "r.jsonl",
+        AdamW={(0.01, 0): 2.0},
+        Muon={(0.01, 0): 1.8},
+        ef14={(0.01, 0): 2.25},
+    )
+    longer = lm_study.STAGES["length"].setting
+    assert longer == "0.2M, 1000 steps" and lm_study.STAGES["leading"].setting == "0.2M"
+    made.add({"setting": longer, "about": made.about["0.2M"] | {"steps": 1000}})
+    for name, loss in (("AdamW", 1.5), (EF14, 1.625)):
+        row = {"setting": longer, "method": name, "rate": 0.01, "seed": 0}
+        made.add(row | {"train": [2.0, 1.9], "held_out": [loss]})
+    assert lm_study_report.tables(made, "0.1s")["Sizes and lengths"].splitlines() == [
+        "| method | 250,000 parameters, 40 steps | 250,000 parameters, 1,000 steps |",
+        "| --- | --: | --: |",
+        "| AdamW | 2.000 | 1.500 |",
+        f"| {EF14} | +0.250 | +0.125 |",
+    ]
 
 
 def test_a_rate_is_tuned_by_steps_and_nothing_known_runs_again() -> None:
@@ -83,7 +105,7 @@ def test_a_rate_is_tuned_by_steps_and_nothing_known_runs_again() -> None:
 def test_every_method_and_stage_can_be_made() -> None:
     for name, text in METHODS.items():
         assert text.count("PEAK") == 1, name
-        lm_study.build(text, 0.01)
+        lm_study.build(text, 200, 0.01)
     for stage in lm_study.STAGES.values():
         assert set(stage.methods) <= set(METHODS)
     assert RATES[lm_study.MIDDLE] == 0.01 and len(set(METHODS.values())) == len(METHODS)
@@ -120,7 +142,7 @@ def test_a_run_is_that_of_the_language_model(
     made = Records(tmp_path / "records.jsonl")
     lm_study.train(lm_study.Stage("0.2M", (EF14,), "middle"), str(text), made)
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
-    assert [sorted(json.loads(line)) for line in lines][0] == ["about", "size"]
+    assert [sorted(json.loads(line)) for line in lines][0] == ["about", "setting"]
     words = [*"--simulate --steps=200 --eval_every=40 --eval_tokens=8192 --batch_size=1".split()]
     words += [f"--data_dir={text}", f"--out_dir={tmp_path / 'lm'}"]
     words += ["--methods=" + METHODS[EF14].replace("PEAK", "0.01")]
