@@ -112,6 +112,18 @@ def test_what_is_gathered_is_what_the_compressor_says(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_zero_one_adam_sends_signs_or_gradients_and_nothing_in_the_steps_between() -> None:
+    """Signs and two scales, or 53 gradients and the flag of bad ones."""
+    collectives = ef.wire_report(on_a_mesh("zero_one_adam")[1]).collectives
+    assert all(c.conditional for c in collectives)
+    signs = HEADER_WORDS + math.ceil((53 + 2 * 32) / 32)
+    assert {(c.kind, c.message_bytes / 4) for c in collectives} == {
+        ("gather", signs),
+        ("reduce", 53 + 1),
+    }
+
+
+@pytest.mark.slow
 def test_noloco_sends_its_model_to_one_other_and_nothing_is_gathered() -> None:
     report = ef.wire_report(on_a_mesh("noloco")[1])
     words = {c.kind: c.message_bytes / 4 for c in report.collectives if c.message_bytes > 16}
