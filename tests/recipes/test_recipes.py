@@ -381,3 +381,27 @@ def test_what_differs_between_workers() -> None:
     tx = ef.recipes.power_sgd_momentum(0.1, 1, axis_name=AXIS)
     own = ef.simulate(tx, 2, AXIS).worker_axes(params)
     assert all(jax.tree.leaves(own[0].residual)) and not any(jax.tree.leaves(own[2]))
+
+
+def test_float32_numbers_for_each_parameter_of_a_large_matrix() -> None:
+    """With one worker, who keeps the server's residual of `two_shot` whole."""
+    parts = {
+        "one_bit_adam(0.1, 8)": ("momentum", "variance", "residual", "server's residual"),
+        "zero_one_adam(0.1, 8)": ("drift", "own momentum", "residual", "server's", "mean", "v"),
+        "one_bit_lamb(0.1, 8)": ("momentum", "v", "fresh v", "residual", "server's residual"),
+        "ef_sign_sgd(0.1)": ("residual",),
+        "signum(0.1)": ("momentum",),
+        "dgc_sgd(0.1)": ("momentum", "residual"),
+        "power_sgd_momentum(0.1, 1)": ("residual", "momentum"),
+        "demo(0.1)": ("residual",),
+        "dion(0.1, 1)": ("momentum",),
+        "dion2(0.1, 0.25)": ("momentum",),
+        "trion(0.1, 4)": ("momentum",),
+        "ef21_muon(0.1, top_k(0.25))": ("momentum", "own estimate", "mean estimate"),
+        "muloco(0.1, 15)": ("drift", "residual", "momentum", "outer momentum"),
+        "econtrol_dual_averaging(top_k(0.25), 0.1, 0.3)": ("e", "h", "mean h", "start", "sum"),
+    }
+    like = {"w": jax.ShapeDtypeStruct((256, 512), jnp.float32)}
+    for name, numbers in parts.items():
+        found = ef.measure.state_bytes(ef.parse(f"recipes.{name}").build(None), like) / 4
+        assert found == pytest.approx(len(numbers), rel=0.01), name
