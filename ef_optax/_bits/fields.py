@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from ef_optax._bits import packing
 from ef_optax._bits.packing import WORD_BITS
 from ef_optax._numeric import check, offsets
+from ef_optax._numeric.reductions import UNROLL_LIMIT
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("words",), meta_fields=("bits",))
@@ -165,38 +166,66 @@ def from_words(words: jax.Array, like: Any, runtime: jax.Array | None = None) ->
 
     If ``runtime`` is given (see ``offsets.as_data``), one program reads all equal fields.
     """
+    message = from_rows(words[None], like, runtime)
+    return jax.tree.map(lambda x: lax.squeeze(x, [0]), message)
+
+
+def from_rows(words: jax.Array, like: Any, runtime: jax.Array | None = None) -> Any:
+    """The messages of several workers, one from each row; all arrays have a leading worker axis.
+
+    >>> messages = [pack(jnp.array(codes), 3) for codes in ([1, 2], [3, 4])]
+    >>> rows = jnp.stack([to_words(message) for message in messages])
+    >>> from_rows(rows, messages[0]).words.tolist() == [m.words.tolist() for m in messages]
+    True
+    """
     leaves, treedef = jax.tree.flatten(like)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-    return _from_words(words, runtime, treedef, shapes)
+    return _from_rows(words, runtime, treedef, shapes)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _from_words(
+def _from_rows(
     words: jax.Array,
     runtime: jax.Array | None,
     treedef: Any,
     shapes: tuple[jax.ShapeDtypeStruct, ...],
 ) -> Any:
-    """:func:`from_words`, traced once for messages of the same form."""
+    """:func:`from_rows`, traced once for messages of the same form.
+
+    Codes are cut out worker by worker. XLA:CPU fuses a cut with the decoding, and if several parts
+    of one loop read the same cut, it calls a function for every value, which is ten times slower.
+    """
     like = jax.tree.unflatten(treedef, shapes)
     fields, treedef = jax.tree.flatten(like, is_leaf=lambda x: isinstance(x, Packed))
     layouts = [_layout(field) for field in fields]
     widths = [rest for rows, _, rest in layouts if rest for _ in range(rows)]
-    ends = _split(words[sum(rows * full for rows, full, _ in layouts) :], widths)
+    whole = sum(rows * full for rows, full, _ in layouts)
+    ends = jax.vmap(lambda row: _split(row, widths))(words[:, whole:])
     at = offsets.starts([rows * full for rows, full, _ in layouts], layouts, runtime)
     end = offsets.starts([rows * bool(rest) for rows, _, rest in layouts], layouts, runtime)
     out = []
-    for i, (field, (rows, full, rest)) in enumerate(zip(fields, layouts, strict=True)):
-        each = full + (rest > 0 and rows == 1)
-        own = lax.dynamic_slice(words, (at[i],), (rows * each,)).reshape(rows, each)
-        if rest:
-            last = lax.dynamic_slice(ends, (end[i],), (rows,))[:, None]
-            if rows == 1:  # overwriting the next word is far cheaper on a CPU than concatenating
-                own = lax.dynamic_update_slice(own, last, (0, full))
-            else:
-                own = lax.concatenate([own, last], 1)
-        out.append(_from_rows(own, field))
+    for i, field in enumerate(fields):
+        read = functools.partial(_read, field=field, at=at[i], end=end[i])
+        if isinstance(field, Packed) and len(words) <= UNROLL_LIMIT:
+            each = [read(words[worker], ends[worker]) for worker in range(len(words))]
+            out.append(jax.tree.map(lambda *of_workers: jnp.stack(of_workers), *each))
+        else:
+            out.append(jax.vmap(read)(words, ends))
     return jax.tree.unflatten(treedef, out)
+
+
+def _read(words: jax.Array, ends: jax.Array, field: Field, at: Any, end: Any) -> Field:
+    """A field like ``field`` of one message, whose words and rests begin at these positions."""
+    rows, full, rest = _layout(field)
+    each = full + (rest > 0 and rows == 1)
+    own = lax.dynamic_slice(words, (at,), (rows * each,)).reshape(rows, each)
+    if rest:
+        last = lax.dynamic_slice(ends, (end,), (rows,))[:, None]
+        if rows == 1:  # overwriting the next word is far cheaper on a CPU than concatenating
+            own = lax.dynamic_update_slice(own, last, (0, full))
+        else:
+            own = lax.concatenate([own, last], 1)
+    return _as_field(own, field)
 
 
 def _fields(message: Any) -> list[Field]:
@@ -234,7 +263,7 @@ def _cut(field: Field, full: int, rest: int) -> tuple[jax.Array, jax.Array]:
     return (words[:full], words[full:]) if rest else (words, words)
 
 
-def _from_rows(rows: jax.Array, like: Field) -> Field:
+def _as_field(rows: jax.Array, like: Field) -> Field:
     if isinstance(like, Packed):
         return Packed(rows.reshape(like.words.shape), like.bits)
     flat, dtype = rows.reshape(-1), jnp.dtype(like.dtype)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ef_optax._bits.fields import from_words, to_words
+from ef_optax._bits.fields import from_rows, from_words, to_words
 from ef_optax._exchange import collectives as coll
 from ef_optax._numeric.dtypes import Array
 
@@ -102,4 +102,4 @@ def _through_words(
     words = to_words(messages) if leading == 0 else jax.vmap(to_words)(messages)
     received = transfer(words)
     runtime = received[0, 0] if received.size else None
-    return jax.vmap(lambda row: from_words(row, like, runtime))(received)
+    return from_rows(received, like, runtime)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
-from ef_optax._bits.fields import Packed, exact_bits, from_words, pack, to_words
+from ef_optax._bits.fields import (
+    Packed,
+    exact_bits,
+    from_rows,
+    from_words,
+    pack,
+    to_words,
+    unpack_signs,
+)
+from tests.programs import compiled
 
 # A field is (kind, count, rows): codes of a width, of which rows are stacked, or an array of a
 # dtype. Mixtures of all kinds, and of fields that end within a word, at its border, or have none.
@@ -111,3 +121,21 @@ def test_only_a_packed_field_is_unpacked() -> None:
             TypeError, match=r"unpack: field=.* must be what ef_optax\.extend\.pack"
         ):
             ef.extend.unpack(bad, 2, 5)  # type: ignore[arg-type]
+
+
+def test_no_two_workers_codes_are_read_from_one_slice() -> None:
+    """XLA:CPU would call a function for each value of a loop that reads one slice twice."""
+    like = [Packed(jnp.zeros(64, jnp.uint32), 64 * 32)] * 3
+
+    @jax.jit
+    def mean_signs(words: jax.Array) -> list[jax.Array]:
+        fields = from_rows(words, like, words[0, 0])
+        signs = [
+            [unpack_signs(Packed(w, 2048), 2048, jnp.float32) for w in x.words] for x in fields
+        ]
+        return [(a + b) / 2 for a, b in signs]
+
+    words = jnp.arange(2 * 3 * 64, dtype=jnp.uint32).reshape(2, 192)
+    text = compiled(mean_signs.lower(words)).as_text()
+    taken = re.findall(r"dynamic_slice_sizes={([\d,]+)}", text)
+    assert set(taken) == {"1,64"}

@@ -167,4 +167,11 @@ MUTATIONS = (
             "test_running_sums_are_exact_up_to_the_bound_and_beyond_it_after",
         ),
     ),
+    Mutation(
+        "the codes of all workers are one slice, which a loop reads several times",
+        FIELDS,
+        "isinstance(field, Packed) and len(words) <= UNROLL_LIMIT",
+        "False",
+        (OF_FIELDS,),
+    ),
 )
