@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,16 @@ flags.DEFINE_string("latency", "1ms", "Of one message one way.", **_GIVEN)
 
 _PEAK = re.compile(r"cosine\(([0-9.e+-]+)\)")
 _KINDS = {"reduce_scatter": "all_to_all", "broadcast": "permute"}
+
+
+Amount = Callable[[str, int], float]
+"""Of a collective, from its kind and the bytes of a worker's message."""
+
+
+def size(kind: str, message: int) -> float:
+    """The amount that is the message's own bytes."""
+    del kind
+    return message
 
 
 class Method(NamedTuple):
@@ -61,15 +72,48 @@ class Method(NamedTuple):
 
     @property
     def bytes_per_step(self) -> float:
-        return report.average(self.wire)["message_bytes"]
+        return self.of_a_step(size)[1]
 
     def transfer(self, link: Link) -> float:
         """Seconds of a step on average."""
-        period, total = self.wire.get("period", 1), 0.0
-        for kind, size, sometimes in self.wire["rounds"]:
-            one: Any = Round(_KINDS.get(kind, kind), size)
-            total += transfer_seconds([one], self.workers, link) / (period if sometimes else 1)
-        return total
+        return self.of_a_step(self.seconds(link))[1]
+
+    def seconds(self, link: Link) -> Amount:
+        """What a collective takes on a link."""
+
+        def of(kind: str, message: int) -> float:
+            one: Any = Round(_KINDS.get(kind, kind), message)
+            return transfer_seconds([one], self.workers, link)
+
+        return of
+
+    def of_a_step(self, amount: Amount) -> tuple[float, float]:
+        """The amount of all collectives of a dense step at the start, and of a later step.
+
+        ``wire["dense_steps"]`` says how many steps at the start send everything, by a sum, and
+        nothing else of what only some steps send.
+        """
+        period, dense = self.wire.get("period", 1), bool(self.wire.get("dense_steps"))
+        first = later = 0.0
+        for kind, message, sometimes in self.wire["rounds"]:
+            one = amount(kind, message) / (period if sometimes else 1)
+            whole = sometimes and dense
+            first += one if not whole or kind == "reduce" else 0.0
+            later += one if not whole or kind != "reduce" else 0.0
+        return first, later
+
+    def total(self, steps: Any, amount: Amount) -> Any:
+        """The amount of all collectives of so many steps."""
+        (first, later), dense = self.of_a_step(amount), self.wire.get("dense_steps", 0)
+        return first * np.minimum(steps, dense) + later * np.maximum(steps - dense, 0)
+
+    def steps_within(self, budget: float, amount: Amount, computation: float = 0.0) -> float:
+        """How many steps fit into a budget, of which each also takes so much computation."""
+        first, later = (one + computation for one in self.of_a_step(amount))
+        dense = self.wire.get("dense_steps", 0)
+        if budget < first * dense:
+            return budget / first
+        return dense + (budget - first * dense) / later
 
     def steps_to(self, target: float) -> float | None:
         """The step at which the mean curve reaches the target, between two evaluations."""

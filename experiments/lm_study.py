@@ -94,6 +94,9 @@ METHODS = {
 }
 """The methods by the name that the tables have."""
 
+DENSE_STEPS = {"1-bit Adam": 40, "EF21-Muon": 1}
+"""The steps at the start in which these send whole gradients."""
+
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 MIDDLE = 2
 STEPS, EVALUATIONS = 200, 5
@@ -141,6 +144,7 @@ STAGES = {
     "all": Stage("0.2M", tuple(METHODS), "tune"),
     "size": Stage("1M", SIZES, "best"),
     "length": Stage("0.2M", LENGTHS, "tune", steps=1000),
+    "length_seeds": Stage("0.2M", LENGTHS, "best", (0, 1, 2), steps=1000),
 }
 """In the order in which they run."""
 
@@ -195,6 +199,7 @@ class Trainer:
         if (self.setting, name) not in self.records.wire:
             period = period_of(ef.parse(_calls(METHODS[name]), _schedule(1.0, self.steps)))
             wire = made.wire | ({"period": period} if period > 1 else {})
+            wire |= {"dense_steps": DENSE_STEPS[name]} if name in DENSE_STEPS else {}
             row = {
                 "setting": self.setting,
                 "method": name,

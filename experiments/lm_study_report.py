@@ -13,7 +13,7 @@ import numpy as np
 from ef_optax.measure.planner import Link
 from ef_optax.measure.planner.links import seconds
 from experiments import report, storage, study
-from experiments.lm_costs import Method
+from experiments.lm_costs import Method, size
 
 LINKS = ("50mbit", "200mbit", "1gbit", "10gbit")
 LATENCY = "1ms"
@@ -145,7 +145,8 @@ def main_table(records: Records, setting: str) -> str:
     last = records.about[setting]["steps"]
     whole = records.about[setting]["dense_bytes"]
     for method in sorted(methods, key=lambda m: np.mean(finals(records, setting, m.name))):
-        losses, sent = finals(records, setting, method.name), method.bytes_per_step
+        losses = finals(records, setting, method.name)
+        sent = method.total(last, size) / last
         compared = dense["Muon" if OF_MUON.search(method.name) else "AdamW"]
         rows.append(
             [method.name, f"{method.rate} ({len(method.tried)})", str(len(losses))]
@@ -174,19 +175,16 @@ def budget_table(records: Records, setting: str, step_time: float) -> str:
     dense, last = methods["AdamW"], records.about[setting]["steps"]
     links = {name: Link(name, LATENCY) for name in LINKS}
 
-    def seconds_of(method: Method, name: str) -> float:
-        return step_time + method.transfer(links[name])
-
+    megabytes = DENSE_STEPS * dense.bytes_per_step / 1e6
     budgets: list[tuple[str, Callable[[Method], float]]] = [
-        (
-            f"{DENSE_STEPS * dense.bytes_per_step / 1e6:.1f} MB",
-            lambda m: DENSE_STEPS * dense.bytes_per_step / m.bytes_per_step,
-        )
+        (f"{megabytes:.1f} MB", lambda m: m.steps_within(1e6 * megabytes, size)),
     ]
-    for name in LINKS:
-        total = DENSE_STEPS * seconds_of(dense, name)
+    for name, link in links.items():
+        total = DENSE_STEPS * (step_time + dense.transfer(link))
         label = f"{total:.2g} s at {name}"
-        budgets.append((label, lambda m, name=name, total=total: total / seconds_of(m, name)))
+        budgets.append(
+            (label, lambda m, k=link, t=total: m.steps_within(t, m.seconds(k), step_time))
+        )
     rows = []
     for method in methods.values():
         if max(finals(records, setting, method.name)) > 1e9:
@@ -234,7 +232,7 @@ def picture(records: Records, setting: str) -> Any:
             continue
         method = methods[name]
         mean, low, high = (f(method.curves, axis=0) for f in (np.mean, np.min, np.max))
-        sent = method.steps * method.bytes_per_step / 1e6
+        sent = method.total(method.steps, size) / 1e6
         for axis, x in zip(axes[0], (method.steps * tokens / 1e3, sent), strict=True):
             axis.plot(x, mean, color=colour, linestyle=dashes, lw=1.7, label=name)
             axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)

@@ -58,6 +58,18 @@ def test_bytes_and_seconds_until_the_same_loss(tmp_path: Path) -> None:
     assert "| never |" in lm_costs.table([dense], 1.0, {"1gbit": link}, step_time=0.1)
 
 
+def test_dense_steps_at_the_start_count_as_such() -> None:
+    rounds = [["reduce", 100, True], ["gather", 10, True], ["reduce", 4, False]]
+    wire = {"rounds": rounds, "dense_steps": 2}
+    curves = np.zeros((1, 1))
+    method = lm_costs.Method("1-bit Adam", "0.1", ["0.1"], curves, curves[0], wire, workers=4)
+    steps = np.array([1, 2, 5])
+    np.testing.assert_array_equal(method.total(steps, lm_costs.size), [104, 208, 208 + 3 * 14])
+    assert method.steps_within(52, lm_costs.size) == 0.5
+    assert method.steps_within(250, lm_costs.size) == 5
+    assert method.steps_within(2 * 105 + 15, lm_costs.size, computation=1.0) == 3
+
+
 def test_files_are_written_and_what_is_no_run_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,4 +106,18 @@ MUTATIONS = (
         "/ 1",
         (f"{TESTS}/test_lm_costs.py::test_bytes_and_seconds_until_the_same_loss",),
     ),
+    Mutation(
+        "dense steps at the start send as little as the later ones",
+        "experiments/lm_costs.py",
+        "return first * np.minimum(steps, dense)",
+        "return later * np.minimum(steps, dense)",
+        (f"{TESTS}/test_lm_costs.py::test_dense_steps_at_the_start_count_as_such",),
+    ),
+    Mutation(
+        "a budget is spent as if all steps were later ones",
+        "experiments/lm_costs.py",
+        "        if budget < first * dense:",
+        "        if budget < 0:",
+        (f"{TESTS}/test_lm_costs.py::test_dense_steps_at_the_start_count_as_such",),
+    ),
 )

@@ -58,10 +58,16 @@ def _compressor(part: Call) -> Compressor | None:
 
 
 def period_of(expression: Expression) -> int:
-    """Steps between two exchanges, if the expression makes local steps; else 1."""
+    """Steps between two exchanges, if the expression makes local steps; else 1.
+
+    >>> from ef_optax.expressions import parse
+    >>> [period_of(parse(text)) for text in ("local.diloco(sgd(1), 15)", "recipes.muloco(0.1)")]
+    [15, 30]
+    """
     for call in expression.calls():
         parameters = inspect.signature(call.function).parameters
-        if call.function.__module__.startswith("ef_optax.local") and "period" in parameters:
+        rules = call.function.__module__.startswith(("ef_optax.local", "ef_optax.recipes"))
+        if rules and "period" in parameters:
             given = {**dict(zip(parameters, call.args, strict=False)), **dict(call.kwargs)}
-            return int(given["period"])
+            return int(given.get("period", parameters["period"].default))
     return 1
