@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ SUMMED = ("marina", "power_sgd")
 """Rules with numbers that travel by an all-reduce: the backend chooses its order of additions, and
 the power iteration magnifies the rounding. Two numbers have only one sum."""
 
-# Run with: process id, number of processes, port, output file, steps. Each process holds only its
+# Run with: process id, number of processes, port, output files, steps. Each process holds only its
 # own share of the batch, and writes what it can see of the result: the parameters and the whole
 # state of every rule; of an array that differs between workers, the rows of its own workers.
 PROGRAM = """
@@ -93,7 +94,7 @@ for name, rule in rules.items():
     for path, x in jax.tree_util.tree_leaves_with_path(trajectory(rule)):
         kind, value = seen(x)
         found[f"{name}{jax.tree_util.keystr(path)}:{kind}"] = value
-np.savez(out, **found)
+np.savez(f"{out}_{process}.npz", **found)
 """
 
 
@@ -114,34 +115,39 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-def run(processes: int, devices: int, folder: Path) -> list[dict[str, np.ndarray]]:
-    """What every process has at the end, in their order; no process survives a failure."""
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
-    port, outputs, children = free_port(), [], []
+def launch(program: str, processes: int, devices: int, folder: Path, *arguments: str) -> None:
+    """Runs a program in processes of some devices each; none of them survives a failure."""
+    path = folder / "program.py"
+    path.write_text(program)
+    port, children = free_port(), []
+    logs = [folder / f"{processes}x{devices}_{i}.log" for i in range(processes)]
     try:
-        for i in range(processes):
-            outputs.append(folder / f"{processes}x{devices}_{i}.npz")
-            arguments = [str(a) for a in (program, i, processes, port, outputs[-1], STEPS)]
-            log = (folder / f"{processes}x{devices}_{i}.log").open("w")
-            children.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments],
-                    env=environment(devices),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
+        for i, log in enumerate(logs):
+            ids = [str(a) for a in (i, processes, port)]
+            with log.open("w") as file:
+                children.append(
+                    subprocess.Popen(
+                        [sys.executable, path, *ids, *arguments],
+                        env=environment(devices),
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
                 )
-            )
-            log.close()
         for i, child in enumerate(children):
             code = child.wait(TIMEOUT)
-            text = (folder / f"{processes}x{devices}_{i}.log").read_text()
+            text = logs[i].read_text()
             assert code == 0, f"process {i} of {processes} ended with {code}:\n{text[-3000:]}"
     finally:
         for child in children:
             child.kill()
             child.wait()
-    return [dict(np.load(path)) for path in outputs]
+
+
+def run(processes: int, devices: int, folder: Path) -> list[dict[str, np.ndarray]]:
+    """What every process has at the end, in their order."""
+    out = folder / f"{processes}x{devices}"
+    launch(PROGRAM, processes, devices, folder, str(out), str(STEPS))
+    return [dict(np.load(f"{out}_{i}.npz")) for i in range(processes)]
 
 
 @pytest.mark.slow
@@ -158,3 +164,74 @@ def test_two_processes_are_one(devices, tmp_path):
         parts = [one[name] for one in pair]
         for got in [np.concatenate(parts)] if name.endswith(":own") else parts:
             np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=name)
+
+
+# Run with: process id, number of processes, port, folder, and the numbers of workers, of which each
+# takes three steps from where the one before it stopped. The last worker's second gradient is NaN.
+CHANGED = """
+import sys
+import jax
+import numpy as np
+
+process, processes, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if processes > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", processes, process, initialization_timeout=60)
+
+import optax
+from pathlib import Path
+from jax.sharding import NamedSharding, PartitionSpec as P
+import ef_optax as ef
+
+def loss(params, batch):
+    return 0.5 * ((params["w"] - batch[0]) ** 2).sum()
+
+for n in map(int, sys.argv[5:]):
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((n,), ("data",), auto, devices=jax.devices()[:n])
+    rows = slice(process * n // processes, (process + 1) * n // processes)
+    feedback = ef.error_feedback(ef.top_k(0.3), axis_name="data")
+    tx = ef.data_parallel(optax.chain(feedback, optax.sgd(0.125, momentum=0.5)), mesh, "data")
+
+    @jax.jit
+    def step(params, state, batch):
+        _, grads = ef.worker_value_and_grad(loss, mesh, "data")(params, batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    start = {"w": np.random.default_rng(0).normal(size=12).astype(np.float32)}
+    params = jax.device_put(start, NamedSharding(mesh, P()))
+    last = max((int(path.name) for path in Path(folder).glob("[0-9]")), default=0)
+    if last:
+        back = ef.restore(f"{folder}/{last}", tx, params=params)
+        params, state = back.params, back.opt_state
+    else:
+        state = tx.init(params)
+    for t in range(3):
+        whole = np.random.default_rng([last, t]).normal(size=(n, 12)).astype(np.float32)
+        if t == 1:
+            whole[-1] = np.nan
+        batch = jax.make_array_from_process_local_data(
+            NamedSharding(mesh, P("data")), whole[rows], whole.shape
+        )
+        before = np.asarray(params["w"].addressable_data(0))
+        params, state = jax.block_until_ready(step(params, state, batch))
+        same = np.array_equal(params["w"].addressable_data(0), before)
+        assert same == (t == 1), f"{n} workers, step {t}"
+    assert not ef.parallel.differing_replicas(params)
+    ef.save(f"{folder}/{last + 1}", tx, params=params, opt_state=state)
+"""
+
+
+@pytest.mark.slow
+def test_four_processes_become_two_and_two_of_four_devices(tmp_path):
+    """Checkpoints of 4, 2 and 8 workers, with a NaN on one of them, are those of one process."""
+    one, several = tmp_path / "one", tmp_path / "several"
+    for folder in (one, several):
+        folder.mkdir()
+    launch(CHANGED, 1, 8, tmp_path, str(one), "4", "2", "8")
+    for processes, devices in ((4, 1), (2, 1), (2, 4)):
+        launch(CHANGED, processes, devices, tmp_path, str(several), str(processes * devices))
+    for number in ("1", "2", "3"):
+        about = [json.loads((at / number / "about/metadata").read_text()) for at in (one, several)]
+        assert about[0] == about[1]  # with the checksums of the parts of all arrays
