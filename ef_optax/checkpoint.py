@@ -335,10 +335,11 @@ def _read(checkpointer: Any, source: Any, asked: Any) -> Any:
     """What is asked for of a checkpoint, or one line that says why it cannot be read."""
     try:
         return checkpointer.restore(source, asked)
-    except (ValueError, KeyError, TypeError, OSError) as error:  # each layer below has its own
-        if "Gloo" in str(error):  # another process is gone: that says nothing about the files
-            raise
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # each layer below has its own, and orbax raises this very class
+        known = isinstance(error, ValueError | KeyError | TypeError | OSError)
+        if "Gloo" in str(error) or not (known or type(error) is Exception):
+            raise  # another process is gone, or memory: that says nothing about the files
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise ValueError(
             f"path={str(source)!r} cannot be read ({reason}): it is damaged or incomplete. Restore "
             "another checkpoint."

@@ -53,6 +53,13 @@ MUTATIONS = (
         (f"{SAVED}test_a_damaged_checkpoint_is_refused_in_one_line",),
     ),
     Mutation(
+        "what orbax cannot decode ends in its own page of text",
+        CHECKPOINT,
+        "or not (known or type(error) is Exception):",
+        "or not known:",
+        (f"{SAVED}test_a_damaged_checkpoint_is_refused_in_one_line",),
+    ),
+    Mutation(
         "only the first worker's part has a checksum",
         CHECKPOINT,
         "for part in replicas.parts_of(list(arrays.values()))",
