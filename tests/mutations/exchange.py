@@ -13,7 +13,7 @@ MODES = "tests/parallel/test_modes.py::"
 OVER_WEIGHTS = f"{WEIGHTS}test_aggregate_is_the_weighted_mean_of_what_was_sent"
 MASKS = f"{MODES}test_random_masks_differ_between_steps_workers_and_leaves"
 
-JOINED = "tests/exchange/test_joined_sums.py::"
+JOINED = "tests/exchange/test_sums.py::"
 
 MUTATIONS = (
     Mutation(
@@ -226,5 +226,19 @@ MUTATIONS = (
         "(name, identity_of(owner))",
         "identity_of(owner)",
         ("tests/exchange/test_once.py",),
+    ),
+    Mutation(
+        "the second worker is left out of the sums of simulated workers",
+        COLLECTIVES,
+        "jax.lax.fori_loop(1, len(rows)",
+        "jax.lax.fori_loop(2, len(rows)",
+        ("tests/exchange/test_sums.py",),
+    ),
+    Mutation(
+        "simulated workers are summed by a slow reduction",
+        COLLECTIVES,
+        "    if large and not by_device(axis)",
+        "    if False and not by_device(axis)",
+        ("tests/exchange/test_sums.py",),
     ),
 )

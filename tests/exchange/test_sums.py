@@ -1,4 +1,4 @@
-"""Between processes on CPUs all sums of a round travel as one array of each dtype."""
+"""Sums over the workers: joined between processes on CPUs, in order where they are simulated."""
 
 from __future__ import annotations
 
@@ -75,3 +75,11 @@ def test_simulated_workers_are_in_one_process(processes: None) -> None:
 
     jax.vmap(worker, axis_name="data")(X)
     assert answers == [False]
+
+
+def test_simulated_workers_are_summed_in_order() -> None:
+    """As the devices of a CPU are; JAX's sum over the first axis has another order."""
+    x = np.random.default_rng(0).normal(size=(3, coll.LARGE)).astype(np.float32)
+    simulated = jax.jit(jax.vmap(lambda v: coll.psum(v, "data"), axis_name="data", out_axes=None))
+    np.testing.assert_array_equal(simulated(x), x[0] + x[1] + x[2])
+    assert "psum[" not in str(jax.make_jaxpr(simulated)(x))  # of the axis: a reduction
