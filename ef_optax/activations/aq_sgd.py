@@ -87,13 +87,13 @@ def aq_sgd(
       TypeError: if ``forward`` or ``backward`` is no compressor, or ``x`` is not floating-point.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> cut = ef.activations.aq_sgd(ef.block_quantize(2), num_examples=10)
-      >>> x, index = jnp.array([[4.0, 1.0]]), jnp.array([7])
-      >>> y, state = cut.apply(x, cut.init(x), index)
+      >>> x, index, apply = jnp.array([[4.0, 1.0]]), jnp.array([7]), jax.jit(cut.apply)
+      >>> y, state = apply(x, cut.init(x), index)
       >>> y.tolist()  # the first visit is dense
       [[4.0, 1.0]]
-      >>> y, state = cut.apply(x + jnp.array([0.5, 0.1]), state, index)
+      >>> y, state = apply(x + jnp.array([0.5, 0.1]), state, index)
       >>> y.tolist()  # the difference is rounded to -0.5, 0 and 0.5
       [[4.5, 1.0]]
 

@@ -53,9 +53,9 @@ def compress_activations(
       >>> cut = ef.activations.compress_activations(ef.block_quantize(3), ef.top_k(k=1))
       >>> loss = lambda w, x: jnp.sum(cut(w * x) * jnp.array([1.0, 2.0, 3.0]))
       >>> x = jnp.array([[6.0, -2.5, 0.0]])  # one example
-      >>> cut(x).tolist()
+      >>> jax.jit(cut)(x).tolist()
       [[6.0, -2.0, 0.0]]
-      >>> jax.grad(lambda x: loss(1.0, x))(x).tolist()  # the largest value of the gradient
+      >>> jax.jit(jax.grad(loss, 1))(1.0, x).tolist()  # the largest value of the gradient
       [[0.0, 0.0, 3.0]]
 
     References:

@@ -90,9 +90,9 @@ def adacomp(
       ValueError: for a bin size below 1.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
-      >>> tx = ef.adacomp(2)
-      >>> updates, state = tx.update(jnp.array([4.0, 1.0, 3.0, 2.0]), tx.init(jnp.zeros(4)))
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
+      >>> tx, g = ef.adacomp(2), jnp.array([4.0, 1.0, 3.0, 2.0])
+      >>> updates, state = jax.jit(tx.update)(g, tx.init(g))
       >>> updates.tolist(), state.residual.tolist()
       ([3.5, 0.0, 3.5, 3.5], [0.5, 1.0, -0.5, -1.5])
 

@@ -41,11 +41,12 @@ def clip21(
       ValueError: if ``threshold`` is not positive.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.clip21(2.0)
+      >>> update = jax.jit(tx.update)
       >>> params, state, seen = jnp.zeros(1), tx.init(jnp.zeros(1)), []
       >>> for _ in range(3):
-      ...     updates, state = tx.update(jnp.array([5.0]), state, params)
+      ...     updates, state = update(jnp.array([5.0]), state, params)
       ...     seen.append(float(updates[0]))
       >>> seen
       [2.0, 4.0, 5.0]

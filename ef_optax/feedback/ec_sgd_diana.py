@@ -132,9 +132,9 @@ def ec_sgd_diana(
         control compressor that is not additive.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.ec_sgd_diana(ef.top_k(k=1), ef.random_k(key=0, k=1, scaled=True), 0.5)
-      >>> tx.update(jnp.array([4.0, 2.0]), tx.init(jnp.zeros(2)))[0].tolist()
+      >>> jax.jit(tx.update)(jnp.array([4.0, 2.0]), tx.init(jnp.zeros(2)))[0].tolist()
       [4.0, 0.0]
 
     References:

@@ -97,13 +97,14 @@ def fetch_sgd(
         ``k`` or ``clear``, or a momentum outside [0, 1).
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, numpy as np
       >>> tx = ef.fetch_sgd(3, 16, k=1, momentum=0.0)
-      >>> params = jnp.zeros(50)
-      >>> updates, state = tx.update(params.at[7].set(5.0).at[9].set(2.0), tx.init(params))
-      >>> float(updates[7]), int((updates != 0).sum())
+      >>> update, zeros, g = jax.jit(tx.update), np.zeros(50, "f4"), np.zeros(50, "f4")
+      >>> g[7], g[9] = 5.0, 2.0
+      >>> updates, state = update(g, tx.init(zeros))
+      >>> float(updates[7]), len(np.flatnonzero(updates))
       (5.0, 1)
-      >>> updates, state = tx.update(params, state)  # the 2 was kept in the sketch
+      >>> updates, state = update(zeros, state)  # the 2 was kept in the sketch
       >>> float(updates[9])
       2.0
 

@@ -62,9 +62,9 @@ def scalecom(
       ValueError: unless exactly one of ``ratio`` and ``k`` is given, or for a beta outside (0, 1].
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
-      >>> tx = ef.scalecom(k=1, beta=0.5)
-      >>> updates, state = tx.update(jnp.array([3.0, 2.0]), tx.init(jnp.zeros(2)))
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
+      >>> tx, g = ef.scalecom(k=1, beta=0.5), jnp.array([3.0, 2.0])
+      >>> updates, state = jax.jit(tx.update)(g, tx.init(g))
       >>> updates.tolist(), state.residual.tolist()
       ([3.0, 0.0], [0.0, 1.0])
 

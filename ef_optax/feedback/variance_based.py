@@ -95,11 +95,11 @@ def variance_based(
       ValueError: for an argument out of range; at update, if ``squares`` is missing.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
-      >>> samples = jnp.array([[3.0, 4.0], [3.0, -2.0]])  # gradients of two samples
-      >>> squares = jnp.sum((samples / len(samples)) ** 2, axis=0)
+      >>> import ef_optax as ef, jax, numpy as np
+      >>> samples = np.float32([[3.0, 4.0], [3.0, -2.0]])  # gradients of two samples
+      >>> squares, g = np.sum((samples / len(samples)) ** 2, axis=0), samples.mean(0)
       >>> tx = ef.variance_based(1.0, capacity=0.5, decay=0.5)
-      >>> updates, state = tx.update(samples.mean(0), tx.init(jnp.zeros(2)), squares=squares)
+      >>> updates, state = jax.jit(tx.update)(g, tx.init(g), squares=squares)
       >>> updates.tolist()  # 3^2 > 4.5, but 1^2 < 5
       [3.0, 0.0]
       >>> state.residual.tolist(), state.variance.tolist()

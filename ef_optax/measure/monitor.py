@@ -52,10 +52,11 @@ def monitor(
         the lift.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp, optax
+      >>> import ef_optax as ef, jax, jax.numpy as jnp, optax
       >>> tx = ef.monitor(optax.chain(ef.error_feedback(ef.top_k(k=1)), optax.sgd(0.1)))
       >>> params = jnp.zeros(2)
-      >>> updates, state = tx.update(jnp.array([4.0, 3.0]), tx.init(params), params)
+      >>> g, state = jnp.array([4.0, 3.0]), tx.init(params)
+      >>> updates, state = jax.jit(tx.update)(g, state, params)
       >>> seen = ef.measure.summary(state)
       >>> seen["residual_norm"], round(seen["residual_to_gradient"], 3)
       (3.0, 0.6)

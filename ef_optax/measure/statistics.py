@@ -102,10 +102,10 @@ def summary(opt_state: Any, by: By = None) -> dict[str, float]:
       ValueError: if nothing in ``opt_state`` is monitored.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.monitor(ef.error_feedback(ef.scaled_sign()))
       >>> params = {"w": jnp.zeros(64), "b": jnp.zeros(2)}
-      >>> _, state = tx.update({"w": jnp.ones(64), "b": jnp.ones(2)}, tx.init(params))
+      >>> _, state = jax.jit(tx.update)({"w": jnp.ones(64), "b": jnp.ones(2)}, tx.init(params))
       >>> seen = ef.measure.summary(state, by="leaf")
       >>> seen["alpha_hat"], seen["message_bytes/w"], seen["steps"]
       (1.0, 12.0, 1.0)

@@ -41,11 +41,11 @@ def l_greco(
     Example:
       A leaf with one large value needs few, a flat one needs many:
 
-      >>> import ef_optax as ef, jax, jax.numpy as jnp
-      >>> x = {"spike": jnp.zeros(8).at[3].set(5.0), "flat": jnp.ones(8)}
+      >>> import ef_optax as ef, jax, numpy as np
+      >>> x = {"spike": 5 * np.eye(8, dtype="f4")[3], "flat": np.ones(8, "f4")}
       >>> levels = [ef.top_k(k=k) for k in (1, 4, 6)]
       >>> chosen = ef.policies.l_greco(x, levels, baseline=1)
-      >>> like = jax.ShapeDtypeStruct((8,), jnp.float32)
+      >>> like = jax.ShapeDtypeStruct((8,), "float32")
       >>> [chosen.codec.for_leaf(path, like).k for path in ("spike", "flat")]
       [1, 4]
 

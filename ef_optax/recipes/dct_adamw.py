@@ -101,10 +101,10 @@ def dct_adamw(
         range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.dct_adamw(0.5, rank=1, weight_decay=0.0)
       >>> params = jnp.zeros((3, 2))
-      >>> updates, state = tx.update(jnp.ones((3, 2)), tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(jnp.ones((3, 2)), tx.init(params), params)
       >>> # One frequency travels, the mean of each row: 0.5 / sqrt(2).
       >>> [round(u, 3) for u in updates[0].tolist()]
       [-0.354, -0.354]

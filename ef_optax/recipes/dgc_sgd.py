@@ -66,11 +66,12 @@ def dgc_sgd(
       ValueError: for an option out of range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.dgc_sgd(1.0, 0.5, momentum=0.5)
+      >>> update = jax.jit(tx.update)
       >>> params, g = jnp.zeros((2, 1)), jnp.array([[3.0], [2.0]])
-      >>> _, state = tx.update(g, tx.init(params), params)  # the 3 is sent
-      >>> float(tx.update(g, state, params)[0][1, 0])  # 2 + (0.5 * 2 + 2)
+      >>> _, state = update(g, tx.init(params), params)  # the 3 is sent
+      >>> float(update(g, state, params)[0][1, 0])  # 2 + (0.5 * 2 + 2)
       -5.0
 
     References:

@@ -67,11 +67,11 @@ def dion(
         ValueError: for an option out of range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.dion(0.5, rank=1, weight_decay=0.0)
       >>> params = jnp.zeros((2, 2))
       >>> g = jnp.array([[0.0, 3.0], [0.0, 0.0]])
-      >>> updates, state = tx.update(g, tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(g, tx.init(params), params)
       >>> abs(updates).round(4).tolist()
       [[0.0, 0.5], [0.0, 0.0]]
 

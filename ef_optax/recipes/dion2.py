@@ -74,11 +74,11 @@ def dion2(
         range; at init, if ``parts`` does not divide the rows of a matrix.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.dion2(0.1, 0.5, weight_decay=0.0)
       >>> params = jnp.zeros((2, 3))
       >>> g = jnp.array([[1.0, 1.0, 1.0], [5.0, 0.0, 0.0]])
-      >>> updates, state = tx.update(g, tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(g, tx.init(params), params)
       >>> bool(jnp.all(updates[0] == 0)), bool(updates[1, 0] < -0.05)  # the first row waits
       (True, True)
 

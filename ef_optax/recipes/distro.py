@@ -89,10 +89,10 @@ def distro(
       ValueError: for an option out of range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.distro(0.5, k=1, chunk=2)
       >>> params = jnp.zeros(2)
-      >>> updates, state = tx.update(jnp.array([3.0, 1.0]), tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(jnp.array([3.0, 1.0]), tx.init(params), params)
       >>> updates.tolist(), ef.query_points(state, params)["params"].tolist()
       ([-0.5, -0.5], [-0.5, -0.5])
 

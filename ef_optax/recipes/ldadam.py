@@ -103,10 +103,10 @@ def ldadam(
         range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.ldadam(0.5, rank=1)
       >>> params, g = jnp.zeros((2, 2)), jnp.array([[0.0, 3.0], [0.0, 0.0]])
-      >>> updates, state = tx.update(g, tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(g, tx.init(params), params)
       >>> abs(updates).round(4).tolist()
       [[0.0, 0.5], [0.0, 0.0]]
 

@@ -51,10 +51,10 @@ def loco(
         ValueError: for an option out of range; at init, for split parameters.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp, optax
+      >>> import ef_optax as ef, jax, jax.numpy as jnp, optax
       >>> tx = ef.recipes.loco(optax.sgd(1.0), gradients=ef.top_k(k=1))
       >>> params = jnp.zeros(2)
-      >>> updates, state = tx.update(jnp.array([3.0, 1.0]), tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(jnp.array([3.0, 1.0]), tx.init(params), params)
       >>> updates.tolist()
       [-3.0, 0.0]
 

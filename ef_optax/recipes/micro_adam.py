@@ -93,10 +93,10 @@ def micro_adam(
       ValueError: for an option out of range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.micro_adam(0.5, 0.5)
       >>> params = jnp.zeros(2)
-      >>> updates, state = tx.update(jnp.array([4.0, 1.0]), tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(jnp.array([4.0, 1.0]), tx.init(params), params)
       >>> abs(updates).tolist()  # the 1 waits in the residual
       [0.5, 0.0]
 
@@ -121,7 +121,7 @@ def micro_adam(
 
     def init_fn(params: Any) -> MicroAdamState:
         def zeros(x: Array) -> Any:
-            message = pair.encode(jnp.zeros(jnp.shape(x), trees.widest(x)))
+            message = jax.jit(pair.encode)(jnp.zeros(jnp.shape(x), trees.widest(x)))
             return jax.tree.map(lambda field: jnp.stack([field] * window), message)
 
         return MicroAdamState(jax.tree.map(zeros, params), rule.init(params))

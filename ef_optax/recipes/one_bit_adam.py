@@ -88,13 +88,13 @@ def one_bit_adam(
       TypeError: if ``compressor`` is not a Compressor. ValueError: for an option out of range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.one_bit_adam(0.1, 1, b1=0.0, b2=0.75, compressor=ef.scaled_sign())
-      >>> params = jnp.zeros(2)
-      >>> _, state = tx.update(jnp.array([2.0, 4.0]), tx.init(params), params)
+      >>> params, update = jnp.zeros(2), jax.jit(tx.update)
+      >>> _, state = update(jnp.array([2.0, 4.0]), tx.init(params), params)
       >>> state[0].variance.tolist()
       [1.0, 4.0]
-      >>> updates, _ = tx.update(jnp.array([1.0, -3.0]), state, params)  # 2 and -2 are sent
+      >>> updates, _ = update(jnp.array([1.0, -3.0]), state, params)  # 2 and -2 are sent
       >>> [round(u, 6) for u in updates.tolist()]
       [-0.2, 0.1]
 

@@ -121,10 +121,10 @@ def one_bit_lamb(
         at update without parameters.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.one_bit_lamb(0.5, 1, b1=0.0, b2=0.0)
       >>> params = jnp.array([3.0, 4.0])
-      >>> updates, _ = tx.update(jnp.array([2.0, -8.0]), tx.init(params), params)
+      >>> updates, _ = jax.jit(tx.update)(jnp.array([2.0, -8.0]), tx.init(params), params)
       >>> [round(u, 4) for u in updates.tolist()]  # u = (1, -1), c = 5/sqrt 2
       [-1.7678, 1.7678]
 

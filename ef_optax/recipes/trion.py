@@ -69,10 +69,10 @@ def trion(
         range.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> tx = ef.recipes.trion(0.1, rank=1, weight_decay=0.0)
       >>> params = jnp.zeros((3, 2))
-      >>> updates, state = tx.update(jnp.ones((3, 2)), tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(jnp.ones((3, 2)), tx.init(params), params)
       >>> bool(jnp.all(updates < 0)), bool(jnp.all(updates == updates[0, 0]))
       (True, True)
 

@@ -85,10 +85,11 @@ def scale_to_contractive(unbiased: Compressor) -> Compressor:
       ValueError: if ``unbiased`` is biased, or has no variance constant for a leaf.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> compressor = ef.scale_to_contractive(ef.qsgd(1, key=0, norm="linf"))
       >>> x = jnp.array([3.0, 3.0, -3.0, 3.0])
-      >>> compressor.update(x, compressor.init(x))[0].tolist(), compressor.codec.alpha(4)
+      >>> out, _ = jax.jit(compressor.update)(x, compressor.init(x))
+      >>> out.tolist(), compressor.codec.alpha(4)
       ([2.0, 2.0, -2.0, 2.0], 0.6666666666666666)
 
     References:

@@ -99,10 +99,10 @@ def adaq(ratio: float) -> Compressor:
       ValueError: for a bad ``ratio``.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> compressor = ef.adaq(0.5)
       >>> x = jnp.array([1.0, 4.0, 6.0, 2.0, -5.0, -1.0])
-      >>> compressor.update(x, compressor.init(None))[0].tolist()
+      >>> jax.jit(compressor.update)(x, compressor.init(x))[0].tolist()
       [0.0, 5.0, 5.0, 0.0, -5.0, 0.0]
 
     References:

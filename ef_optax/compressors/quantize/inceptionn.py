@@ -190,10 +190,10 @@ def inceptionn(error_bound: float = 2.0**-10, *, capacity: float = 0.25) -> Comp
       ValueError: for a bad ``error_bound`` or ``capacity``.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
       >>> compressor = ef.inceptionn(2**-10, capacity=0.5)
       >>> x = jnp.array([1.2345, -0.3, 0.002, 0.0009])
-      >>> compressor.update(x, compressor.init(x))[0].tolist()
+      >>> jax.jit(compressor.update)(x, compressor.init(x))[0].tolist()
       [1.2345000505447388, -0.29998779296875, 0.001953125, 0.0]
       >>> compressor.bits((1000,))
       18032

@@ -126,11 +126,11 @@ def count_sketch(
       ValueError: for a bad ``rows``, ``columns``, ``ratio`` or ``k``.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
-      >>> compressor = ef.count_sketch(3, 16, k=2)
-      >>> x = jnp.zeros(100).at[jnp.array([7, 50])].set(jnp.array([5.0, -3.0]))
-      >>> out, _ = compressor.update(x, compressor.init(x))
-      >>> bool((out == x).all()), compressor.bits((100,))
+      >>> import ef_optax as ef, jax, numpy as np
+      >>> compressor, x = ef.count_sketch(3, 16, k=2), np.zeros(100, "f4")
+      >>> x[7], x[50] = 5.0, -3.0
+      >>> out, _ = jax.jit(compressor.update)(x, compressor.init(x))
+      >>> np.array_equal(out, x), compressor.bits((100,))
       (True, 1600)
 
     References:

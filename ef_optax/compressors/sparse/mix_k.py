@@ -93,10 +93,10 @@ def mix_k(k: int, random: int, key: Any = None) -> Compressor:
       ValueError: for a bad ``k`` or ``random``. TypeError: without a key.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
-      >>> compressor = ef.mix_k(1, 2, key=0)
-      >>> out, _ = compressor.update(jnp.array([1.0, 5.0, 1.0, 1.0]), compressor.init(None))
-      >>> float(out[1]), int((out != 0).sum())
+      >>> import ef_optax as ef, jax, numpy as np
+      >>> compressor, x = ef.mix_k(1, 2, key=0), np.float32([1.0, 5.0, 1.0, 1.0])
+      >>> out, _ = jax.jit(compressor.update)(x, compressor.init(x))
+      >>> float(out[1]), len(np.flatnonzero(out))
       (5.0, 3)
 
     References:

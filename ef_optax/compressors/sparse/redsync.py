@@ -58,9 +58,9 @@ def redsync(ratio: float) -> Compressor:
       ValueError: for a bad ``ratio``.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
-      >>> compressor = ef.redsync(0.25)
-      >>> compressor.update(jnp.array([1.0, 9.0, -8.0, 0.0]), compressor.init(None))[0].tolist()
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
+      >>> compressor, x = ef.redsync(0.25), jnp.array([1.0, 9.0, -8.0, 0.0])
+      >>> jax.jit(compressor.update)(x, compressor.init(x))[0].tolist()
       [0.0, 9.0, 0.0, 0.0]
 
     References:

@@ -53,9 +53,9 @@ def threshold(value: float, *, capacity: float = 0.1) -> Compressor:
       ValueError: for a bad ``value`` or ``capacity``.
 
     Example:
-      >>> import ef_optax as ef, jax.numpy as jnp
-      >>> compressor = ef.threshold(1.0, capacity=0.5)
-      >>> compressor.update(jnp.array([-1.0, 0.9, -3.0, 2.0]), compressor.init(None))[0].tolist()
+      >>> import ef_optax as ef, jax, jax.numpy as jnp
+      >>> compressor, x = ef.threshold(1.0, capacity=0.5), jnp.array([-1.0, 0.9, -3.0, 2.0])
+      >>> jax.jit(compressor.update)(x, compressor.init(x))[0].tolist()
       [0.0, 0.0, -3.0, 2.0]
 
     References:
