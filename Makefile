@@ -81,7 +81,7 @@ demo: $(STAMP) ## train on real digits, with and without error feedback (results
 test: $(STAMP) ## run the tests and the examples of the docstrings
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(TEST_FLAGS)
 
-test-slow: $(STAMP) ## run the tests that take minutes
+test-slow: $(STAMP) ## run the tests that take long, and second looks at what others test
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m slow $(TEST_FLAGS)
 
 mutations: $(STAMP) ## apply faults to a copy of the library and show which test notices each (an hour)

@@ -142,7 +142,7 @@ def test_the_next_step_is_bit_identical_and_compiles_nothing(saved):
     assert len(traces) == before, "the restored state made the step compile again"
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_another_number_of_workers_keeps_the_mean_residual(saved, n):
     tx, step, params, _ = run_of(n)
     back = ef.restore(saved, tx, params=params, extra=EXTRA)

@@ -224,6 +224,33 @@ REPRESENTATIVE = (
 )
 
 
+SECOND_FORMS = {
+    "bernoulli-plain",
+    "block_quantize-random",
+    "cast-e5m2",
+    "cast-f16",
+    "compose-qsgd-random_block",
+    "drive-mse",
+    "fp8-e5m2-leaf",
+    "probabilistic_mix-biased",
+    "random_block-scaled",
+    "random_k-shared",
+    "rotate-dft",
+    "rotate-kashin",
+    "ternary-shared",
+    "two_mean_sign-columns",
+    "uniform-random",
+}
+"""An option of a codec that is there without it: all their tests are slow. What the option changes
+has a test of its own."""
+
+
+def first_forms(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test; those of second forms are slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=slow if name in SECOND_FORMS else ()) for name in names]
+
+
 def thinned(names: Iterable[str]) -> list[Any]:
     """The names as parameters of a costly test; all but the representative ones are slow."""
     marks = {name: () if name in REPRESENTATIVE else (pytest.mark.slow,) for name in names}

@@ -20,12 +20,12 @@ import ef_optax as ef
 from ef_optax._bits.fields import exact_bits
 from ef_optax._core.codec import Codec
 from tests.compressors.coding import Keyed
-from tests.compressors.pool import CASES, inputs, thinned
+from tests.compressors.pool import CASES, first_forms, inputs, thinned
 
 DRAWS = 1500
 ROWS = 2000
 
-names = pytest.mark.parametrize("name", CASES)
+names = pytest.mark.parametrize("name", first_forms(CASES))
 
 
 @functools.cache
@@ -353,7 +353,7 @@ def with_bad_numbers(good: np.ndarray) -> np.ndarray:
     return bad.reshape(-1, *good.shape)
 
 
-@pytest.mark.parametrize("name", [*WITH_THEIR_OWN_CHECK, "natural"])
+@pytest.mark.parametrize("name", first_forms([*WITH_THEIR_OWN_CHECK, "natural"]))
 def test_finite(name: str) -> None:
     """A NaN or infinity is noticed at any index; finite values that do not overflow pass."""
     _, good = ordinary(name)

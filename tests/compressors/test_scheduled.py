@@ -83,18 +83,20 @@ def test_only_the_active_state_moves() -> None:
     x = jnp.asarray(normal(12, 10))
     plain, late = ef.power_sgd(2), ef.scheduled([2], [ef.top_k(0.5), ef.power_sgd(2)])
     expected, before = plain.init(x), late.init(x)
+    update, update_plain = jax.jit(late.update), jax.jit(plain.update)
     for step in range(4):
-        out, state = late.update(x, before)
+        out, state = update(x, before)
         if step < 2:
-            assert int((out != 0).sum()) == 60
+            assert np.count_nonzero(out) == 60
             assert np.array_equal(state.codec[1], expected.codec)
         else:
-            wanted, expected = plain.update(x, expected)
+            wanted, expected = update_plain(x, expected)
             np.testing.assert_allclose(out, wanted, atol=1e-5)
             np.testing.assert_allclose(state.codec[1], expected.codec, rtol=1e-5)
         before = state
 
 
+@pytest.mark.slow
 def test_only_the_active_stage_is_paid(mesh4) -> None:
     """Each branch of the compiled program moves the bytes of its own codec and no others."""
     stages = [ef.identity(), ef.top_k(0.2), ef.scaled_sign()]
@@ -119,11 +121,11 @@ def test_a_schedule_in_a_schedule() -> None:
     inner = ef.scheduled([1, 3, 9], [ef.top_k(k=k) for k in (9, 8, 7, 6)])
     outer = ef.scheduled([2, 6], [ef.top_k(k=1), inner, ef.top_k(k=2)])
     assert outer.codec.stages.timeline.starts() == (0, 2, 3, 6)
-    x, kept = jnp.arange(1.0, 11.0), []
-    state = outer.init(x)
+    x, kept = np.arange(1, 11, dtype=np.float32), []
+    state, update = outer.init(x), jax.jit(outer.update)
     for _ in range(8):
-        out, state = outer.update(x, state)
-        kept.append(int((out != 0).sum()))
+        out, state = update(x, state)
+        kept.append(np.count_nonzero(out))
     assert kept == [1, 1, 8, 7, 7, 7, 2, 2]
 
 

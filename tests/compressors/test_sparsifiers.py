@@ -115,7 +115,9 @@ def redsync_reference(x: np.ndarray, k: int) -> np.ndarray:
     return np.asarray([x[i] if i in kept else 0 for i in range(len(x))])
 
 
-@pytest.mark.parametrize(("seed", "ratio"), [(0, 0.02), (1, 0.1), (2, 0.3)])
+@pytest.mark.parametrize(
+    ("seed", "ratio"), [(0, 0.02), pytest.param(1, 0.1, marks=pytest.mark.slow), (2, 0.3)]
+)
 def test_redsync_against_its_listing(seed: int, ratio: float) -> None:
     x = normal(300, seed) ** 3
     y = decoded(redsync(ratio), x)

@@ -80,7 +80,7 @@ def test_09_a_zero_layer_stays_finite_and_20_a_zero_gradient_gives_zeros(name, d
     assert np.asarray(revived["zero"], np.float32).any()
 
 
-@pytest.mark.parametrize("name", ["power_sgd", "acp_sgd"])
+@pytest.mark.parametrize("name", ["power_sgd", pytest.param("acp_sgd", marks=pytest.mark.slow)])
 def test_09_resume_is_exact(name: str, tmp_path) -> None:
     """Saved before, at and after the start step: the restored run goes on bit by bit."""
     rule = ef.error_feedback(getattr(ef, name)(2, start_step=2), axis_name="w")

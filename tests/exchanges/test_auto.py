@@ -102,6 +102,7 @@ def test_it_exchanges_as_what_it_chose() -> None:
     jax.tree.map(np.testing.assert_array_equal, *both(grads))
 
 
+@pytest.mark.slow
 def test_the_compiled_program_moves_what_is_listed(mesh8) -> None:
     shapes = {"kernel": (64, 32), "bias": (4,)}
     compressor = auto(ef.block_top_k(0.1, block=64), among=("gather", "two_shot"))

@@ -61,7 +61,7 @@ def test_global_top_k_against_numpy() -> None:
 
 def test_global_top_k_keeps_dtypes() -> None:
     tree = {"a": jnp.asarray([1.0, -4.0], "bfloat16"), "b": jnp.asarray([3.0, 0.5])}
-    out, _ = global_top_k(k=2).update(tree, global_top_k(k=2).init(tree))
+    out, _ = jax.jit(global_top_k(k=2).update)(tree, global_top_k(k=2).init(tree))
     assert out["a"].dtype == jnp.bfloat16 and out["a"].tolist() == [0, -4]
     assert out["b"].tolist() == [3, 0]
 
@@ -185,11 +185,18 @@ def test_ternary_with_a_shared_scale() -> None:
 
 def test_sketch_is_linear_and_finds_large_values() -> None:
     """The sum of sketches is the sketch of the sum; alone in their buckets, values are exact."""
-    key, x, y = jax.random.key(0), jnp.asarray(normal(50)), jnp.asarray(normal(50, seed=1))
-    both = sketch(x, key, 3, 20) + sketch(y, key, 3, 20)
-    np.testing.assert_allclose(both, sketch(x + y, key, 3, 20), atol=1e-5)
-    spike = jnp.zeros(50).at[jnp.asarray([4, 30])].set(jnp.asarray([2.0, -7.0]))
-    found = np.asarray(sketch_estimates(sketch(spike, key, 5, 40), key, 50))
+    spike = np.zeros(50, np.float32)
+    spike[[4, 30]] = 2.0, -7.0
+
+    @jax.jit
+    def run(x, y, spike, key):
+        both = sketch(x, key, 3, 20) + sketch(y, key, 3, 20)
+        found = sketch_estimates(sketch(spike, key, 5, 40), key, 50)
+        return both, sketch(x + y, key, 3, 20), found
+
+    both, sum_of_both, found = run(normal(50), normal(50, seed=1), spike, jax.random.key(0))
+    np.testing.assert_allclose(both, sum_of_both, atol=1e-5)
+    found = np.asarray(found)
     assert found[[4, 30]].tolist() == [2, -7] and np.argmax(np.abs(found)) == 30
 
 

@@ -99,6 +99,7 @@ def test_a_coordinator_that_answers_is_waited_for() -> None:
         processes.wait_for(f"localhost:{server.getsockname()[1]}", 5)
 
 
+@pytest.mark.slow
 def test_partners_that_never_come_are_waited_for_and_named() -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -113,6 +114,7 @@ def test_partners_that_never_come_are_waited_for_and_named() -> None:
     assert not [line for line in words if "Traceback" in line or "stack trace" in line]
 
 
+@pytest.mark.slow
 def test_flags_that_do_not_fit_end_in_one_line() -> None:
     command = [sys.executable, "-m", "experiments.train", "--multihost", "--num_processes=0"]
     options = ["--flagfile=experiments/presets/demo.flags", "--coordinator=localhost:1"]

@@ -64,6 +64,7 @@ def test_the_three_workers_break_top_1_but_not_error_feedback() -> None:
     assert memory < 0.1
 
 
+@pytest.mark.slow
 def test_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chains = {n: m for n, m in span.optimizers().items() if n in ("signsgd", "ef_signsgd")}
     monkeypatch.setattr(span, "optimizers", lambda: chains)

@@ -63,6 +63,7 @@ def test_ef21_w_problem_has_the_prescribed_constants() -> None:
             assert given.min() > 0
 
 
+@pytest.mark.slow
 def test_one_row_a_step_is_the_gradient_on_average() -> None:
     with jax.enable_x64(True):
         data = ef21_w.family("exp(2 z), z normal", 3, 0)
@@ -94,6 +95,7 @@ def lines_of(rng: np.random.Generator, rows: int, features: int, steep: int) -> 
     )
 
 
+@pytest.mark.slow
 def test_ef21_w_on_files_gains_nothing_where_workers_are_alike(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "libsvm").mkdir()

@@ -100,6 +100,7 @@ def test_too_few_features_are_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_features_on_all_workers_gain_nothing(tmp_path: Path) -> None:
     lines = [f"{sign} 1:{sign} 2:0.5 3:-1\n" for sign in (1, -1)] * 8
     (tmp_path / "alike").write_text("".join(lines))

@@ -96,7 +96,10 @@ def test_half_precision_is_of_activations_not_of_parameters_and_logits() -> None
     assert program.out_avals[0].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("85M", "300M") else ()) for n in SIZES],
+)
 def test_a_size_has_the_parameters_of_its_name(name: str) -> None:
     size, vocabulary = SIZES[name], 100
     shapes = jax.eval_shape(Transformer(vocabulary, size).init, jax.random.key(0), TOKENS)

@@ -172,6 +172,7 @@ def check(
     rounds: int = ROUNDS,
     noisy: bool = False,
     extra: Any = None,
+    got: Any = None,
     **memories: str,
 ) -> Any:
     """Compares iterates, and named fields of the rule's state, with the reference.
@@ -182,12 +183,13 @@ def check(
       rounds: how many.
       noisy: whether gradients are those of minibatches.
       extra: the round -> extra arguments of the update.
+      got: what :func:`run` returned, if it has run already.
       **memories: field of the state -> name in the reference's steps.
 
     Returns:
       What :func:`run` returned.
     """
-    got = run(lifted, rounds, noisy=noisy, extra=extra)
+    got = got or run(lifted, rounds, noisy=noisy, extra=extra)
     expected: list[Step] = [next(oracle) for _ in range(rounds)]
     close(got.x, [s.x for s in expected])
     for field, name in memories.items():

@@ -62,6 +62,17 @@ def test_bad_factors_are_refused_by_name(name: str, bad) -> None:
         FACTORS[name](bad)
 
 
+def test_a_share_of_zero_means_none() -> None:
+    """A memory may be given up, and momentum may be left out."""
+    for make in (
+        lambda: ef.error_feedback(TOP, decay=0.0),
+        lambda: ef.ecq_sgd(TOP, 0.5, 0.0),
+        lambda: ef.local.diloco(optax.sgd(0.1), 2, momentum=0.0),
+        lambda: ef.recipes.demo(0.1, decay=0.0),
+    ):
+        assert make().init(jnp.zeros(3))
+
+
 @pytest.mark.parametrize("bad", [-1, True, 2.0, "two", None, jnp.int32(2), float("inf")])
 @pytest.mark.parametrize("name", COUNTS)
 def test_bad_counts_are_refused_by_name(name: str, bad) -> None:

@@ -41,10 +41,14 @@ def traced(tx, params):
     return jax.eval_shape(run, grads)
 
 
-SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+# Those with arrays of another shape than the leaves: the memories of the others, and what they
+# send, are made by the same functions, and all types are in test_modes.py.
+SHAPED = {*FEW, "adacomp", "sharded_optimizer", "streaming", "variance_based"}
 
 
-@pytest.mark.parametrize("name", [*EVERY, *SLOWLY])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in SHAPED else pytest.mark.slow) for n in ALL]
+)
 def test_trees_of_every_kind(name):
     """For any tree, updates are like the parameters and the state keeps its form.
 
@@ -82,7 +86,14 @@ def test_rates_under_inject_hyperparams(name):
     traced(optax.inject_hyperparams(make)(rate=0.1), params)
 
 
-@pytest.mark.parametrize("name", ["error_feedback", "pp-marina", "fetch_sgd", "dgc warm-up"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "error_feedback",
+        "pp-marina",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fetch_sgd", "dgc warm-up")),
+    ],
+)
 def test_unknown_arguments_are_accepted_and_nothing_is_compiled_twice(name):
     lifted = ef.simulate(EVERY[name](), N, AXIS)
     params = {"w": jnp.ones((3, 2))}
@@ -102,7 +113,19 @@ def test_unknown_arguments_are_accepted_and_nothing_is_compiled_twice(name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", thinned(n for n in EVERY if n not in ALONE))
+# The exchange skips a step for all rules alike (test_bad_gradients.py); these keep points, a table
+# and a schedule beside their memories.
+STEPS = {"fetch_sgd", "dgc warm-up", "qsparse_local_sgd"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in STEPS else pytest.mark.slow)
+        for name in EVERY
+        if name not in ALONE
+    ],
+)
 def test_bad_steps_on_one_worker_change_nothing(name):
     """NaN before every step, even the first: the run equals one without them, on all workers."""
     lifted = ef.simulate(EVERY[name](), N, AXIS)

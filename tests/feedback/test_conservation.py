@@ -66,7 +66,7 @@ def draw(seed: int, exponent: int, kind: str):
 
 # The residual of every codec is that of its message: tests/compressors/test_codecs.py. Here it is
 # carried over from step to step, which asks a codec for no more than its kind.
-QUICK = {"identity", "top_k", "random_k", "scaled_sign", "cast-bf16", "qsgd"}
+QUICK = {"top_k", "scaled_sign", "qsgd"}
 
 
 @pytest.mark.parametrize(
@@ -104,20 +104,21 @@ def test_decay_gives_away_exactly_its_share() -> None:
     """With retention b the residual is sum_t b^(T-t) of what each step dropped."""
     b = 0.75
     tx = ef.error_feedback(ef.top_k(k=1), decay=b)
-    state, kept = tx.init(jnp.zeros(3)), np.zeros(3)
+    state, update, kept = tx.init(jnp.zeros(3)), jax.jit(tx.update), np.zeros(3)
     for t in range(4):
-        g = jnp.asarray([1.0, -2.0, 0.5]) * (t + 1)
-        updates, state = tx.update(g, state)
+        g = np.float32([1.0, -2.0, 0.5]) * np.float32(t + 1)
+        updates, state = update(g, state)
         kept = b * (kept + np.asarray(g) - np.asarray(updates))
         np.testing.assert_allclose(state.residual, kept, rtol=1e-6)
 
 
 def test_injection_keeps_the_mass() -> None:
     tx = ef.error_feedback(ef.top_k(k=1), injection=0.5)
-    state, sent, came = tx.init(jnp.zeros(3)), np.zeros(3), np.zeros(3)
+    state, update = tx.init(jnp.zeros(3)), jax.jit(tx.update)
+    sent, came = np.zeros(3), np.zeros(3)
     for t in range(5):
-        g = jnp.asarray([1.0, -2.0, 0.5]) * (t + 1)
-        updates, state = tx.update(g, state)
+        g = np.float32([1.0, -2.0, 0.5]) * np.float32(t + 1)
+        updates, state = update(g, state)
         sent, came = sent + np.asarray(updates), came + np.asarray(g)
         np.testing.assert_allclose(sent + np.asarray(state.residual), came, rtol=1e-6)
 
@@ -128,13 +129,13 @@ def test_virtual_iterate_moves_by_the_mean_gradient() -> None:
         n, d, rate = 3, 6, 0.1
         chain = optax.chain(optax.sgd(rate), ef.error_feedback(ef.scaled_sign(), axis_name="w"))
         tx = ef.simulate(chain, n, "w")
-        x = jnp.linspace(-1.0, 1.0, d, dtype=jnp.float64)
+        x = np.linspace(-1.0, 1.0, d)
         state = tx.init(x)
         rng = np.random.default_rng(0)
         for _ in range(10):
-            grads = jnp.asarray(rng.standard_normal((n, d)))
-            before = x + state[1].residual.mean(0)
+            grads = rng.standard_normal((n, d))
+            before = x + np.asarray(state[1].residual).mean(0)
             updates, state = tx.update(grads, state, x)
-            x = x + updates
-            after = x + state[1].residual.mean(0)
+            x = x + np.asarray(updates)
+            after = x + np.asarray(state[1].residual).mean(0)
             np.testing.assert_allclose(after, before - rate * grads.mean(0), rtol=0, atol=1e-14)

@@ -74,7 +74,7 @@ def test_igt_looks_ahead_by_the_given_weight() -> None:
     params = jnp.ones(2)
     state = tx.init(params)
     grads = {"params": params, **dict.fromkeys(ef.query_points(state, params), params)}
-    _, state = tx.update(params, state, params, grads=grads)
+    _, state = jax.jit(tx.update)(params, state, params, grads=grads)
     point = ef.query_points(state, params + 1)["igt"]
     np.testing.assert_allclose(point, 2 + (1 - 0.3) / 0.3, rtol=1e-15)
 

@@ -61,11 +61,11 @@ def test_reference_iterates(case: str) -> None:
     make, expected = CASES[case]
     with jax.enable_x64(True):
         tx = make()
-        x = jnp.ones(3, jnp.float64)
-        state = tx.init(x)
+        x = np.ones(3)
+        state, update = tx.init(x), jax.jit(tx.update)
         for target in expected:
-            updates, state = tx.update(jnp.asarray(CURVATURE) * x, state, x)
-            x = optax.apply_updates(x, updates)
+            updates, state = update(np.asarray(CURVATURE) * x, state, x)
+            x = x + np.asarray(updates)
             # the corrected form's ratio of rates is kept in float32, exact for these to 1e-7
             tolerance = 2e-7 if case.startswith("corrected") else 1e-12
             np.testing.assert_allclose(x, target, rtol=tolerance)
@@ -75,12 +75,12 @@ def test_nothing_is_applied_and_all_is_kept_where_the_rate_is_zero() -> None:
     rates = jnp.asarray([0.5, 0.0, 0.0, 0.25])
     rate = lambda count: rates[count]  # noqa: E731
     tx = ef.error_feedback(ef.top_k(k=1), learning_rate=rate)
-    state = tx.init(jnp.zeros(2))
-    _, state = tx.update(jnp.asarray([3.0, 2.0]), state)
+    state, update = tx.init(jnp.zeros(2)), jax.jit(tx.update)
+    _, state = update(jnp.asarray([3.0, 2.0]), state)
     for _ in range(2):
-        updates, state = tx.update(jnp.asarray([9.0, 9.0]), state)
+        updates, state = update(jnp.asarray([9.0, 9.0]), state)
         assert updates.tolist() == [0.0, 0.0] and state.residual.tolist() == [0.0, 2.0]
-    updates, state = tx.update(jnp.asarray([1.0, 0.0]), state)
+    updates, state = update(jnp.asarray([1.0, 0.0]), state)
     assert updates.tolist() == [0.0, 4.0]  # the residual 2 times 0.5 / 0.25
     assert np.isfinite(state.residual).all()
 
@@ -90,10 +90,11 @@ def test_residual_is_float32_for_narrow_gradients_and_updates_keep_their_dtype()
     g = jnp.asarray([1.0, 2.0, 3.0, 4.0], jnp.bfloat16)
     for options, out in (({}, jnp.bfloat16), ({"update_dtype": jnp.float32}, jnp.float32)):
         tx = ef.error_feedback(ef.top_k(k=2), **options)
-        updates, state = tx.update(g, tx.init(params), params)
+        updates, state = jax.eval_shape(tx.update, g, tx.init(params), params)
         assert updates.dtype == out and state.residual.dtype == jnp.float32
     narrow = ef.error_feedback(ef.top_k(k=2), memory=jnp.bfloat16)
-    assert narrow.update(g, narrow.init(params))[1].residual.dtype == jnp.bfloat16
+    _, state = jax.eval_shape(narrow.update, g, narrow.init(params))
+    assert state.residual.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -140,5 +141,6 @@ def test_ratio_under_inject_hyperparams_must_be_static() -> None:
     with pytest.raises(ValueError, match="static_args"):
         traced.init(jnp.zeros(10))
     static = optax.inject_hyperparams(make, static_args=("ratio",))(ratio=0.1, rate=0.1)
-    updates, _ = static.update(jnp.arange(10.0), static.init(jnp.zeros(10)), jnp.zeros(10))
+    zeros, g = jnp.zeros(10), np.arange(10, dtype=np.float32)
+    updates, _ = jax.jit(static.update)(g, static.init(zeros), zeros)
     assert np.count_nonzero(updates) == 1

@@ -86,9 +86,9 @@ def test_ecq_sgd_and_error_feedback_share_their_knobs(injection, decay):
     oracle = ef14.gradient_units(
         GRADS, TOP1, START, lambda t: GAMMA, injection=injection, retention=decay
     )
-    check(optimizer(rule), oracle, residual="e")
+    got = check(optimizer(rule), oracle, residual="e")
     other = iterates(ef14.ecq_sgd(GRADS, TOP1, START, GAMMA, injection, decay), 20)
-    same = np.allclose(run(optimizer(rule)).x, other, atol=1e-12)
+    same = np.allclose(got.x, other, atol=1e-12)
     assert same == (decay == 1.0)
 
 

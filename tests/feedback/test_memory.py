@@ -140,7 +140,9 @@ FEW = ["dgc", "ef21", "error_feedback corrected"]
 
 
 @pytest.mark.parametrize(
-    ("storage", "rounding"), [(Narrow, 2**-8), (Split, 2**-15)], ids=["Narrow", "Split"]
+    ("storage", "rounding"),
+    [(Narrow, 2**-8), pytest.param(Split, 2**-15, marks=pytest.mark.slow)],
+    ids=["Narrow", "Split"],
 )
 @pytest.mark.parametrize(
     "names",

@@ -13,7 +13,17 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
-from tests.feedback.rules import ALL, AXIS, MIXED, RULES, UNSPLIT, N, together
+from tests.feedback.rules import (
+    ALL,
+    AXIS,
+    EVERY,
+    MIXED,
+    RECIPES,
+    RULES,
+    UNSPLIT,
+    N,
+    together,
+)
 
 ROUNDS = 3
 
@@ -44,7 +54,11 @@ def by_hand(tx, params, check):
     return update, flags
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in MIXED])
+CHAINS = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in MIXED]
+"""Their parts are rules, or have types of their own in the tests of recipes."""
+
+
+@pytest.mark.parametrize("name", [*EVERY, *CHAINS])
 def test_types_in_a_checked_map(name):
     """Conditions agree between workers, branches have equal types, updates are the same for all.
 
@@ -174,7 +188,7 @@ reference = functools.cache(simulated)
 
 @pytest.mark.parametrize(
     ("mode", "names"),
-    [("split auto", FEW), ("shard_map unchecked", tuple(MIXED))]
+    [("shard_map unchecked", tuple(MIXED))]
     + [
         pytest.param(mode, SPLIT if "split" in mode else TYPED, marks=pytest.mark.slow)
         for mode in MODES
@@ -195,6 +209,7 @@ def test_devices_follow_the_simulation(mode, names):
     assert not wrong, wrong
 
 
+@pytest.mark.slow
 def test_split_parameters_are_compressed_slice_by_slice():
     """The reference of the split modes differs from the result for whole parameters."""
     whole, split = reference(FEW, False), reference(FEW, True)

@@ -22,7 +22,7 @@ from tests.feedback.rules import AXIS, COMPRESSED, TOP, N
 from tests.paths import ROOT
 
 CODECS = {name: case.make for name, case in CASES.items()} | EXCHANGES
-QUICK = {"top_k", "majority_vote", "global_top_k_of_sum"}
+QUICK = {"top_k", "majority_vote"}
 PARAMS = {"w": np.ones((3, 2), np.float32), "b": np.ones(3, np.float32)}
 
 

@@ -309,19 +309,20 @@ def test_query_points_read_a_stored_model() -> None:
 
 def test_rows_without_a_gradient_cost_nothing() -> None:
     """An embedding of which few rows occur: as many stored rows lose nothing, fewer are counted."""
-    seen = jnp.zeros((16, 4)).at[jnp.array([3, 8, 11])].set(jnp.arange(12.0).reshape(3, 4) - 5)
+    seen = np.zeros((16, 4), np.float32)
+    seen[[3, 8, 11]] = np.arange(12).reshape(3, 4) - 5
     expected = ef.error_feedback(TOP)
-    _, wide = expected.update(seen, expected.init(seen))
+    wide = np.asarray(jax.jit(expected.update)(seen, expected.init(seen))[1].residual)
     for k, lost in ((3, 0), (2, 1)):
         policy = ef.per_leaf(lambda path, leaf, k=k: ef.row_top_k(k=k))
         tx = ef.error_feedback(TOP, memory=policy)
-        _, state = tx.update(seen, tx.init(seen))
-        dropped = np.abs(np.asarray(wide.residual)).sum(1)
-        kept = np.asarray(Memory.read(state.residual))
-        norms = np.linalg.norm(wide.residual, axis=1)
+        _, state = jax.jit(tx.update)(seen, tx.init(seen))
+        dropped = np.abs(wide).sum(1)
+        kept = np.asarray(jax.jit(Memory.read)(state.residual))
+        norms = np.linalg.norm(wide, axis=1)
         smallest = np.sort(norms[norms > 0])[:lost]
         np.testing.assert_allclose(state.residual.lost, dropped[np.isin(norms, smallest)].sum())
-        np.testing.assert_array_equal(kept[kept != 0], wide.residual[kept != 0])
+        np.testing.assert_array_equal(kept[kept != 0], wide[kept != 0])
         assert (kept.any(axis=1)).sum() == k
 
 

@@ -54,15 +54,17 @@ xla_top_k = jax.jit(block_select.block_top_k_indices, static_argnums=(1, 2))
 
 # Less than a row, whole tiles, and many programs with a rest.
 @pytest.mark.parametrize(
-    ("dtype", "size"),
+    ("platform", "dtype", "size"),
     [
-        ("float32", 33),
-        ("float32", 3 * 4096),
-        ("float32", 35 * 4096 + 1501),
-        ("bfloat16", 35 * 4096 + 1501),
+        (platform, *case)
+        for platform in SIGNS
+        for case in [("float32", 33), ("float32", 3 * 4096), ("float32", 35 * 4096 + 1501)]
+    ]
+    + [
+        ("cuda", "bfloat16", 35 * 4096 + 1501),
+        pytest.param("tpu", "bfloat16", 35 * 4096 + 1501, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("platform", SIGNS)
 def test_signs_and_norm_in_interpret_mode(platform: str, dtype: str, size: int) -> None:
     kernel = functools.partial(SIGNS[platform], interpret=True)
     for name, x in adversaries(size, jnp.dtype(dtype)).items():
@@ -78,15 +80,13 @@ def test_signs_and_norm_in_interpret_mode(platform: str, dtype: str, size: int) 
 
 @pytest.mark.parametrize(
     ("platform", "dtype", "length", "k"),
-    [
-        (platform, *case)
-        for platform in TOP_K
-        for case in [("float32", 2048, 21), ("bfloat16", 4096, 1)]
-    ]
-    + [("cuda", "bfloat16", 4096, 256)]
+    [(platform, *case) for platform in TOP_K for case in [("float32", 2048, 21)]]
+    + [("tpu", "bfloat16", 4096, 1)]
     + [
         pytest.param(*case, marks=pytest.mark.slow)
         for case in [
+            ("cuda", "bfloat16", 4096, 1),
+            ("cuda", "bfloat16", 4096, 256),
             ("cuda", "float32", 4096, 41),
             ("tpu", "float32", 4096, 41),
             ("tpu", "bfloat16", 4096, 256),
@@ -107,7 +107,8 @@ def test_block_top_k_in_interpret_mode(platform: str, dtype: str, length: int, k
         )
 
 
-@pytest.mark.parametrize("platform", [pytest.param("cuda", marks=pytest.mark.slow), "tpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
     x = jnp.stack(list(adversaries(2 * 4096, jnp.float32).values())[:3])
     words, norms = jax.vmap(functools.partial(SIGNS[platform], interpret=True))(x)
@@ -119,11 +120,12 @@ def test_kernels_under_vmap_in_interpret_mode(platform: str) -> None:
     np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("platform", "compressor"),
     [
         pytest.param("cuda", ef.scaled_sign(), id="cuda-sign"),
-        pytest.param("tpu", ef.block_top_k(0.01), id="tpu-k", marks=pytest.mark.slow),
+        pytest.param("tpu", ef.block_top_k(0.01), id="tpu-k"),
     ],
 )
 def test_error_feedback_with_the_kernels_in_interpret_mode(
@@ -209,14 +211,20 @@ def kernels_in(text: str) -> set[str]:
     return {platform for platform, call in CALLS.items() if call in text}
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "door",
+    [
+        pytest.param(door, marks=() if door.startswith("ef.") else pytest.mark.slow)
+        for door in DOORS
+    ],
+)
 def test_each_platform_is_lowered_to_its_own_kernel(door: str) -> None:
     for platform in ("cuda", "tpu", "cpu"):
         text = program(DOORS[door], platform, (LARGE + 1001,))
         assert kernels_in(text) == {platform} - {"cpu"}, platform
 
 
-@pytest.mark.parametrize("door", ["signs", "block_top_k"])
+@pytest.mark.parametrize("door", ["signs", pytest.param("block_top_k", marks=pytest.mark.slow)])
 def test_the_smallest_leaf_that_fits_and_what_does_not(door: str) -> None:
     function = DOORS[door]
     for platform in ("cuda", "tpu"):
@@ -238,10 +246,10 @@ def test_blocks_that_do_not_fit_take_the_xla_form(length: int, k: int, expected:
 @pytest.mark.parametrize(
     ("door", "platform"),
     [
-        ("signs", "cuda"),
-        ("block_top_k", "tpu"),
         ("ef.scaled_sign", "tpu"),
         ("ef.block_top_k", "cuda"),
+        pytest.param("signs", "cuda", marks=pytest.mark.slow),
+        pytest.param("block_top_k", "tpu", marks=pytest.mark.slow),
     ],
 )
 def test_kernels_under_vmap_and_in_maps(door: str, platform: str) -> None:
@@ -279,6 +287,7 @@ def test_the_program_for_the_cpu_is_that_of_the_xla_form(with_choice, without) -
     assert sum(plain.values()) > 10
 
 
+@pytest.mark.slow
 def test_indices_may_be_differentiated_through() -> None:
     """The values sent depend on the input; their positions do not."""
 

@@ -180,7 +180,8 @@ def trained(where: str):
     return jax.tree.map(np.asarray, (params, state)), compiled
 
 
-@pytest.mark.parametrize("where", ["auto", pytest.param("explicit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["auto", "explicit"])
 def test_a_mesh_follows_the_simulation_and_sends_to_neighbours_only(where: str) -> None:
     (got, compiled), (expected, _) = trained(where), trained("simulate")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)

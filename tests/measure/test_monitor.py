@@ -229,11 +229,12 @@ def test_an_estimate_and_groups() -> None:
     assert {n for n, x in traced.items() if not np.isnan(x)} == set(exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
         pytest.param(lambda: ef.power_sgd(1), id="sums"),
-        pytest.param(lambda: ef.exchanges.two_shot(SIGN), id="rows", marks=pytest.mark.slow),
+        pytest.param(lambda: ef.exchanges.two_shot(SIGN), id="rows"),
     ],
 )
 def test_bytes_are_those_of_the_compiled_program(make, mesh4) -> None:
@@ -265,6 +266,7 @@ def test_counters_carry_into_the_second_word() -> None:
     assert counted(words, costs.bits).tolist() == [[16, 5, 8, 0], [2, 2, 4, 4]]
 
 
+@pytest.mark.slow
 def test_two_exchanges_are_named_and_a_bad_step_leaves_the_record() -> None:
     rule = ef.double_squeeze(TOP, SIGN, axis_name=AXIS)
     tx = ef.simulate(ef.monitor(rule), N, AXIS)

@@ -184,6 +184,7 @@ def test_costs_are_measured_once(cache, monkeypatch) -> None:
     assert calls == ["scaled_sign"] * 3 and len(json.loads(cache.read_text())) == 1
 
 
+@pytest.mark.slow
 def test_a_measurement_takes_longer_for_more_messages(cache, monkeypatch) -> None:
     monkeypatch.setattr(timing, "SIDE", 256)
     found = planner.codec_seconds(METHODS["scaled_sign"])

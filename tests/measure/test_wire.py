@@ -26,7 +26,7 @@ POOL = {name: case.make for name, case in CASES.items()} | {n: EXCHANGES[n] for 
 
 
 # How many bits a codec says it sends is held to its message in tests/compressors/test_codecs.py.
-QUICK = ("top_k", "random_k", "qsgd", "scaled_sign")
+QUICK = ("top_k", "scaled_sign")
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,10 @@ def many_leaves():
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
-    [lambda: ef.top_k(0.05), pytest.param(ef.scaled_sign, marks=pytest.mark.slow)],
+    [lambda: ef.top_k(0.05), ef.scaled_sign],
     ids=["top_k", "sign"],
 )
 def test_many_leaves_travel_in_one_gather_of_exactly_their_bits(make, mesh8) -> None:
@@ -85,9 +86,7 @@ NARROW_MEANS = {"means_dtype": "bfloat16"}
 @pytest.mark.parametrize(
     ("make", "factor"),
     [
-        pytest.param(
-            *case, marks=() if name in ("2-bit", "quartic") else (pytest.mark.slow,), id=name
-        )
+        pytest.param(*case, marks=() if name == "quartic" else (pytest.mark.slow,), id=name)
         for name, case in {
             "top-1%": (lambda: ef.block_top_k(0.01), 70),
             "bf16": (lambda: ef.compose(ef.cast("bfloat16"), ef.block_top_k(0.01)), 110),

@@ -196,7 +196,7 @@ MUTATIONS = (
         f"{HERE}/slices.py",
         "shape += [*parts, length // math.prod(parts)]",
         "shape += [length // math.prod(parts), *parts]",
-        ("tests/parallel/test_model_axes.py::test_every_slice_follows_the_oracle",),
+        ("tests/parallel/test_model_axes.py::test_every_slice_follows_the_oracle[simulate-model]",),
     ),
     Mutation(
         "a slice does not know its number",

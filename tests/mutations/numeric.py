@@ -156,7 +156,7 @@ MUTATIONS = (
         f"{HERE}/check.py",
         "lambda x: 0 <= x <= 1, ",
         "lambda x: 0 < x <= 1, ",
-        ("tests/feedback/test_equivalences.py::test_edge",),
+        ("tests/feedback/test_arguments.py::test_a_share_of_zero_means_none",),
     ),
     Mutation(
         "a weight above one is accepted",

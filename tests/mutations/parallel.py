@@ -216,7 +216,7 @@ MUTATIONS = (
         "ef_optax/_numeric/offsets.py",
         "zip(shared, as_data([ends[i] for i in shared], runtime), strict=True)",
         "zip(shared, as_data([ends[shared[0]] for i in shared], runtime), strict=True)",
-        (f"{OF_FLAT}test_it_is_the_flattening_of_optax", "tests/numeric/test_offsets.py"),
+        (f"{OF_FLAT}test_it_is_the_flattening_of_optax[scaled_sign-devices]",),
     ),
     Mutation(
         "leaves of several dtypes are joined in that of the first",

@@ -122,7 +122,7 @@ MUTATIONS = (
         f"{HERE}/orthogonalise.py",
         "(columns / max(1, rows)) ** 0.5",
         "(rows / max(1, columns)) ** 0.5",
-        (f"{MATRICES}::test_dion2_of_all_rows_is_muon",),
+        (f"{MATRICES}::test_chosen_rows_against_numpy",),
     ),
     Mutation(
         "EF21-Muon: the first message is compressed",

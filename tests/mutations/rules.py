@@ -7,6 +7,7 @@ from tests.mutations.mutation import Mutation
 FEEDBACK, MADE_OF = "ef_optax/feedback", "ef_optax/_rules"
 LOCAL, ESTIMATORS = "ef_optax/local", "ef_optax/estimators"
 TESTS = "tests/feedback"
+DOUBLE = "tests/project/test_double_constants.py::test_a_number_stays_double"
 EF14 = f"{TESTS}/test_ef14.py"
 KIN = f"{TESTS}/test_ef14_kin.py"
 EF21 = f"{TESTS}/test_ef21.py"
@@ -381,7 +382,7 @@ MUTATIONS = (
         f"{MADE_OF}/average.py",
         "eta = jnp.asarray(arguments.value_at(fresh_weight, steps))",
         "eta = jnp.asarray(arguments.value_at(fresh_weight, steps), jnp.float32)",
-        ("tests/project/test_double_constants.py",),
+        (f"{DOUBLE}[ef21_momentum fresh_weight]",),
     ),
     Mutation(
         "weights do not count the workers",
@@ -534,7 +535,7 @@ MUTATIONS = (
         "ef_optax/compressors/quantize/cast.py",
         "up = words + (random_words(key, x.shape) >> 16)",
         "up = words",
-        ("tests/compressors/test_codecs.py",),
+        ("tests/compressors/test_codecs.py::test_variance[cast-bf16-random]",),
     ),
     Mutation(
         "the key of a stored memory becomes an array of the program that makes the state",

@@ -158,7 +158,9 @@ def rule():
     return ef.error_feedback(ef.identity(), axis_name="data")
 
 
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    "where", ["simulate", *(pytest.param(w, marks=pytest.mark.slow) for w in ("auto", "explicit"))]
+)
 def test_functions_are_extra_arguments(where: str) -> None:
     """A line search inside and after the lift takes the step that plain Optax takes."""
     value_fn = lambda w: jnp.sum((w - 1.0) ** 2)  # noqa: E731

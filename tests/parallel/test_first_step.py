@@ -95,7 +95,8 @@ FEW_METHODS = [
 ]
 
 
-@pytest.mark.parametrize("method", FEW_METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_equal_leaves_share_their_kernels(method: str) -> None:
     """Only the kernels that join the leaves depend on their number."""
     few, many = (kernels(method, count) for count in (FEW, MANY))

@@ -44,7 +44,13 @@ def run(tx, params, extra, copies: int | None = None):
     return fast(params)
 
 
-@pytest.mark.parametrize("name", LINES)
+# One that keeps a state, one that skips, and one that has parameters of its own.
+QUICK = {"MultiSteps", "apply_if_finite", "chain", "contrib.schedule_free", "lookahead"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LINES]
+)
 def test_a_wrapper_takes_the_steps_of_plain_optax(name: str, standard_promotion) -> None:
     line = LINES[name]
     assert re.search(rf"\b{re.escape(name)}\(", line)

@@ -59,11 +59,8 @@ def trained(kind: AxisType):
     return curve, params, state, compiled
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)],
-    ids=["auto", "explicit"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_only_messages_cross_the_slow_axis(kind: AxisType) -> None:
     """Read from the compiled step: over groups of two, one gather of each device's own slices."""
     curve, _, _, compiled = trained(kind)

@@ -74,7 +74,7 @@ def test_shards_whose_size_depends_on_the_workers_are_refused() -> None:
         ef.simulate(chain, N, "data").update(GRADS, foreign, PARAMS)
 
 
-@pytest.mark.parametrize("where", ["auto", "simulate"])
+@pytest.mark.parametrize("where", [pytest.param("auto", marks=pytest.mark.slow), "simulate"])
 def test_it_is_refused_in_every_tracing(where: str) -> None:
     axis, lift = place(where)
     tx = lift(CHAINS["residual"](axis))

@@ -48,7 +48,11 @@ def lifted(where: str):
     return ef.data_parallel(chain, mesh, "data"), tracings
 
 
-@pytest.mark.parametrize("where", ["simulate", "two tiers", "auto", "explicit"])
+@pytest.mark.parametrize(
+    "where",
+    ["simulate", "two tiers"]
+    + [pytest.param(where, marks=pytest.mark.slow) for where in ("auto", "explicit")],
+)
 def test_once_at_init_and_once_at_the_first_update(where: str) -> None:
     tx, tracings = lifted(where)
     state = tx.init(PARAMS)

@@ -1,8 +1,8 @@
 """With double precision enabled, no number that a user gives is rounded to float32 on its way.
 
-Every function with a number among its options is traced twice, with two values that differ. A
-constant of the trace that differs as well comes from the option; it must not be narrower than the
-arrays, and neither must what is computed from such constants alone.
+Every function with a number among its options is traced twice, with two values of each option that
+differ. A constant of the trace that differs as well comes from an option; it must not be narrower
+than the arrays, and neither must what is computed from such constants alone.
 """
 
 from __future__ import annotations
@@ -95,14 +95,27 @@ def value_of(name: str, option: str) -> Any:
     raise AssertionError(f"give an example of {name}({option}=) in EXAMPLES")
 
 
-def traces(name: str, option: str, value: float) -> list[Any]:
+def together() -> dict[str, list[str]]:
+    """The options of a function that may be varied at once: those that need no other argument."""
+    found: dict[str, list[str]] = {}
+    for name, option in CASES:
+        if not {f"{name} {option}"} & {*ALSO, *COMPARED}:
+            found.setdefault(name, []).append(option)
+    return {name: options for name, options in found.items() if len(options) > 1}
+
+
+TOGETHER = together()
+
+
+def traces(name: str, values: dict[str, Any]) -> list[Any]:
     """The traces of what the function makes, for float64 arrays."""
+    (option, value), *more = values.items()
     x = jnp.ones((4, 6))
     if name == "gradient_mapping":
         prox = lambda x, step: x * (1 - step)  # noqa: E731
         return [jax.make_jaxpr(lambda x, g: ef.gradient_mapping(prox, x, g, value))(x, x)]
     worker = {"axis_name": "data"} if "axis_name" in parameters_of(name) else {}
-    made = call(name, option, value, **worker)
+    made = call(name, option, value, **dict(more), **worker)
     if name == "l1_prox":
         return [jax.make_jaxpr(made)(x, x[0, 0])]
     if not isinstance(made, optax.GradientTransformation):
@@ -186,11 +199,34 @@ def unequal(a: Any, b: Any) -> bool:
     return not np.array_equal(a, b, equal_nan=jnp.issubdtype(jnp.result_type(a), jnp.floating))
 
 
-@pytest.mark.parametrize(("name", "option"), CASES, ids=[" ".join(case) for case in CASES])
-def test_a_number_stays_double(name: str, option: str) -> None:
+def compared(name: str, options: list[str]) -> list[str]:
+    """What is narrower than float64 of all that comes from these options."""
     narrowed = Narrowed()
-    made = (traces(name, option, value) for value in values_of(name, option))
+    both = {option: values_of(name, option) for option in options}
+    made = (traces(name, {option: pair[i] for option, pair in both.items()}) for i in range(2))
     for pair in zip(*made, strict=True):
         narrowed.compare(pair, [None] * len(pair[0].jaxpr.invars))
-    assert narrowed.differs, "the option is not seen"
-    assert bool(narrowed.found) == (f"{name} {option}" in COMPARED), narrowed.found
+    assert narrowed.differs, "no option is seen"
+    return narrowed.found
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_all_numbers_stay_double(name: str) -> None:
+    assert not compared(name, TOGETHER[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        pytest.param(
+            name,
+            option,
+            id=f"{name} {option}",
+            marks=pytest.mark.slow if option in TOGETHER.get(name, ()) else (),
+        )
+        for name, option in CASES
+    ],
+)
+def test_a_number_stays_double(name: str, option: str) -> None:
+    """One option alone, which has to be seen."""
+    assert bool(compared(name, [option])) == (f"{name} {option}" in COMPARED)

@@ -147,8 +147,11 @@ def test_the_form_in_place_is_the_one_that_is_tested() -> None:
 # One worker, a loop over several, and more than are visited leaf by leaf.
 @pytest.mark.parametrize(
     ("tree", "n"),
-    [("many", 3), ("mixed", 17), ("all small", 3)]
-    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("many", 1), ("mixed", 3))],
+    [("many", 3), ("mixed", 17)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (("all small", 3), ("many", 1), ("mixed", 3))
+    ],
 )
 def test_sums_at_entries(tree: str, n: int) -> None:
     """Workers at other entries, at the same ones, and nowhere in some leaves."""
@@ -232,7 +235,8 @@ def trajectory(tx: optax.GradientTransformation, update: Callable, steps: int = 
     return jax.tree.map(np.asarray, (out, state))
 
 
-@pytest.mark.parametrize("how", ["simulate", pytest.param("devices", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["simulate", "devices"])
 def test_optax_flatten_gives_the_same_to_the_bit(how: str) -> None:
     """Three steps of four workers, with ties: updates and residuals."""
     flat = lift(optax.flatten(ef.error_feedback(ef.top_k(0.02), axis_name="data")), how)
@@ -285,6 +289,7 @@ def test_bytes_are_the_bits_of_the_whole() -> None:
     assert report.message_bytes == 4 * (words + HEADER_WORDS)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_size_of_the_model_is_held() -> None:
     """The residual overwrites the old one; a few bits per value are the only other memory."""
     tx = ef.error_feedback(ef.global_top_k(0.01))
@@ -301,6 +306,7 @@ def test_nothing_of_the_size_of_the_model_is_held() -> None:
     assert not re.search(r"f32\[(256,64|16384)\]\S* copy\(", program.as_text())
 
 
+@pytest.mark.slow
 def test_one_bad_number_skips_the_step() -> None:
     tx, update = lifted("simulate")
     grads = gradients(1)[0]
