@@ -24,8 +24,11 @@ PROGRAM = ("-m", "experiments.train")
 LONGER = ("--epochs=8", "--batch_size=4")
 
 
-def pair(out_dir: Path, *extra: str, second: tuple[str, ...] = ()) -> list[Any]:
-    """Two processes of the main job, with further flags for both and for the second."""
+def pair(out_dir: Path, *extra: str, second: tuple[str, ...] = (), arriving: int = 2) -> list[Any]:
+    """Two processes of the main job, with further flags for both and for the second.
+
+    Only the first ``arriving`` of them are started.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -33,7 +36,7 @@ def pair(out_dir: Path, *extra: str, second: tuple[str, ...] = ()) -> list[Any]:
     device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     return [
         start(*PROGRAM, out_dir=out_dir, extra=(*shared, f"--process_id={i}", *also), **device)
-        for i, also in enumerate(((), second))
+        for i, also in enumerate(((), second)[:arriving])
     ]
 
 
@@ -125,6 +128,26 @@ def test_processes_that_were_started_differently_say_in_what(tmp_path: Path) -> 
         last = one.stderr.splitlines()[-1]
         assert "process 1 has --ratio=0.5, process 0 has --ratio=0.01" in last
     assert not (tmp_path / "run").exists()
+
+
+def test_nobody_waits_for_ever_for_the_first_process() -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))  # and does not listen
+        address = f"localhost:{probe.getsockname()[1]}"
+        begin = time.monotonic()
+        with pytest.raises(
+            UsageError, match=f"^--coordinator={address}: process 0 does not answer"
+        ):
+            processes.wait_for(address, 0.3)
+    assert 0.3 < time.monotonic() - begin < 10
+
+
+@pytest.mark.slow
+def test_the_first_process_does_not_wait_for_ever_for_the_others(tmp_path: Path) -> None:
+    (alone,) = (finish(one) for one in pair(tmp_path, "--connect_timeout=2", arriving=1))
+    assert alone.returncode == 1 and "Traceback" not in alone.stderr
+    last = alone.stderr.splitlines()[-1]
+    assert last.startswith("error: --multihost: not all of the 2 processes arrived within 2 s;")
 
 
 # ------------------------------------------------------------------------------ killed

@@ -20,9 +20,12 @@ SUMMED = ("marina", "power_sgd")
 """Rules with numbers that travel by an all-reduce: the backend chooses its order of additions, and
 the power iteration magnifies the rounding. Two numbers have only one sum."""
 
-# Run with: process id, number of processes, port, output files, steps. Each process holds only its
-# own share of the batch, and writes what it can see of the result: the parameters and the whole
-# state of every rule; of an array that differs between workers, the rows of its own workers.
+RULES = ("error_feedback", "power_sgd", "ef21", "marina", "dgc", "two_shot")
+OTHERS = ("delayed", "on_host", "controller", "loco", "gossip", "demo")
+
+# Run with: process id, number of processes, port, output files, steps, rules. Each process holds
+# only its own share of the batch, and writes what it can see of the result: the parameters and the
+# whole state of every rule; of an array that differs between workers, the rows of its own workers.
 PROGRAM = """
 import sys
 import jax
@@ -45,6 +48,8 @@ policy = ef.per_leaf(lambda path, like: codecs[path])
 unbiased = ef.random_k(0.5, key=2, scaled=True)
 low_rank = ef.power_sgd(1, local_error=True)
 shot = ef.exchanges.two_shot(ef.scaled_sign())
+eighth = ef.block_quantize(8, block=4)
+levels = ef.policies.hold_bytes([ef.top_k(0.1), ef.top_k(0.5)], 40)
 rules = {
     "error_feedback": optax.chain(optax.trace(0.5), ef.error_feedback(policy, axis_name="data")),
     "power_sgd": ef.error_feedback(low_rank, axis_name="data"),
@@ -52,6 +57,15 @@ rules = {
     "marina": ef.marina(unbiased, 0.3, key=3, axis_name="data"),
     "dgc": ef.dgc(ef.top_k(0.3), clip_norm=3.0, axis_name="data"),
     "two_shot": ef.error_feedback(shot, axis_name="data"),
+    "delayed": ef.error_feedback(ef.exchanges.delayed(ef.top_k(0.3)), axis_name="data"),
+    "on_host": ef.error_feedback(policy, axis_name="data", memory=ef.on_host(eighth)),
+    "controller": ef.error_feedback(levels, axis_name="data"),
+}
+sgd = optax.sgd(0.125, momentum=0.5)
+rules = {name: optax.chain(rule, sgd) for name, rule in rules.items()} | {
+    "loco": ef.recipes.loco(sgd, reset_every=4, weights=eighth, axis_name="data"),
+    "gossip": ef.local.choco_sgd(sgd, ef.top_k(0.3), 0.3, mean_every=4, axis_name="data"),
+    "demo": ef.recipes.demo(0.01, axis_name="data"),
 }
 
 def loss(params, batch):
@@ -64,7 +78,7 @@ def from_here(x):
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), x[rows], x.shape)
 
 def trajectory(rule):
-    tx = ef.data_parallel(optax.chain(rule, optax.sgd(0.125, momentum=0.5)), mesh, "data")
+    tx = ef.data_parallel(rule, mesh, "data")
 
     @jax.jit
     def step(params, state, batch):
@@ -90,8 +104,8 @@ def seen(x):
     return "own", np.concatenate([np.asarray(shard.data) for shard in own])
 
 found = {}
-for name, rule in rules.items():
-    for path, x in jax.tree_util.tree_leaves_with_path(trajectory(rule)):
+for name in sys.argv[6:]:
+    for path, x in jax.tree_util.tree_leaves_with_path(trajectory(rules[name])):
         kind, value = seen(x)
         found[f"{name}{jax.tree_util.keystr(path)}:{kind}"] = value
 np.savez(f"{out}_{process}.npz", **found)
@@ -143,22 +157,27 @@ def launch(program: str, processes: int, devices: int, folder: Path, *arguments:
             child.wait()
 
 
-def run(processes: int, devices: int, folder: Path) -> list[dict[str, np.ndarray]]:
+def run(
+    rules: tuple[str, ...], processes: int, devices: int, folder: Path
+) -> list[dict[str, np.ndarray]]:
     """What every process has at the end, in their order."""
     out = folder / f"{processes}x{devices}"
-    launch(PROGRAM, processes, devices, folder, str(out), str(STEPS))
+    launch(PROGRAM, processes, devices, folder, str(out), str(STEPS), *rules)
     return [dict(np.load(f"{out}_{i}.npz")) for i in range(processes)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
-def test_two_processes_are_one(devices, tmp_path):
-    (single,) = run(1, 2 * devices, tmp_path)
-    pair = run(2, devices, tmp_path)
+@pytest.mark.parametrize(
+    ("rules", "devices"),
+    [(RULES, 1), (RULES, 2), (OTHERS, 1)],
+    ids=["rules, two workers", "rules, four workers", "others, two workers"],
+)
+def test_two_processes_are_one(rules, devices, tmp_path):
+    (single,) = run(rules, 1, 2 * devices, tmp_path)
+    pair = run(rules, 2, devices, tmp_path)
     assert all(one.keys() == single.keys() for one in pair)
-    rules = {name.partition("[")[0] for name in single}
     memories = {n.partition("[")[0] for n, x in single.items() if n.endswith(":own") and x.any()}
-    assert len(rules) == 6 and memories == rules - {"marina"}  # whose memory is equal on all
+    assert memories == set(rules) - {"marina"}  # whose memory is equal on all
     for name, want in single.items():
         tolerance = 1e-4 if name.startswith(SUMMED) and devices > 1 else 0
         parts = [one[name] for one in pair]
