@@ -30,6 +30,7 @@ def test_the_two_stages_are_the_transformer() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")  # Optax's Adam mixes dtypes
 def test_pipeline(tmp_path: Path) -> None:
     small = ["--epochs=2", "--windows=16", "--batch_size=8", "--length=8", "--width=16"]
     rows = results(pipeline.main, tmp_path / "out", *small, "--methods=dense,direct 4/8,aq-sgd 4/8")
