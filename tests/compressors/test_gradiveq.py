@@ -57,7 +57,8 @@ def reference(gs: np.ndarray, length: int, dimension: int, reuse: int):
 @pytest.mark.parametrize(
     ("shape", "options", "length", "dimension", "reuse"),
     [
-        ((2, 3, 3, 4), {}, 12, 2, 6),  # one compressor for the leaf
+        # one compressor for the leaf
+        pytest.param((2, 3, 3, 4), {}, 12, 2, 6, marks=pytest.mark.slow),
         ((2, 3, 3, 4), {"reuse": 4}, 12, 2, 4),  # groups of 4 and 2 slices
         ((50,), {"slice_size": 12, "reuse": 1}, 12, 2, 1),  # the last slice is padded
     ],

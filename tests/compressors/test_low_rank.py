@@ -118,7 +118,7 @@ def test_acp_sgd_projects_and_is_exact_after_both_sides() -> None:
         np.testing.assert_allclose(second, m, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("start_step", [0, 3])
+@pytest.mark.parametrize("start_step", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_acp_sgd_sends_one_factor_a_step(start_step: int, mesh4) -> None:
     """One all-reduce a branch: the dense one, the left factor, the right factor."""
     compressor, shape = acp_sgd(2, start_step=start_step), (40, 60)
@@ -180,7 +180,13 @@ BATCHED = {
 }
 
 
-@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("acp_sgd", "dct_top_k") else ())
+        for name in BATCHED
+    ],
+)
 def test_batch_axes(name: str) -> None:
     """Layers stacked for a scan are compressed as each layer alone, in one message."""
     x = jnp.asarray(gradients((4, 3, 9), 2)[:, 0])  # two layers of 12 x 9

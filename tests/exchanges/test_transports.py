@@ -287,8 +287,13 @@ def test_what_is_an_exchange_or_a_policy_itself_takes_no_transport() -> None:
 
 # What a transport asks of a codec it asks of its traits, so a few of the codecs stand for all.
 QUICK = {"top_k", "scaled_sign", "qsgd"}
+TREES = {"largest_of_sum", "tree"}  # see test_exchanges.py
 PAIRS = [
-    pytest.param(name, transport, marks=() if name in QUICK else pytest.mark.slow)
+    pytest.param(
+        name,
+        transport,
+        marks=() if name in QUICK and transport not in TREES else pytest.mark.slow,
+    )
     for name in CASES
     for transport in TRANSPORTS
     if fits(name, transport)

@@ -136,7 +136,7 @@ def test_what_all_workers_hold_alike_is_kept_alike(name, monkeypatch) -> None:
     assert jax.tree.leaves(noisy) == jax.tree.leaves(flags)
 
 
-FEW = ["dgc", "ef21", "error_feedback corrected"]
+FEW = ["ef21", "error_feedback corrected"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ GROW = {
 }
 """The compressors that are refused for this shape."""
 
-FEW = ("atomo of rank 2", "qsgd of many levels", "scaled_sign")
+FEW = ("atomo of rank 2", "scaled_sign")
 
 
 @pytest.mark.parametrize("name", sorted(GROW))
@@ -76,9 +76,8 @@ OTHERS = sorted(EVERY.keys() - {*QUICK, *WITHOUT})
 GROUPS = [QUICK, *(OTHERS[i::4] for i in range(4))]
 
 
-@pytest.mark.parametrize(
-    "names", [pytest.param(g, marks=() if g is QUICK else pytest.mark.slow) for g in GROUPS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", GROUPS)
 def test_no_memory_of_any_rule_grows(names) -> None:
     """Its mean square, which of sending nothing would grow by 7/3 from the 2nd to the 4th quarter.
 

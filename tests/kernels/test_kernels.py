@@ -61,8 +61,8 @@ xla_top_k = jax.jit(block_select.block_top_k_indices, static_argnums=(1, 2))
         for case in [("float32", 33), ("float32", 3 * 4096), ("float32", 35 * 4096 + 1501)]
     ]
     + [
-        ("cuda", "bfloat16", 35 * 4096 + 1501),
-        pytest.param("tpu", "bfloat16", 35 * 4096 + 1501, marks=pytest.mark.slow),
+        pytest.param(platform, "bfloat16", 35 * 4096 + 1501, marks=pytest.mark.slow)
+        for platform in SIGNS
     ],
 )
 def test_signs_and_norm_in_interpret_mode(platform: str, dtype: str, size: int) -> None:
@@ -298,7 +298,7 @@ def test_indices_may_be_differentiated_through() -> None:
     np.testing.assert_array_equal(np.asarray(jax.grad(sent)(x)), np.eye(1, LARGE, 5)[0])
 
 
-@pytest.mark.parametrize("size", [3, 40])
+@pytest.mark.parametrize("size", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_signs_and_norm_may_be_differentiated_through(size: int) -> None:
     """For scaled sign the signs are constant, and the scale is the mean magnitude."""
     x = jnp.linspace(-1.0, 2.0, size)

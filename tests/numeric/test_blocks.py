@@ -152,11 +152,11 @@ BYTES_A_VALUE = 2.0
     "compressor",
     [
         ef.qsgd(7, key=0, bucket=512),
-        ef.block_quantize(4, block=512),
-        ef.two_mean_sign(),
         *(
             pytest.param(compressor, marks=pytest.mark.slow)
             for compressor in (
+                ef.block_quantize(4, block=512),
+                ef.two_mean_sign(),
                 ef.qsgd(7, key=0, bucket=512, norm="linf"),
                 ef.dorefa(4, key=0, bucket=512),
                 ef.uniform(4, bucket=512),

@@ -31,7 +31,9 @@ def loss(model, batch):
     return jnp.mean(model(batch) ** 2)
 
 
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    "where", ["simulate", *(pytest.param(w, marks=pytest.mark.slow) for w in ("auto", "explicit"))]
+)
 def test_batch_norm_and_dropout_of_a_module(where: str) -> None:
     model = Model(nnx.Rngs(0))
     kernel, bias = np.asarray(model.linear.kernel[...]), np.asarray(model.linear.bias[...])

@@ -159,7 +159,10 @@ def run(tx, params, fast, copies: int | None = None):
 @pytest.mark.parametrize(
     "around",
     [
-        lambda first: optax.chain(first, contrib.mechanize(optax.sgd(0.1))),
+        pytest.param(
+            lambda first: optax.chain(first, contrib.mechanize(optax.sgd(0.1))),
+            marks=pytest.mark.slow,
+        ),
         lambda first: optax.chain(first, contrib.sam(optax.sgd(0.1), optax.sgd(0.05))),
         lambda first: optax.chain(first, skipping(optax.sgd(0.1))),
         lambda first: optax.chain(first, optax.apply_if_finite(optax.sgd(0.1), 5)),

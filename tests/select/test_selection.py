@@ -150,6 +150,7 @@ def test_nan_is_selected_deterministically():
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_vmap_selects_in_each_row_as_alone():
     size, k, dtype = POOL[0]
     cases = adversaries(size)
@@ -241,7 +242,11 @@ def in_blocks(length: int, k: int):
 
 
 # Groups of 16 entries and of 1, blocks that cannot be cut into words, every entry kept.
-@pytest.mark.parametrize("length,k", [(1024, 10), (512, 60), (300, 3), (64, 64)], ids=str)
+@pytest.mark.parametrize(
+    "length,k",
+    [(1024, 10), pytest.param(512, 60, marks=pytest.mark.slow), (300, 3), (64, 64)],
+    ids=str,
+)
 def test_each_block_gets_the_set_of_a_stable_sort(length, k):
     for name, x in adversaries(6 * length + 5).items():
         with np.errstate(all="ignore"):
