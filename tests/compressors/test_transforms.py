@@ -46,7 +46,7 @@ def test_hadamard_matrix() -> None:
     size = 16
     parity = [[(i & j).bit_count() % 2 for j in range(size)] for i in range(size)]
     expected = np.where(np.asarray(parity) == 0, 1, -1) / 4
-    matrix = np.asarray(jax.vmap(hadamard)(jnp.eye(size)))
+    matrix = np.asarray(jax.jit(jax.vmap(hadamard))(np.eye(size, dtype=np.float32)))
     np.testing.assert_allclose(matrix, expected, atol=1e-6)
 
 
