@@ -135,13 +135,24 @@ LEADING = (
     "Muon, top-k, EF21-SGDM",
     "Muon, top-k, no memory",
 )
+REPEATED = LEADING + (
+    "AdamW, 4 bits, EF14",
+    "DeMo",
+    "1-bit Adam",
+    "MuLoCo, H = 15",
+    "AdamW, PowerSGD rank 4, EF14",
+    "AdamW, sign, EF14",
+    "AdamW, sign, no memory",
+    "SparseLoCo 3%, H = 15",
+    "DiLoCo, H = 15",
+)
 SIZES = ("AdamW", "AdamW, top-k, EF14", "AdamW, top-k, EF21-SGDM", "DiLoCo, H = 15")
 LENGTHS = ("AdamW", "AdamW, top-k, EF14", "AdamW, top-k, no memory", "AdamW, top-k, EF21-SGDM")
 STAGES = {
     "leading": Stage("0.2M", LEADING, "middle"),
     "tuned": Stage("0.2M", LEADING, "tune"),
-    "seeds": Stage("0.2M", LEADING, "best", (0, 1, 2)),
     "all": Stage("0.2M", tuple(METHODS), "tune"),
+    "seeds": Stage("0.2M", REPEATED, "best", (0, 1, 2)),
     "size": Stage("1M", SIZES, "best"),
     "length": Stage("0.2M", LENGTHS, "tune", steps=1000),
     "length_seeds": Stage("0.2M", LENGTHS, "best", (0, 1, 2), steps=1000),

@@ -38,6 +38,8 @@ SHOWN = {
     "Muon, top-k, no memory": (study.PURPLE, "-."),
     "DiLoCo, H = 15": (study.ORANGE, "-."),
     "SparseLoCo 3%, H = 15": (study.GREEN, "-."),
+    "DeMo": (study.SKY, "-"),
+    "MuLoCo, H = 15": (study.GREEN, "--"),
 }
 """The methods in the picture, which tells them apart by dashes as well as by colours."""
 
