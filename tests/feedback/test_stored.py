@@ -164,7 +164,10 @@ def test_every_rule_follows_numpy(rule: str, where: str) -> None:
         np.testing.assert_allclose(stored.lost, lost, rtol=1e-4)
 
 
-@pytest.mark.parametrize("memory", [ef.identity(), "float32"], ids=["identity", "float32"])
+@pytest.mark.parametrize(
+    "memory",
+    [pytest.param(ef.identity(), id="identity", marks=pytest.mark.slow), "float32"],
+)
 def test_float32_is_no_storage_at_all(memory: Any) -> None:
     plain, same = outcome("simulate", None), outcome("simulate", memory)
     assert jax.tree.structure(plain) == jax.tree.structure(same)

@@ -126,7 +126,7 @@ def test_keys_that_would_be_the_same_on_all_workers_are_seen() -> None:
     closed = (closing, around, functools.partial(loss, key=key), jax.jit(closing))
     for fun in (*closed, of_a_global_key, model, model.loss):
         with pytest.warns(UserWarning, match="uses a random key that is not an argument.*Pass it"):
-            ef.worker_value_and_grad(fun, N, "data")(jnp.ones(2), X)
+            jax.eval_shape(ef.worker_value_and_grad(fun, N, "data"), jnp.ones(2), X)
     # No warning where a key is beside the loss and is not used by it.
     gradients(model.plain, "simulate")(jnp.ones(2), X)
 
@@ -166,11 +166,11 @@ def test_functions_are_extra_arguments(where: str) -> None:
     value_fn = lambda w: jnp.sum((w - 1.0) ** 2)  # noqa: E731
     search = optax.scale_by_backtracking_linesearch(10)
     w = jnp.array([4.0, -2.0])
-    value, grad = jax.value_and_grad(value_fn)(w)
+    value, grad = jax.jit(jax.value_and_grad(value_fn))(w)
+    given = {"value": value, "grad": grad, "value_fn": value_fn}
     rest = (optax.sgd(1.0), search)
     plain = optax.chain(*rest)
-    expected, _ = plain.update(grad, plain.init(w), w, value=value, grad=grad, value_fn=value_fn)
-    given = {"value": value, "grad": grad, "value_fn": value_fn}
+    expected, _ = jax.jit(lambda g, s: plain.update(g, s, w, **given))(grad, plain.init(w))
     inside = lifted(optax.chain(rule(), *rest), where, extra_args=given)
     for tx in (inside, optax.chain(lifted(rule(), where), *rest)):
         update = quick(functools.partial(tx.update, **given), where)
