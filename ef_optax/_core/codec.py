@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,12 @@ class Codec(abc.ABC):
         return all_finite(jax.tree.leaves(x), local=True)
 
     # -- properties and constants
+
+    most_values: ClassVar[float] = 2**31 - 1
+    """The most values of a leaf (of a group, for a codec of groups) that the codec takes.
+
+    Positions are numbers of 32 bits. Codecs without positions set it to ``math.inf``.
+    """
 
     @property
     def traits(self) -> Traits:

@@ -52,11 +52,23 @@ class Bundle:
 
 
 def bundles_of(
-    codecs: Sequence[Codec], leaves: Sequence[Array], specs: Sequence[Any]
+    codecs: Sequence[Codec],
+    leaves: Sequence[Array],
+    specs: Sequence[Any],
+    paths: Sequence[str] | None = None,
 ) -> list[Bundle]:
     """Groups the leaves, so that the program compiles quickly.
 
     Equal small leaves are stacked. Other leaves of a family are joined, if their codec can.
+
+    Args:
+      codecs: the codec of each leaf.
+      leaves: the leaves, or their shapes and dtypes.
+      specs: how each leaf is split over model axes, or None.
+      paths: the names of the leaves, for errors.
+
+    Raises:
+      ValueError: for more values than a codec takes (:attr:`Codec.most_values`).
     """
     groups: dict[Any, list[int]] = {}
     for i, (one, x) in enumerate(zip(codecs, leaves, strict=True)):
@@ -74,6 +86,8 @@ def bundles_of(
     bundles = []
     for (kind, *_), members in groups.items():
         one, x = codecs[members[0]], leaves[members[0]]
+        for together in [members] if kind == "group" else [[i] for i in members]:
+            _require_fit(one, [leaves[i] for i in together], paths[together[0]] if paths else "")
         equal = all(leaves[i].shape == x.shape for i in members)
         if kind in ("stack", "joint") and len(members) > 1 and equal and stackable(one, x):
             bundles.append(Bundle(Stacked(one), tuple(members), "stack"))
@@ -83,6 +97,24 @@ def bundles_of(
         else:
             bundles.append(Bundle(one, tuple(members), "group" if kind == "group" else "leaf"))
     return bundles
+
+
+def _require_fit(codec: Codec, leaves: Sequence[Array], path: str) -> None:
+    """Refuses leaves that have more values than their codec can number.
+
+    Raises:
+      ValueError: with the name of the (first) leaf and the remedy.
+    """
+    values = sum(x.size for x in leaves)
+    if values <= codec.most_values:
+        return
+    what = f"the leaf {path!r} has" if len(leaves) == 1 else f"{path!r} and others together have"
+    raise ValueError(
+        f"{what} {values} values, but {codec.name} numbers them in 32 bits and takes at most "
+        f"{codec.most_values}. Split the leaf, over a model axis or into several leaves (stacked "
+        "layers); compress leaf by leaf; or send it with ef_optax.scaled_sign() or dense: "
+        "ef_optax.per_leaf(lambda path, leaf: ef_optax.identity() if leaf.size >= 2**31 else C)."
+    )
 
 
 def _family_of(codec: Codec, x: Array) -> Hashable | None:

@@ -307,7 +307,7 @@ class _Run:
     ) -> tuple[dict[str, list[Array]], list[Any], tuple[Array, Any, Any]]:
         """One exchange with these codecs: results, states, and what is the same for all leaves."""
         axis = self.exchange.axis_name
-        bundles = bundles_of(codecs, leaves, self.specs)
+        bundles = bundles_of(codecs, leaves, self.specs, self.paths)
         taken = [b.take(leaves) for b in bundles]
         protocols = [
             b.codec.protocol(x, b.take(states), self._workers(b))

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -35,12 +36,13 @@ def word(name: str, option: str, value: Any, known: Collection[str]) -> None:
 
 
 def axis(value: Any, option: str = "axis_name") -> None:
-    """Refuses anything but the name of an axis, a tuple of names, or None."""
+    """Refuses anything but the name of an axis, a tuple of different names, or None."""
     names = value if isinstance(value, tuple) else (value,)
-    if value is not None and not (names and all(isinstance(name, str) for name in names)):
+    known = names and all(isinstance(name, str) and name for name in names)
+    if value is not None and not (known and len(set(names)) == len(names)):
         raise ValueError(
-            f"{option}={value!r} must be the name of an axis, a tuple of names, or None for one "
-            "worker."
+            f"{option}={value!r} must be the name of an axis, a tuple of different names, or None "
+            "for one worker."
         )
 
 
@@ -92,7 +94,9 @@ def static_positive(name: str, option: str, value: Any) -> None:
 
 
 def _not_an_array(value: Any) -> str:
-    """The end of the message if an array was given instead of a Python number."""
+    """The end of the message if a number of JAX or NumPy was given, and not one of Python."""
+    if isinstance(value, np.generic):
+        return f", as a Python number: {value.item()!r}"
     if not isinstance(value, jax.Array):
         return ""
     return ", as a Python number; under optax.inject_hyperparams name it in static_args"

@@ -103,10 +103,16 @@ def as_key(key: Any, name: str) -> Array:
     """Accepts an int, a typed key or a raw ``uint32[2]`` key; returns a typed key.
 
     Raises:
-      TypeError: for anything else, None included; the message names the caller and the remedy.
+      TypeError: for anything else, None and an array of keys included; the message names the
+        caller and the remedy.
     """
     if isinstance(key, int) and not isinstance(key, bool):
         return jax.random.key(key)
+    if is_key(key) and key.shape:
+        raise TypeError(
+            f"{name}: key has shape {key.shape}, but one key is needed, such as key[0]; it differs "
+            "between steps, leaves and workers by itself."
+        )
     if is_key(key):
         return key
     if getattr(key, "dtype", None) == jnp.uint32 and getattr(key, "shape", None) == (2,):

@@ -74,6 +74,42 @@ def map_several(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Any)
     return tuple(treedef.unflatten(one) for one in zip(*results, strict=True))
 
 
+def difference(a: Any, b: Any) -> str:
+    """Where the structures of two trees differ: the first leaf that only one of them has.
+
+    Args:
+      a: the tree that was given.
+      b: the tree that it should be like.
+
+    Example:
+      >>> difference({"w": 1, "v": 2}, {"w": 1})
+      "['v'] is there, but not expected"
+      >>> difference([1, 2], (1, 2))
+      'the leaves are the same, but list is there and tuple is expected'
+    """
+    names, others = (
+        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        for tree in (a, b)
+    )
+    extra = [name for name in names if name not in set(others)][:1]
+    missing = [name for name in others if name not in set(names)][:1]
+    parts = [f"{name or 'one array'} is there, but not expected" for name in extra]
+    parts += [f"{name or 'one array'} is expected, but not there" for name in missing]
+    if parts:
+        return "; ".join(parts)
+    return "the leaves are the same, but {} is there and {} is expected".format(*_containers(a, b))
+
+
+def _containers(a: Any, b: Any) -> tuple[str, str]:
+    """The types of the outermost containers that differ."""
+    if type(a) is type(b):
+        parts = [jax.tree.leaves(x, is_leaf=lambda y, x=x: y is not x) for x in (a, b)]
+        for x, y in zip(*parts, strict=False):
+            if jax.tree.structure(x) != jax.tree.structure(y):
+                return _containers(x, y)
+    return type(a).__name__, type(b).__name__
+
+
 def emit(aggregate: Any, updates: Any) -> Any:
     """The aggregate in the dtypes of the updates that the rule received."""
     return jax.tree.map(lambda c, g: c.astype(g.dtype), aggregate, updates)

@@ -47,10 +47,11 @@ def top_k_indices(x: jax.Array, k: int) -> jax.Array:
       k: static number of entries, ``0 <= k <= d``.
 
     Returns:
-      int32 of shape (k,), or uint32 if ``d`` is above ``2**31``.
+      int32 of shape (k,).
 
     Raises:
-      ValueError: if ``k`` is not in ``0 ... d`` or ``x`` is not one-dimensional.
+      ValueError: if ``k`` is not in ``0 ... d``, ``x`` is not one-dimensional, or has more entries
+        than int32 can number.
 
     Example:
       >>> top_k_indices(jnp.array([1.0, -3.0, 2.0, 3.0]), 2).tolist()
@@ -70,10 +71,12 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         raise ValueError(f"x must be one-dimensional, got shape {x.shape}: flatten it first")
     if not 0 <= k <= x.size:
         raise ValueError(f"k must be between 0 and the size {x.size}, got {k}")
+    if x.size >= 1 << 31:  # JAX would number them in 64 bits, which it has only under x64
+        raise ValueError(f"the positions of {x.size} values do not fit in int32; split the array")
     if plan(x.size, k) is not None:
         indices, values = top_k_of_each([x], [k], [0])
         return indices[0], values[0]
-    indices = _few(x, k).astype(_index_dtype(x.size))
+    indices = _few(x, k).astype(jnp.int32)
     return indices, x[indices]
 
 
@@ -191,8 +194,8 @@ def top_k_of_each(
         to be shared.
 
     Returns:
-      Indices, int32 of shape (m, max k), or uint32 if some d is above ``2**31``; and entries. Each
-      row has those of `top_k` first, and then zeros.
+      Indices, int32 of shape (m, max k), and entries. Each row has those of `top_k` first, and then
+      zeros.
     """
     plans = [plan(x.size, k) for x, k in zip(xs, ks, strict=True)]
     found = [p for p in plans if p is not None]
@@ -264,7 +267,7 @@ def top_k_of_each(
     entries = jnp.stack([_get(x, row(kept, i)) for i, x in enumerate(xs)])
     indices, values = _each(finish, kept, entries, words, numbers)
     real = jnp.arange(most) < jnp.asarray(ks)[:, None]
-    indices = indices.astype(_index_dtype(max(x.size for x in xs)))
+    indices = indices.astype(jnp.int32)
     return jnp.where(real, indices, 0), jnp.where(real, values, 0)
 
 
@@ -291,7 +294,3 @@ def drawn_positions(size: int, count: int) -> jax.Array:
     index = jnp.arange(count, dtype=jnp.uint32)
     shift = ((index * np.uint32(2654435769)) >> np.uint32(16)) % np.uint32(stride)
     return index * np.uint32(stride) + shift
-
-
-def _index_dtype(size: int) -> Any:
-    return jnp.int32 if size <= 1 << 31 else jnp.uint32

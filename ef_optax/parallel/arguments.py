@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import trees
 from ef_optax._numeric.dtypes import TRAINABLE_PART
 
 REMEDY = "ef_optax.worker_value_and_grad(loss_fn, mesh, axis_name) makes gradients of this form"
@@ -94,8 +95,8 @@ def check_gradients(updates: Any, params: Any, n: int, axis_name: AxisName) -> N
     reference = updates if params is None else params
     if jax.tree.structure(updates) != jax.tree.structure(reference):
         raise ValueError(
-            f"grads have another tree structure than params: {jax.tree.structure(updates)} against "
-            f"{jax.tree.structure(reference)}. The order is tx.update(grads, state, params)."
+            "grads have another tree structure than params: "
+            f"{trees.difference(updates, reference)}. The order is tx.update(grads, state, params)."
         )
     located = jax.tree_util.tree_leaves_with_path(updates)
     for (path, g), p in zip(located, jax.tree.leaves(reference), strict=True):

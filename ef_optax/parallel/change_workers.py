@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ef_optax._numeric import trees
 from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.linear import einsum
 from ef_optax._rules.stored import Kept, Stored
@@ -70,7 +71,7 @@ def change_workers(state: Any, fresh: Any) -> Any:
     if jax.tree.structure(state) != jax.tree.structure(fresh):
         raise ValueError(
             "change_workers: state and fresh come from different chains: "
-            f"{jax.tree.structure(state)} against {jax.tree.structure(fresh)}."
+            f"{trees.difference(state, fresh)}."
         )
     state = _landed(state, fresh)
     return jax.tree.map(_carry_leaf, state, fresh, roles_of(state), is_leaf=_is_kept)

@@ -256,7 +256,8 @@ def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
     if pair and not has_aux:
         raise TypeError(
             "loss_fn returned a pair; if it is (loss, aux), write "
-            "worker_value_and_grad(loss_fn, mesh, axis_name, has_aux=True)."
+            "worker_value_and_grad(loss_fn, mesh, axis_name, has_aux=True); if it is (loss, "
+            "gradient), pass the loss itself and not jax.value_and_grad of it."
         )
     if not (is_array(loss) or is_number(loss)) or jnp.shape(loss) != ():
         raise TypeError(

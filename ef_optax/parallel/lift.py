@@ -25,10 +25,12 @@ from jax.sharding import PartitionSpec as P
 
 from ef_optax._core import context
 from ef_optax._exchange.collectives import AxisName
+from ef_optax._numeric import trees
 from ef_optax._rules import resting
 from ef_optax.parallel import inference
 from ef_optax.parallel.arguments import (
     PRESENT,
+    REMEDY,
     all_arrays,
     check_gradients,
     check_params,
@@ -95,7 +97,7 @@ def lifted(
     ) -> tuple[Any, Any]:
         like = _like(updates) if params is None else params
         plan = plans.make(like)
-        plan.check(state, workers.num_workers)
+        plan.check(state, workers.num_workers, without_params=params is None)
         if PRESENT in extra_args:
             mask = check_present(extra_args[PRESENT], workers.num_workers)
             extra_args = {**extra_args, PRESENT: mask}
@@ -218,7 +220,7 @@ class _Plan(NamedTuple):
         hosts = resting.kinds(self.local)
         return jax.tree.map(of_all, self.layouts, self.local, self.specs, hosts)
 
-    def check(self, state: Any, num_workers: int) -> None:
+    def check(self, state: Any, num_workers: int, *, without_params: bool = False) -> None:
         """Refuses the state of another transformation, of an unlifted one, or of other workers.
 
         Raises:
@@ -226,9 +228,9 @@ class _Plan(NamedTuple):
         """
         if jax.tree.structure(state) != jax.tree.structure(self.local):
             raise ValueError(
-                "state has another tree structure than the state of this transformation; make it "
-                f"with its own init. {jax.tree.structure(state)} against "
-                f"{jax.tree.structure(self.local)}."
+                "state has another tree structure than the state of this transformation: "
+                f"{trees.difference(state, self.local)}. Make it with its own init, from these "
+                "parameters."
             )
         located = jax.tree_util.tree_leaves_with_path(state)
         layouts = jax.tree.leaves(self.layouts)
@@ -250,9 +252,10 @@ class _Plan(NamedTuple):
                     "mean of the residuals."
                 )
             if shape != expected:
+                local = f"grads have no leading worker axis ({REMEDY}), or "
                 raise ValueError(
-                    f"{what}it does not belong to this transformation; make the state with its "
-                    "own init."
+                    f"{what}{local if without_params else ''}it does not belong to this "
+                    "transformation; make the state with its own init."
                 )
 
 

@@ -360,3 +360,26 @@ def test_more_equal_leaves_have_no_kernels_of_their_own():
     """Only code that joins the leaves depends on their number; nothing else compiles again."""
     few, many = (kernels_of(program(count).as_text()) for count in (3, 5))
     assert len(many) <= len(few) + 5
+
+
+MANY = 2**31
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_leaf_that_is_too_large_is_refused_by_name(name: str) -> None:
+    """Or it is traced without positions that do not fit, which JAX would cut to 32 bits."""
+    compressor, like = CASES[name].make(), {"embed": jax.ShapeDtypeStruct((MANY,), "float32")}
+    run = functools.partial(jax.eval_shape, compressor.update, like, compressor.init(like))
+    if compressor.codec.most_values < MANY:
+        with pytest.raises(ValueError, match=r"'embed' has 2147483648 values.*per_leaf"):
+            run()
+    else:
+        assert run()[0] == like
+
+
+def test_leaves_are_counted_together_only_if_they_are_compressed_together() -> None:
+    leaves = likes([(MANY // 2,), (MANY // 2,)]), [None] * 2, ["a", "b"]
+    for apart in (ef.top_k(0.01), ef.power_sgd(2), ef.arc_top_k(0.1)):
+        assert len(bundles_of([apart.codec] * 2, *leaves)) == 1  # which share a program
+    with pytest.raises(ValueError, match="'a' and others together have 2147483648 values"):
+        bundles_of([ef.global_top_k(0.01).codec] * 2, *leaves)

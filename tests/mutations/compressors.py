@@ -80,7 +80,7 @@ MUTATIONS = (
     Mutation(
         "the scale of signs is the sum of magnitudes, not their mean",
         f"{QUANTIZE}/scaled_sign.py",
-        '"scale": (norm / max(1, x.size))[None]',
+        '"scale": (norm / float(max(1, x.size)))[None]',
         '"scale": norm[None]',
         (f"{CODECS}test_contraction[scaled_sign]",),
     ),
@@ -285,7 +285,7 @@ MUTATIONS = (
     Mutation(
         "row_sign: all rows share the scale of the leaf",
         "ef_optax/compressors/quantize/row_sign.py",
-        "jnp.sum(jnp.abs(rows), axis=1, dtype=scale_dtype(x.dtype)) / max(1, rows.shape[1])",
+        "jnp.sum(jnp.abs(rows), axis=1, dtype=scale_dtype(x.dtype)) / width",
         "jnp.full(rows.shape[:1], jnp.mean(jnp.abs(rows)), scale_dtype(x.dtype))",
         ("tests/compressors/test_row_sign.py::test_rows_that_do_not_occur_do_not_move",),
     ),

@@ -14,6 +14,7 @@ OVER_WEIGHTS = f"{WEIGHTS}test_aggregate_is_the_weighted_mean_of_what_was_sent"
 MASKS = f"{MODES}test_random_masks_differ_between_steps_workers_and_leaves"
 
 JOINED = "tests/exchange/test_sums.py::"
+BUNDLES = "tests/exchange/test_bundles.py::"
 
 MUTATIONS = (
     Mutation(
@@ -22,6 +23,20 @@ MUTATIONS = (
         "jax.process_count() == 1 or",
         "True or",
         (f"{JOINED}test_one_collective_a_dtype_between_processes",),
+    ),
+    Mutation(
+        "leaves of any size are taken",
+        f"{HERE}/bundles.py",
+        "if values <= codec.most_values:",
+        "if True:",
+        (f"{BUNDLES}test_a_leaf_that_is_too_large_is_refused_by_name[top_k]",),
+    ),
+    Mutation(
+        "the leaves that are compressed together are counted one by one",
+        f"{HERE}/bundles.py",
+        '[members] if kind == "group" else',
+        '[members] if kind == "none" else',
+        (f"{BUNDLES}test_leaves_are_counted_together_only_if_they_are_compressed_together",),
     ),
     Mutation(
         "arrays that other axes split are joined",

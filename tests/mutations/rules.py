@@ -21,7 +21,31 @@ STEPS = "tests/local/test_local_steps.py"
 GOSSIP = "tests/local/test_gossip.py"
 RECIPES = "tests/recipes/test_recipes.py"
 
+NOT_LIFTED = "tests/parallel/test_slips.py::test_a_rule_that_is_not_lifted_names_what_does_not_fit"
+
 MUTATIONS = (
+    # ---------------------------------------------------------------- what does not fit
+    Mutation(
+        "what was broadcast is not seen",
+        f"{MADE_OF}/transformation.py",
+        "if same and not fits:",
+        "if False:",
+        (NOT_LIFTED,),
+    ),
+    Mutation(
+        "only the state is looked at, and not the updates",
+        f"{MADE_OF}/transformation.py",
+        "_shapes(emitted) == _shapes(updates) and",
+        "",
+        (NOT_LIFTED,),
+    ),
+    Mutation(
+        "gradients are not compared with the parameters",
+        f"{MADE_OF}/transformation.py",
+        "        _check_shapes(updates, params)\n",
+        "",
+        (NOT_LIFTED,),
+    ),
     # ---------------------------------------------------------------- error feedback
     Mutation(
         "the ratio of the learning rates stands on its head",

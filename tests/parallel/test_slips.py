@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,12 @@ N = 2
 W = jnp.ones(3)
 
 
-def rule(axis_name: str | None = "data"):
+def rule(axis_name: Any = "data"):
     return ef.error_feedback(ef.top_k(k=1), axis_name=axis_name)
+
+
+def other_rule(axis_name: str | None = "data"):
+    return ef.ef21(ef.top_k(k=1), axis_name=axis_name)
 
 
 def chain(axis_name: str | None = "data"):
@@ -117,6 +123,29 @@ SLIPS = {
     "MultiSteps that skips around": (lambda: lifted(skipping(chain())), AFTER),
     "mechanize around": (lambda: lifted(contrib.mechanize(chain())), AFTER),
     "sam around": (lambda: lifted(contrib.sam(chain(), optax.sgd(0.1))), AFTER),
+    "the state of another chain": (
+        lambda: ef.simulate(chain(), N, "data").update(
+            jnp.ones((N, 3)), lifted(optax.chain(other_rule(), optax.sgd(0.1))), W
+        ),
+        r"\[0\]\.estimate is there, but not expected; \[0\]\.residual is expected.*its own init",
+    ),
+    "averaged gradients and no params": (
+        lambda: ef.simulate(chain(), 3, "data").update(W, ef.simulate(chain(), 3, "data").init(W)),
+        r"grads have no leading worker axis.*worker_value_and_grad",
+    ),
+    "a loss that is differentiated already": (
+        lambda: losses(jax.value_and_grad(lambda w, x: jnp.mean(x - w))),
+        r"returned a pair.*pass the loss itself",
+    ),
+    "several keys": (
+        lambda: ef.random_k(0.1, jax.random.split(jax.random.key(0))),
+        r"random_k: key has shape \(2,\), but one key is needed, such as key\[0\]",
+    ),
+    "an axis twice": (
+        lambda: rule(("data", "data")),
+        r"axis_name=\('data', 'data'\) must be.*a tuple of different names",
+    ),
+    "a number of NumPy": (lambda: ef.top_k(k=np.int64(3)), r"k=np\.int64\(3\).*number: 3\."),
     "lookahead around": (lambda: lifted(*lookahead()), r"lifted alone.*optax\.lookahead"),
 }
 
@@ -126,6 +155,56 @@ def test_an_error_names_the_slip_and_the_remedy(slip: str, standard_promotion) -
     make, words = SLIPS[slip]
     with pytest.raises((ValueError, TypeError, NameError), match=words):
         make()
+
+
+ALONE = ef.error_feedback(ef.identity())
+NOT_ONE_WORKERS = {
+    "the state of another rule": (
+        lambda: ALONE.update(W, other_rule(None).init(W)),
+        r"\.estimate is there, but not expected; \.residual is expected, but not there",
+    ),
+    "no state": (lambda: ALONE.update(W, None), r"state does not belong.*\.residual is expected"),
+    "gradients of another tree": (
+        lambda: ALONE.update({"b": W}, ALONE.init({"a": W})),
+        r"\.residual\['a'\] is there, but not expected; \.residual\['b'\] is expected",
+    ),
+    "gradients of another shape": (
+        lambda: ALONE.update(jnp.ones(4), ALONE.init(W)),
+        r"\.residual has shape \(3,\), expected \(4,\)",
+    ),
+    "gradients of all workers, which would be broadcast": (
+        lambda: ALONE.update(jnp.ones((N, 3)), ALONE.init(W)),
+        r"\.residual has shape \(3,\), expected \(2, 3\).*go to a lifted chain",
+    ),
+    "a gradient that would be broadcast": (
+        lambda: other_rule(None).update(jnp.ones(()), other_rule(None).init(W)),
+        r"\.estimate has shape \(3,\), expected \(\)",
+    ),
+    "gradients of all workers, and a rule without a memory": (
+        lambda: ef.compressed_mean(ef.top_k(k=1)).update({"w": jnp.ones((N, 3))}, (), {"w": W}),
+        r"updates\['w'\] has shape \(2, 3\), but params\['w'\] has \(3,\).*a lifted chain",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", NOT_ONE_WORKERS)
+def test_a_rule_that_is_not_lifted_names_what_does_not_fit(slip: str) -> None:
+    make, words = NOT_ONE_WORKERS[slip]
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_another_error_is_raised_as_it_is() -> None:
+    with pytest.raises(TypeError, match="a leaf has dtype int32"):
+        ALONE.update(jnp.ones(3, jnp.int32), ALONE.init(W))
+
+
+def test_numbers_of_python_and_arrays_of_numpy_are_gradients_too() -> None:
+    """An array in double precision is one in float32, as everywhere in JAX; without a warning."""
+    grads = {"a": 2.0, "b": np.full(3, 0.1)}
+    updates, state = ALONE.update(grads, ALONE.init(grads))
+    assert (updates["a"], state.residual["a"]) == (2.0, 0.0)
+    np.testing.assert_array_equal(updates["b"], np.float32([0.1] * 3))
 
 
 def mesh(kind: AxisType):

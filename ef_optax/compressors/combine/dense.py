@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ class Dense(Codec):
     """A stateless Optax transformation of all its leaves together, whose output travels dense."""
 
     tx: optax.GradientTransformation
+
+    most_values: ClassVar[float] = math.inf
 
     @property
     def traits(self) -> Traits:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from ef_optax.compressors.compressor import Compressor
 @dataclasses.dataclass(frozen=True)
 class Identity(Codec):
     """``C(x) = x``, exchanged as an all-reduce of the values."""
+
+    most_values: ClassVar[float] = math.inf
 
     @property
     def traits(self) -> Traits:

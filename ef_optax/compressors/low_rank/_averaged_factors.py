@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar
@@ -64,6 +65,7 @@ class AveragedFactors(MessagelessCodec):
         "its factors are averaged one after the other. Use it in error_feedback or "
         "compressed_mean, or take ef_optax.svd for a message of one worker."
     )
+    most_values: ClassVar[float] = math.inf
 
     @property
     def traits(self) -> Traits:

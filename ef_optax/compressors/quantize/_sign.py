@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ class SignCodec(Codec):
 
     A leaf that is exactly zero has scale 0 and stays exactly zero.
     """
+
+    most_values: ClassVar[float] = math.inf
 
     @property
     def traits(self) -> Traits:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ class Cast(Codec):
 
     dtype: str
     key: Array | None = None
+
+    most_values: ClassVar[float] = math.inf
 
     @property
     def traits(self) -> Traits:

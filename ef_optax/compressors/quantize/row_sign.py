@@ -26,7 +26,8 @@ class RowSign(SignCodec):
 
     def scale(self, x: Array) -> Array:
         rows = x.reshape(_rows(x.shape))
-        return jnp.sum(jnp.abs(rows), axis=1, dtype=scale_dtype(x.dtype)) / max(1, rows.shape[1])
+        width = float(max(1, rows.shape[1]))
+        return jnp.sum(jnp.abs(rows), axis=1, dtype=scale_dtype(x.dtype)) / width
 
     def encode(self, x: Array, key: Array | None = None) -> dict[str, Any]:
         return {**super().encode(x, key), "scale": self.scale(x)}

@@ -25,14 +25,14 @@ class ScaledSign(SignCodec):
         return dataclasses.replace(super().traits, basis="exact")
 
     def scale(self, x: Array) -> Array:
-        return jnp.sum(jnp.abs(x), dtype=scale_dtype(x.dtype)) / max(1, x.size)
+        return jnp.sum(jnp.abs(x), dtype=scale_dtype(x.dtype)) / float(max(1, x.size))
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         """The signs and the scale, from one pass over x."""
         del key
         words, norm = _kernels.pack_signs_and_norm(x.reshape(-1))
         signs = fields.Packed(words, x.size)
-        return {"signs": signs, "scale": (norm / max(1, x.size))[None]}
+        return {"signs": signs, "scale": (norm / float(max(1, x.size)))[None]}
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
         """1/d, the worst case over x; for a given x it is ``||x||_1^2 / (d ||x||_2^2)``."""

@@ -7,6 +7,7 @@ all_reduce:   the k rows of P of the largest norm, as they are in p_i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -41,6 +42,7 @@ class ArcTopK(MessagelessCodec):
     why: ClassVar[str] = (
         "all workers choose its rows together. Use it in error_feedback or compressed_mean."
     )
+    most_values: ClassVar[float] = math.inf
 
     @property
     def traits(self) -> Traits:
