@@ -34,6 +34,9 @@ os.environ["XLA_FLAGS"] = xla_flags
 import jax  # noqa: E402  (the environment above is read when it is imported)
 import pytest  # noqa: E402
 
+# Whole, before pytest imports a single module of it for its examples: that would put the module in
+# place of the function of the same name.
+import ef_optax  # noqa: E402, F401
 from tests.parts import chosen_part  # noqa: E402
 
 # A wire format would hide a float32 that silently widens to the other operand's type.
