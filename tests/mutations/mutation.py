@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LIMIT = 300
-"""Seconds that the tests of one mutation may take; a fault may make a loop endless."""
+"""Seconds of processor time for the tests of one mutation; a fault may make a loop endless."""
+
+PATIENCE = 10 * LIMIT
+"""Seconds after which a run that waits for something has no result."""
+
+LIMITED = 'ulimit -t "$0"; exec "$@"'
 
 LEFT_OUT = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "runs", "build", "site")
 
@@ -66,15 +72,22 @@ class Copy:
         self.root = folder
         shutil.copytree(root, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
 
-    def tests(self, selection: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Runs the tests up to the first that fails."""
-        options = ("-x", "-q", "-n", "0", "--hypothesis-profile=mutations")
+    def tests(
+        self, selection: Sequence[str], limit: int | str = "unlimited"
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs the tests, slow ones as well, up to the first that fails.
+
+        Args:
+          selection: files or test ids.
+          limit: seconds of processor time; then patience is limited too.
+        """
+        options = ("-x", "-q", "-n", "0", "-m", "", "--hypothesis-profile=mutations")
         return subprocess.run(
-            [sys.executable, "-m", "pytest", *options, "-m", "", *selection],  # slow ones as well
+            ["sh", "-c", LIMITED, str(limit), sys.executable, "-m", "pytest", *options, *selection],
             cwd=self.root,
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=PATIENCE if isinstance(limit, int) else None,
             check=False,
         )
 
@@ -84,11 +97,11 @@ class Copy:
         text = path.read_text(encoding="utf-8")
         try:
             path.write_text(mutation.applied(text), encoding="utf-8")
-            word, detail = _judged(self.tests(mutation.tests))
+            word, detail = _judged(self.tests(mutation.tests, LIMIT))
         except ValueError as error:
             word, detail = "BROKEN", str(error)
         except subprocess.TimeoutExpired:
-            word, detail = "caught", f"the tests do not end within {LIMIT} s"
+            word, detail = "BROKEN", f"no result after {PATIENCE} s; the machine may be busy"
         finally:
             path.write_text(text, encoding="utf-8")
         return Result(word, detail, time.perf_counter() - start)
@@ -97,6 +110,8 @@ class Copy:
 def _judged(run: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     if run.returncode == 0:
         return "MISSED", "all tests passed"
+    if run.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return "caught", f"the tests do not end within {LIMIT} s of processor time"
     failed = re.search(r"^FAILED (\S+)", run.stdout, re.MULTILINE)
     if run.returncode == 1 and failed:
         return "caught", f"by {failed.group(1)}"
