@@ -125,6 +125,17 @@ def test_between_tiers_nothing_is_rounded_to_the_gradients_dtype() -> None:
         assert residual.tolist() == [[0.0, kept]]
 
 
+def test_two_rules_in_one_chain_are_two_tiers() -> None:
+    """The lift gives each rule the axes over which its residual differs; worked out by hand."""
+    rules = [ef.error_feedback(ef.top_k(k=1), axis_name=axis) for axis in ("data", "pod")]
+    tx = ef.simulate(optax.chain(*rules), (2, 2), ("pod", "data"))
+    grads = jnp.array([[3.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 4.0], [0.0, 0.0, 4.0]])
+    updates, (first, second) = jax.jit(tx.update)(grads, tx.init(jnp.zeros(3)), jnp.zeros(3))
+    assert updates.tolist() == [0.75, 0.0, 2.0]  # of the pods' [1.5, 1, 0] and [0, 0, 4]
+    assert first.residual.tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3]
+    assert second.residual.tolist() == [[0.0, 1.0, 0.0]] * 2 + [[0.0] * 3] * 2
+
+
 SLOW, FAST, SHAPE = 2, 4, (16, 12)
 FEW = ef.natural(3)
 FEWER = ef.block_top_k(0.1, block=64)
