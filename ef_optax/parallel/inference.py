@@ -11,7 +11,6 @@ found.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from ef_optax.estimators.points import query_points
 from ef_optax.parallel.arguments import PerWorker, take_apart
 from ef_optax.parallel.dataflow import NOWHERE, Axes, Dataflow, axes_inside
 from ef_optax.parallel.remedies import workers_along
-from ef_optax.parallel.worker_map import Sizes, sizes_of
+from ef_optax.parallel.worker_map import Sizes, Tracing, sizes_of, without_devices
 
 
 def abstract(tree: Any) -> Any:
@@ -81,16 +80,16 @@ def varying_axes(
     sizes: Sizes,
     *,
     extra_args: dict[str, Any] | None = None,
+    trace: Tracing | None = None,
 ) -> tuple[Any, Any]:
     """One worker's state (shapes and dtypes), and the set of axes over which each leaf differs.
 
     With a tuple of axes and one exchange over each, the first residual differs over all of them,
-    and the second only over the axes that the first exchange does not cover. See
-    :func:`worker_axes`.
+    and the second only over the axes that the first exchange does not cover. ``trace`` traces
+    one worker's functions; by default no devices are needed. See :func:`worker_axes`.
     """
     params = abstract(params)
-    sizes_by_name = list(zip(axis_names(axis_name), sizes, strict=True))
-    trace = functools.partial(jax.make_jaxpr, axis_env=sizes_by_name, return_shape=True)
+    trace = without_devices(axis_name, sizes) if trace is None else trace
     with workers_along(axis_name):
         begin, state = trace(tx.init)(params)
     _require_exchange(state)

@@ -287,7 +287,12 @@ class _Plans:
         like = inference.abstract(params)
         with context.lifting(lift.virtual()):  # model axes are emulated, so no device is needed
             local, varying = inference.varying_axes(
-                tx, like, workers.axis_name, workers.sizes, extra_args=self.extra_args
+                tx,
+                like,
+                workers.axis_name,
+                workers.sizes,
+                extra_args=self.extra_args,
+                trace=workers.tracing,
             )
         layouts = jax.tree.map(Layout, varying)
         specs = workers.state_specs(tx, like, lift, local, layouts)

@@ -16,7 +16,7 @@ from ef_optax._numeric import check
 from ef_optax._rules import resting
 from ef_optax.parallel import specs
 from ef_optax.parallel.lift import Lifted, lifted
-from ef_optax.parallel.worker_map import Layout, Sizes, WorkerMap, each
+from ef_optax.parallel.worker_map import Layout, Sizes, Tracing, WorkerMap, each
 
 
 def data_parallel(
@@ -93,7 +93,7 @@ class MeshMap(WorkerMap):
             "axis_names": set(axis_names(self.axis_name)),
             "check_vma": False,
         }
-        if not _is_explicit(self.mesh):
+        if not _is_explicit(self.mesh) or (not place and self._fit(operands, layouts)):
             mapped = jax.shard_map(local, mesh=self.mesh, **manual)
             if place:
                 mapped = jax.jit(mapped, out_shardings=self._shardings(out_specs))
@@ -104,10 +104,55 @@ class MeshMap(WorkerMap):
 
         return self._automatically(automatic, operands, self._shardings(out_specs))
 
+    @property
+    def tracing(self) -> Tracing:
+        if self._model_axes:  # they are emulated, so the map of run is another one
+            return super().tracing
+        # All axes are manual inside the map, whatever they are outside.
+        outside = dict.fromkeys(self.mesh.axis_names, jax.sharding.AxisType.Auto)
+        mesh = self.mesh.abstract_mesh.update_axis_types(outside)
+
+        def tracing(fun: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+            mapped = jax.shard_map(fun, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+
+            def traced(*operands: Any) -> tuple[Any, Any]:
+                with jax.sharding.use_abstract_mesh(mesh):
+                    jaxpr, results = jax.make_jaxpr(mapped, return_shape=True)(*operands)
+                return jaxpr, jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), results
+                )
+
+            return traced
+
+        return tracing
+
     def on_all(self, fun: Callable[[Any], Any], tree: Any) -> Any:
         if not _is_explicit(self.mesh):
             return fun(tree)
         return self._automatically(fun, (tree,), self.sharding(P()))
+
+    def _fit(self, operands: tuple[Any, ...], layouts: tuple[Any, ...]) -> bool:
+        """Whether a map over an Explicit mesh takes these operands as they are.
+
+        All axes are then manual, and the type of each operand has the spec of its layout. Such a
+        map needs no conversion to automatic axes, which costs two equations and two constraints for
+        each result to trace and compile.
+        """
+
+        def fits(layout: Layout, x: Any) -> bool:
+            found = jax.typeof(x).sharding
+            if found.mesh != self.mesh.abstract_mesh:
+                return False
+            own = axis_names(self.axis_name) if layout.axes else ()
+            return context.spec_axes(P(*found.spec[:1])) == own and not any(found.spec[1:])
+
+        return not self._model_axes and all(jax.tree.leaves(each(fits, layouts, operands)))
+
+    @property
+    def _model_axes(self) -> dict[str, int]:
+        """The sizes of the mesh's other axes."""
+        names = axis_names(self.axis_name)
+        return {axis: size for axis, size in self.mesh.shape.items() if axis not in names}
 
     def _automatically(self, fun: Callable[..., Any], operands: Any, shardings: Any) -> Any:
         """Runs ``fun`` on the Explicit mesh as if its axes were Auto."""
@@ -129,9 +174,8 @@ class MeshMap(WorkerMap):
             given = specs.typed(params)
         if given is None:
             given = specs.concrete(params, self.mesh)
-        names = axis_names(self.axis_name)
-        others = {a: s for a, s in self.mesh.shape.items() if a not in names}
-        return context.Lift(specs.by_path(params, given, self.axis_name, others), others)
+        sizes = self._model_axes
+        return context.Lift(specs.by_path(params, given, self.axis_name, sizes), sizes)
 
     def state_specs(
         self,

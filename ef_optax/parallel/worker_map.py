@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,15 @@ from ef_optax._exchange.collectives import AxisName, axis_names
 from ef_optax._numeric import check
 
 Sizes = tuple[int, ...]
+
+Tracing = Callable[[Callable[..., Any]], Callable[..., tuple[Any, Any]]]
+"""From one worker's function makes one that returns its trace and the shapes of its results."""
+
+
+def without_devices(axis_name: AxisName, sizes: Sizes) -> Tracing:
+    """Traces one worker's functions among as many workers."""
+    axes = list(zip(axis_names(axis_name), sizes, strict=True))
+    return functools.partial(jax.make_jaxpr, axis_env=axes, return_shape=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +118,15 @@ class WorkerMap(abc.ABC):
         Returns:
           What ``fun`` returned, as arrays of all workers.
         """
+
+    @property
+    def tracing(self) -> Tracing:
+        """How one worker's update is traced to find what differs between the workers.
+
+        JAX knows a ``jit`` again where the surrounding map is the same, so this one should look
+        like that of :meth:`run`: codecs that are traced here are then not traced there.
+        """
+        return without_devices(self.axis_name, self.sizes)
 
     @abc.abstractmethod
     def on_all(self, fun: Callable[[Any], Any], tree: Any) -> Any:

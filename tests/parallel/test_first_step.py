@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
 from benchmarks.compile_time import kernels_of
@@ -87,6 +89,24 @@ def test_one_more_leaf_adds_few_equations(method: str) -> None:
         for name in (method, "dense")
     )
     assert own <= 2 * dense, (own, dense)
+
+
+def test_explicit_axes_add_no_equation() -> None:
+    """Arrays with the specs of their layouts go into the map as they are: nothing is resharded."""
+    counts = []
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((N,), ("data",), axis_types=(kind,), devices=jax.devices()[:N])
+        tx = ef.data_parallel(ef.error_feedback(ef.identity(), axis_name="data"), mesh, "data")
+        params, grads = (
+            {
+                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+                for name, x in likes(*lead, count=FEW, equal=True).items()
+            }
+            for lead, spec in (((), P()), ((N,), P("data")))
+        )
+        traced = jax.jit(tx.update).trace(grads, tx.abstract_state(params), params)
+        counts.append(equations(traced.jaxpr))
+    assert counts[0] == counts[1], counts
 
 
 # The others differ within a bundle of leaves only.

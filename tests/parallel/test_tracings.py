@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 from jax.sharding import AxisType
 
 import ef_optax as ef
+from ef_optax.compressors.combine.identity import Identity
 
 N = 4
 PARAMS = {"w": np.ones((3, 2), np.float32), "b": np.ones(5, np.float32)}
 GRADS = {name: np.ones((N, *x.shape), np.float32) for name, x in PARAMS.items()}
 
 
-def counting(axis_name) -> tuple[optax.GradientTransformation, list[int]]:
+def counting(axis_name, compressor) -> tuple[optax.GradientTransformation, list[int]]:
     """A chain whose flags take several passes to settle, and the list of its tracings."""
     tracings: list[int] = []
 
@@ -31,16 +34,17 @@ def counting(axis_name) -> tuple[optax.GradientTransformation, list[int]]:
         return dict.fromkeys("abc", jnp.zeros(()))
 
     axes = (axis_name,) if isinstance(axis_name, str) else axis_name
-    rules = [ef.error_feedback(ef.top_k(k=1), axis_name=axis) for axis in reversed(axes)]
+    rules = [ef.error_feedback(compressor, axis_name=axis) for axis in reversed(axes)]
     chain = optax.chain(optax.GradientTransformation(init, count), *rules, optax.trace(0.5))
     return chain, tracings
 
 
-def lifted(where: str):
+def lifted(where: str, compressor: ef.Compressor | None = None):
+    compressor = compressor or ef.top_k(k=1)
     if where == "two tiers":
-        chain, tracings = counting(("pod", "data"))
+        chain, tracings = counting(("pod", "data"), compressor)
         return ef.simulate(chain, (2, N // 2), ("pod", "data")), tracings
-    chain, tracings = counting("data")
+    chain, tracings = counting("data", compressor)
     if where == "simulate":
         return ef.simulate(chain, N, "data"), tracings
     kind = AxisType.Explicit if where == "explicit" else AxisType.Auto
@@ -74,6 +78,25 @@ def test_a_state_that_was_restored_costs_one_tracing_more() -> None:
     jax.eval_shape(tx.update, GRADS, state, PARAMS)
     jax.eval_shape(tx.update, GRADS, state, PARAMS)
     assert len(tracings) == 2
+
+
+@pytest.mark.parametrize("where", ["simulate", "auto", "explicit"])
+def test_codecs_are_not_traced_again_at_the_first_update(where: str) -> None:
+    """The map in which ``init`` finds what differs between workers looks like that of ``update``,
+    so JAX knows the codecs of both leaves again."""
+    tracings: list[int] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counted(Identity):
+        def encode(self, x, key=None):
+            tracings.append(1)
+            return super().encode(x, key)
+
+    tx, _ = lifted(where, ef.Compressor(Counted()))
+    state = tx.init(PARAMS)
+    assert len(tracings) == len(PARAMS)
+    jax.block_until_ready(jax.jit(tx.update)(GRADS, state, PARAMS))
+    assert len(tracings) == len(PARAMS)
 
 
 def test_other_shapes_are_another_question() -> None:
