@@ -107,14 +107,20 @@ def one_by_one(axis: AxisName) -> bool:
     return by_device(axis) and set(mesh.axis_names) == set(mesh.manual_axes)
 
 
-def psum(x: jax.Array, axis: AxisName) -> jax.Array:
-    """The sum of ``x`` over the workers."""
+def psum(x: Any, axis: AxisName) -> Any:
+    """The sum over the workers of each array of a tree."""
     if axis is None:
         return x
-    large = x.size >= LARGE and x.dtype.itemsize >= 4
-    if large and not by_device(axis) and jax.default_backend() == "cpu":
-        return _in_order(all_gather(x, axis))
-    return jax.lax.psum(to_varying(x, axis), axis)
+    arrays, structure = jax.tree.flatten(x)
+    on_cpu = not by_device(axis) and jax.default_backend() == "cpu"
+    loops = [on_cpu and a.size >= LARGE and a.dtype.itemsize >= 4 for a in arrays]
+    others = [a for a, loop in zip(arrays, loops, strict=True) if not loop]
+    rest = iter(jax.lax.psum(to_varying(others, axis), axis) if others else ())
+    sums = [
+        _in_order(all_gather(a, axis)) if loop else next(rest)
+        for a, loop in zip(arrays, loops, strict=True)
+    ]
+    return jax.tree.unflatten(structure, sums)
 
 
 LARGE = 1 << 15
@@ -131,8 +137,8 @@ def _in_order(rows: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(1, len(rows), lambda i, total: total + rows[i], rows[0])
 
 
-def pmax(x: jax.Array, axis: AxisName) -> jax.Array:
-    """The elementwise maximum of ``x`` over the workers."""
+def pmax(x: Any, axis: AxisName) -> Any:
+    """The elementwise maximum over the workers of each array of a tree."""
     return x if axis is None else jax.lax.pmax(to_varying(x, axis), axis)
 
 
@@ -168,10 +174,22 @@ def anywhere(flag: jax.Array, axis: AxisName) -> jax.Array:
     return pmax(flag.astype(jnp.int32), tuple(manual)) > 0
 
 
-def to_varying(x: jax.Array, axis: AxisName) -> jax.Array:
-    """A value that is the same on all workers, with the type of one that differs; no data moves."""
-    missing = tuple(n for n in axis_names(axis) if n not in jax.typeof(x).manual_axis_type.varying)
-    return jax.lax.pcast(x, missing, to="varying") if missing and typed(axis) else x
+def to_varying(tree: Any, axis: AxisName) -> Any:
+    """Arrays that are the same on all workers, with the types of ones that differ.
+
+    No data moves. Asking whether types vary costs an equation, so it is asked once for all arrays.
+    """
+
+    def missing(x: Any) -> tuple[str, ...]:
+        varying = jax.typeof(x).manual_axis_type.varying
+        return tuple(name for name in axis_names(axis) if name not in varying)
+
+    def one(x: Any) -> Any:
+        names = missing(x)
+        return jax.lax.pcast(x, names, to="varying") if names else x
+
+    needed = any(missing(x) for x in jax.tree.leaves(tree)) and typed(axis)
+    return jax.tree.map(one, tree) if needed else tree
 
 
 def agreed_cond(pred: Any, true_fun: Any, false_fun: Any, *operands: Any, axis: AxisName) -> Any:

@@ -318,19 +318,17 @@ class _Run:
         again = functools.cache(self.again)  # once per stage: switch branches share no arrays
 
         def value(bundle: Bundle, outcome: Outcome, name: str) -> Any:
-            """A result of a bundle; it differs between workers, so its type must too."""
-            # A codec that streams its residual gets a copy of the leaf, if there is one.
+            """A result of a bundle. To stream its residual, a codec gets a copy of the leaf."""
             streams = name == "residual" and bundle.kind == "leaf" and bundle.codec.streams
             copies = again() if streams else None
-            found = getattr(outcome, name)(*(() if copies is None else (bundle.take(copies),)))
-            return jax.tree.map(lambda x: coll.to_varying(x, axis), found)
+            return getattr(outcome, name)(*(() if copies is None else (bundle.take(copies),)))
 
         def result(name: str) -> list[Array]:
             """A result of all leaves, for the record."""
             found: list[Any] = [None] * len(leaves)
             for bundle, outcome in zip(bundles, outcomes, strict=True):
                 self._put(found, bundle, value(bundle, outcome, name), rows)
-            return found
+            return coll.to_varying(found, axis)
 
         results: dict[str, list[Any]] = {n: [None] * len(leaves) for n in ("aggregate", *want)}
         after: list[Any] = [()] * len(leaves)
@@ -345,6 +343,8 @@ class _Run:
                 self._put(results[name], bundle, value(bundle, outcome, name), rows)
             if bundle.codec.stateful:
                 self._put(after, bundle, outcome.state, rows)
+        # They differ between workers, so their types must too.
+        results |= {name: coll.to_varying(results[name], axis) for name in want}
         split = [() if spec is None else context.spec_axes(spec) for spec in self.specs]
         seen, sums = (), ()
         if self.look is not None:

@@ -66,11 +66,11 @@ def max_trees(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:
 
 def _reduced(trees: Sequence[Tree], axis: coll.AxisName, collective: Any) -> list[Tree]:
     """Reduces each array separately; empty ones are the same on all workers and do not travel."""
-
-    def one(x: Array) -> Array:
-        return collective(x, axis) if x.size else jnp.zeros(x.shape, x.dtype)
-
-    return jax.tree.map(one, list(trees))
+    arrays, structure = jax.tree.flatten(list(trees))
+    full = [x for x in arrays if x.size]
+    reduced = iter(collective(full, axis) if full else ())
+    results = [next(reduced) if x.size else jnp.zeros(x.shape, x.dtype) for x in arrays]
+    return jax.tree.unflatten(structure, results)
 
 
 def _joined_sums(trees: Sequence[Tree], axis: coll.AxisName) -> list[Tree]:

@@ -252,8 +252,8 @@ MUTATIONS = (
     Mutation(
         "simulated workers are summed by a slow reduction",
         COLLECTIVES,
-        "    if large and not by_device(axis)",
-        "    if False and not by_device(axis)",
+        "on_cpu = not by_device(axis) and",
+        "on_cpu = not by_device(axis) and False and",
         ("tests/exchange/test_sums.py",),
     ),
 )

@@ -145,6 +145,27 @@ MUTATIONS = (
         "return P(self.axis_name) if layout.axes else spec",
         (f"{TESTS}/test_model_axes.py::test_the_state_is_split_as_its_parameter",),
     ),
+    Mutation(
+        "codecs are traced again at the first update on a mesh",
+        f"{HERE}/mesh.py",
+        "if self._model_axes:  # they are emulated",
+        "if True:  # they are emulated",
+        (f"{TESTS}/test_tracings.py::test_codecs_are_not_traced_again_at_the_first_update",),
+    ),
+    Mutation(
+        "every leaf is converted to automatic axes on an Explicit mesh",
+        f"{HERE}/mesh.py",
+        "return not self._model_axes and all(",
+        "return False and all(",
+        (f"{TESTS}/test_first_step.py::test_explicit_axes_add_no_equation",),
+    ),
+    Mutation(
+        "whether types vary is asked for each leaf",
+        "ef_optax/_exchange/collectives.py",
+        "needed = any(missing(x) for x in jax.tree.leaves(tree)) and typed(axis)",
+        "needed = any([missing(x) and typed(axis) for x in jax.tree.leaves(tree)])",
+        (f"{TESTS}/test_first_step.py::test_one_more_leaf_adds_few_equations",),
+    ),
     # ---------------------------------------------------------------- gradients
     Mutation(
         "all workers drop the same units",

@@ -83,12 +83,13 @@ def growth(counts: list[int]) -> float:
 @pytest.mark.parametrize("method", METHODS)
 def test_one_more_leaf_adds_few_equations(method: str) -> None:
     """Besides Adam's: g + e, its row in a stack, the mean and the residual; the choice between old
-    and new for the update, two moments and the residual; and joining the leaves for one check."""
+    and new for the update, two moments and the residual; and joining the leaves for one check. The
+    identity is not stacked: each leaf is encoded, decoded and divided by the number of workers."""
     own, dense = (
         growth([equations(traced(name, count).jaxpr) for count in (FEW, MANY)])
         for name in (method, "dense")
     )
-    assert own <= 2 * dense, (own, dense)
+    assert own <= dense + (14 if method == "identity" else 10), (own, dense)
 
 
 def test_explicit_axes_add_no_equation() -> None:
