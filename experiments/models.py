@@ -18,15 +18,18 @@ NAMES = ("mlp", "cnn", "resnet18")
 
 
 class MLP(nn.Module):
-    """Two dense layers with a ReLU between."""
+    """Dense layers of these widths, each followed by a ReLU, and a last one without."""
 
     classes: int
-    hidden: int = 128
+    hidden: tuple[int, ...] = (128,)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        logits = nn.Dense(self.classes)  # first, because names count, and with them initial values
         x = images.reshape(len(images), -1)
-        return nn.Dense(self.classes)(nn.relu(nn.Dense(self.hidden)(x)))
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+        return logits(x)
 
 
 class CNN(nn.Module):

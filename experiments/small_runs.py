@@ -27,6 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("dataset", "digits", data.NAMES, "What is learned.", **given)
     flags.DEFINE_string("data_dir", None, "The folder of its files, if it needs any.", **given)
     flags.DEFINE_integer("train_images", 0, "The first of them only; 0: all.", 0, **given)
+    flags.DEFINE_list("hidden", ["128"], "Widths of the perceptron's hidden layers.", **given)
     flags.DEFINE_integer("workers", 8, "Simulated workers.", 1, **given)
     flags.DEFINE_integer("batch_size", 2, "Examples of each worker.", 1, **given)
     flags.DEFINE_integer("epochs", 12, "Passes over the training set.", 1, **given)
@@ -47,6 +48,7 @@ class Task:
     """A data set, a perceptron, and the order of the examples for every seed."""
 
     def __init__(self, values: flags.FlagValues) -> None:
+        hidden = _widths(values.hidden)
         found = data.load(values.dataset, values.data_dir)
         count = values.train_images or len(found.train_labels)
         train = found.train_images[:count].astype(np.float32)
@@ -54,7 +56,7 @@ class Task:
         self.train = (train - center) / scale, found.train_labels[:count]
         self.test = (found.test_images.astype(np.float32) - center) / scale, found.test_labels
         self.workers, self.batch, self.seeds = values.workers, values.batch_size, values.seeds
-        self.stretches = values.stretches
+        self.stretches, self.epochs = values.stretches, values.epochs
         if values.epochs % self.stretches:
             raise flags.IllegalFlagValueError(
                 f"flag --stretches={self.stretches}: it must divide --epochs={values.epochs}."
@@ -76,7 +78,7 @@ class Task:
             orders.append(np.concatenate(epochs))
         shape = (self.seeds, self.stretches, -1, self.workers, self.batch)
         self.order = np.stack(orders).reshape(shape).astype(np.int32)
-        self.model = models.create("mlp", found.classes)
+        self.model = models.MLP(found.classes, hidden)
         self.rate = optax.piecewise_constant_schedule(values.lr, {self.steps // 2: 0.1})
 
     def loss(self, params: Any, index: jax.Array) -> jax.Array:
@@ -139,16 +141,37 @@ class Task:
     def accuracy(self, carry: Carry) -> np.ndarray:
         """The accuracy of every seed on the test set, in per cent."""
         images, labels = self.test
-        logits = jax.vmap(lambda p: self.model.apply(p, jnp.asarray(images), train=False))(
-            carry.params
+        return 100 * np.mean(np.argmax(self._logits(carry, images), -1) == labels, axis=1)
+
+    def training_loss(self, carry: Carry) -> np.ndarray:
+        """The mean cross entropy of every seed on the whole training set."""
+        images, labels = self.train
+        logits = self._logits(carry, images)
+        of_each = optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.broadcast_to(jnp.asarray(labels), logits.shape[:2])
         )
-        return 100 * np.mean(np.argmax(logits, -1) == labels, axis=1)
+        return np.asarray(of_each.mean(1))
+
+    def _logits(self, carry: Carry, images: np.ndarray) -> jax.Array:
+        """(seeds, images, classes)."""
+        apply = lambda p: self.model.apply(p, jnp.asarray(images), train=False)  # noqa: E731
+        return jax.vmap(apply)(carry.params)
 
 
-def compared(ours: np.ndarray, other: np.ndarray) -> str:
+def _widths(words: list[str]) -> tuple[int, ...]:
+    """The value of `--hidden`."""
+    if any(not word.isdecimal() or not int(word) for word in words):
+        raise flags.IllegalFlagValueError(
+            f"flag --hidden={','.join(words)}: give the width of every hidden layer, as in 128,64."
+        )
+    return tuple(map(int, words))
+
+
+def compared(ours: np.ndarray, other: np.ndarray, digits: int = 2) -> str:
     """The mean difference of two methods by seed, with its standard error."""
     gap = ours - other
-    return f"{gap.mean():+.2f} ± {gap.std(ddof=1) / np.sqrt(len(gap)):.2f}"
+    error = gap.std(ddof=1) / np.sqrt(len(gap))
+    return f"{gap.mean():+.{digits}f} ± {error:.{digits}f}"
 
 
 def spread(values: np.ndarray) -> str:

@@ -120,4 +120,25 @@ MUTATIONS = (
         "        if budget < 0:",
         (f"{TESTS}/test_lm_costs.py::test_dense_steps_at_the_start_count_as_such",),
     ),
+    Mutation(
+        "a policy is compared with a level of other bytes",
+        "experiments/policies_report.py",
+        "best is None or off[best] > TOLERANCE",
+        "best is None",
+        (f"{TESTS}/test_policies.py::test_a_policy_is_compared_with_the_level_of_its_bytes",),
+    ),
+    Mutation(
+        "the fixed level is the smallest there is",
+        "experiments/policies.py",
+        "(middle, up) if bytes_of(middle) < size",
+        "(middle, up) if bytes_of(middle) > size",
+        (f"{TESTS}/test_policies.py::test_the_level_with_the_same_bytes",),
+    ),
+    Mutation(
+        "records of other flags are continued",
+        "experiments/policies.py",
+        'if records.about["flags"].get(n) != settings[n]]',
+        "if n not in SETTINGS]",
+        (f"{TESTS}/test_policies.py::test_records_of_other_flags_are_not_continued",),
+    ),
 )
