@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +42,8 @@ def as_transformation(
             try:
                 emitted, after = update_fn(updates, state, params, **extra_args)
             except (AttributeError, TypeError, ValueError) as error:
-                _explain(init_fn, updates, state, error)
+                if not _says_why(error):
+                    _explain(init_fn, updates, state, error)
                 raise
             same = jax.tree.structure(after) == jax.tree.structure(state)
             fits = _shapes(emitted) == _shapes(updates) and _shapes(after) == _shapes(state)
@@ -52,6 +55,8 @@ def as_transformation(
 
     return optax.GradientTransformationExtraArgs(init, update)
 
+
+PACKAGE = Path(__file__).parents[1]
 
 ALL_WORKERS = (
     "Gradients of all workers, with a leading worker axis, go to a lifted chain, "
@@ -87,6 +92,14 @@ def _check_shapes(updates: Any, params: Any) -> None:
             )
 
 
+def _says_why(error: Exception) -> bool:
+    """Whether an error is one of this library's own, which names what is wrong."""
+    if isinstance(error, AttributeError) or "JAX has removed" in str(vars(error)):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(PACKAGE)
+
+
 def _explain(
     init_fn: Callable[..., Any], updates: Any, state: Any, error: Exception | None
 ) -> None:
@@ -100,6 +113,8 @@ def _explain(
     except Exception:  # the gradients alone are at fault, and the first error says how
         return
     if jax.tree.structure(state) != jax.tree.structure(expected):
+        if error is None:  # a rule inside of another may have a state of another form
+            return
         what = trees.difference(state, expected)
     elif _shapes(state) != _shapes(expected):
         located = zip(jax.tree.leaves_with_path(state), _shapes(expected), strict=True)
