@@ -81,9 +81,9 @@ class Task:
         self.model = models.MLP(found.classes, hidden)
         self.rate = optax.piecewise_constant_schedule(values.lr, {self.steps // 2: 0.1})
 
-    def loss(self, params: Any, index: jax.Array) -> jax.Array:
-        """The mean cross entropy of the training examples with these indices."""
-        images, labels = (jnp.asarray(part)[index] for part in self.train)
+    def loss(self, params: Any, index: jax.Array, train: Any) -> jax.Array:
+        """The mean cross entropy of the examples with these indices in the training set."""
+        images, labels = (jnp.asarray(part)[index] for part in train)
         logits = self.model.apply(params, images, train=True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -104,24 +104,28 @@ class Task:
         return Carry(params, jax.jit(jax.vmap(self.optimizer(rule).init))(params))
 
     def program(self, rule: optax.GradientTransformation, carry: Carry) -> Any:
-        """A compiled program that trains all seeds for one stretch."""
+        """A compiled program that trains all seeds for one stretch.
+
+        The training set is an argument: a large constant takes minutes to compile.
+        """
         tx = self.optimizer(rule)
 
-        def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
-            params, state = carry
-            gradients = jax.vmap(jax.grad(self.loss), (None, 0))(params, index)
-            updates, state = tx.update(gradients, state, params)
-            return (optax.apply_updates(params, updates), state), None
+        def one(params: Any, state: Any, index: jax.Array, train: Any) -> Any:
+            def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
+                params, state = carry
+                gradients = jax.vmap(jax.grad(self.loss), (None, 0, None))(params, index, train)
+                updates, state = tx.update(gradients, state, params)
+                return (optax.apply_updates(params, updates), state), None
 
-        def one(params: Any, state: Any, index: jax.Array) -> Any:
             return jax.lax.scan(step, (params, state), index)[0]
 
-        return jax.jit(jax.vmap(one)).lower(carry.params, carry.state, self.order[:, 0]).compile()
+        of_all = jax.jit(jax.vmap(one, (0, 0, 0, None)))
+        return of_all.lower(carry.params, carry.state, self.order[:, 0], self.train).compile()
 
     def stretch(self, program: Any, carry: Carry) -> tuple[Carry, float]:
         """Trains for one stretch; also returns the processor seconds for a step of one seed."""
         index, start = self.order[:, carry.stretch], time.process_time()
-        params, state = jax.block_until_ready(program(carry.params, carry.state, index))
+        params, state = jax.block_until_ready(program(carry.params, carry.state, index, self.train))
         seconds = (time.process_time() - start) / (index.shape[0] * index.shape[1])
         return Carry(params, state, carry.stretch + 1), seconds
 
@@ -133,7 +137,7 @@ class Task:
         """What a compressor of worker 0 gets next in the run of seed 0: its step and residual."""
         params = jax.tree.map(lambda x: x[0], carry.params)
         at = min(carry.stretch, self.stretches - 1)
-        gradient = jax.grad(self.loss)(params, jnp.asarray(self.order[0, at, 0, 0]))
+        gradient = jax.grad(self.loss)(params, jnp.asarray(self.order[0, at, 0, 0]), self.train)
         rate = self.rate_at(carry.stretch)
         residual = jax.tree.map(lambda x: x[0, 0], carry.state[1].residual)
         return jax.tree.map(lambda g, e: e - rate * g, gradient, residual)
