@@ -24,7 +24,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.slow_network import records
+from experiments import lines
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -184,12 +184,12 @@ class Trials:
     def records(self, kind: str) -> list[dict[str, Any]]:
         """The records of this number of processes."""
         facts = {"kind": kind, "processes": self.count, "epochs": self.flags.epochs}
-        return [r for r in records.read(self.path) if facts.items() <= r.items()]
+        return [r for r in lines.read(self.path) if facts.items() <= r.items()]
 
     def write(self, kind: str, **found: Any) -> None:
         """Adds a record."""
         facts = {"kind": kind, "processes": self.count, "epochs": self.flags.epochs}
-        records.append(self.path, facts | found)
+        lines.append(self.path, facts | found)
         shown = {name: value for name, value in found.items() if name not in ("rows", "said")}
         print(f"{kind}, {self.count} processes: {shown}", flush=True)
 
@@ -314,7 +314,7 @@ def main() -> None:
         data.load("digits", None)
         for count in counts:
             Trials(count, flags).measure()
-    print(report(records.read(path)))
+    print(report(lines.read(path)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from ef_optax.measure.planner import Link
 from ef_optax.measure.planner.links import seconds
-from experiments import report, storage, study
+from experiments import lines, report, storage, study
 from experiments.lm_costs import Method, size
 
 LINKS = ("50mbit", "200mbit", "1gbit", "10gbit")
@@ -58,18 +57,15 @@ class Records:
         self.about: dict[str, dict[str, Any]] = {}
         self.wire: dict[tuple[str, str], dict[str, Any]] = {}
         self.runs: dict[tuple[str, str, float, int], dict[str, Any]] = {}
-        if path.exists():
-            try:
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    self._take(json.loads(line))
-            except (ValueError, KeyError) as error:
-                raise storage.OutputError(f"{path}: damaged line ({error})") from None
+        try:
+            for row in lines.read(path):
+                self._take(row)
+        except KeyError as error:
+            raise storage.OutputError(f"{path}: a line has no {error}") from None
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a line to the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        lines.append(self.path, row)
         self._take(row)
 
     def _take(self, row: dict[str, Any]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import small_runs, storage, study
+from experiments import lines, small_runs, storage, study
 
 TOLERANCE = 0.015
 """Share by which the bytes of a policy and of its fixed level may differ."""
@@ -32,18 +31,15 @@ class Records:
         self.about: Row = {}
         self.methods: dict[str, Row] = {}
         self.levels: dict[tuple[float, int], Row] = {}
-        if path.exists():
-            try:
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    self._take(json.loads(line))
-            except (ValueError, KeyError) as error:
-                raise storage.OutputError(f"{path}: damaged line ({error})") from None
+        try:
+            for row in lines.read(path):
+                self._take(row)
+        except KeyError as error:
+            raise storage.OutputError(f"{path}: a line has no {error}") from None
 
     def add(self, row: Row) -> None:
         """Appends a line to the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        lines.append(self.path, row)
         self._take(row)
 
     def _take(self, row: Row) -> None:

@@ -29,7 +29,8 @@ import jax
 import orbax.checkpoint as ocp
 
 import ef_optax as ef
-from experiments import processes
+from experiments import lines, processes
+from experiments.lines import OutputError
 
 _OURS = (
     "config.json",
@@ -46,10 +47,6 @@ _OURS = (
 
 _OVERHEAD = 1 << 17
 """Bytes of a checkpoint beside its arrays."""
-
-
-class OutputError(Exception):
-    """The output folder cannot be used as asked."""
 
 
 def folder(text: str) -> Path:
@@ -153,22 +150,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def append_row(out_dir: Path, row: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl and waits until it is on the disk."""
-    with (out_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    lines.append(out_dir / "metrics.jsonl", row)
 
 
 def read_rows(out_dir: Path) -> list[dict[str, Any]]:
     """All complete lines of metrics.jsonl, without a last line that a kill cut short."""
-    path = out_dir / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        return [json.loads(line) for line in lines]
-    except ValueError as error:  # not JSON, or not even text
-        raise OutputError(f"{path}: damaged line ({error})") from None
+    return lines.read(out_dir / "metrics.jsonl")
 
 
 def forget_unsaved(out_dir: Path, done: dict[tuple[str, int], int]) -> None:

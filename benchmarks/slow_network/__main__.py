@@ -24,6 +24,7 @@ from benchmarks.slow_network import curves, picture, records, report
 from benchmarks.slow_network.fleet import Failed, Fleet
 from benchmarks.slow_network.network import Network, missing, network
 from ef_optax.measure.planner import bandwidth
+from experiments import lines
 
 FEW = 4
 """Bytes of the message of a probe, whose time is that of the latency."""
@@ -67,7 +68,7 @@ class Bench:
     def __init__(self, net: Network, flags: argparse.Namespace, path: pathlib.Path) -> None:
         self.net, self.flags, self.path = net, flags, path
         self.workers = len(net.addresses)
-        self.done = {_key(record) for record in records.read(path)}
+        self.done = {_key(record) for record in lines.read(path)}
 
     def cell(self, fleet: Fleet, method: str, prefix: str, rate: float | None, number: int) -> None:
         """Times a method once, unless the records have it."""
@@ -129,7 +130,7 @@ class Bench:
         record: dict[str, Any] = {"kind": "model"}
         if _key(record) not in self.done:
             record |= {"shapes": fleet.ask(op="shapes")[0]}
-            records.append(self.path, record)
+            lines.append(self.path, record)
             self.done.add(_key(record))
 
     def codecs(self, fleet: Fleet, names: list[str]) -> None:
@@ -142,7 +143,7 @@ class Bench:
                 self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        records.append(self.path, record)
+        lines.append(self.path, record)
         self.done.add(_key(record))
         print(_line(record), flush=True)
 
@@ -298,7 +299,7 @@ def main() -> int:
         if not path.exists():
             about = {"hardware": timing.hardware(), "time": time.strftime("%Y-%m-%d %H:%M")}
             options = {name: str(value) for name, value in vars(flags).items()}
-            records.append(path, {"kind": "about", **about, "options": options})
+            lines.append(path, {"kind": "about", **about, "options": options})
         try:
             for workers in counts:
                 if flags.curves:
@@ -311,7 +312,7 @@ def main() -> int:
         except Failed as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    found = records.read(path)
+    found = lines.read(path)
     print(report.tables(found))
     if flags.picture:
         picture.draw(found, counts[0], flags.picture)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.slow_network import records as raw
+from experiments import lines
 
 COMPARED = (
     "dense float32",
@@ -92,7 +93,7 @@ def learn(bench: Any, fleet: Any, names: Iterable[str], steps: int) -> None:
         for rate in GRID:
             half = steps // 2 // EVERY * EVERY
             bench.train(fleet, name, None, request(rate, 0, half, tuning=True))
-        best = best_rate(raw.read(bench.path), name)
+        best = best_rate(lines.read(bench.path), name)
         for seed in range(SEEDS):
             bench.train(fleet, name, None, request(best, seed, steps, tuning=False))
 
@@ -100,5 +101,5 @@ def learn(bench: Any, fleet: Any, names: Iterable[str], steps: int) -> None:
 def live(bench: Any, fleet: Any, names: Iterable[str], link: float, steps: int) -> None:
     """Trains over links of a rate, with the first rows of the first seed."""
     for name in names:
-        best = best_rate(raw.read(bench.path), name)
+        best = best_rate(lines.read(bench.path), name)
         bench.train(fleet, name, link, request(best, 0, steps, tuning=False))

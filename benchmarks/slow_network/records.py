@@ -1,33 +1,14 @@
-"""Raw records of the benchmark: a line of JSON for each cell, and what a table needs of them."""
+"""What a table needs of the raw records, which are a line of JSON for each cell."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
 FRAMES = 1448 / 1514
 """What TCP leaves of a rate that counts bytes of Ethernet frames, as ``tc`` does."""
-
-
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The complete lines of a file; a run that was killed may leave half of one."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def append(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Adds a line."""
-    whole = path.read_text(encoding="utf-8") if path.exists() else ""
-    if whole and not whole.endswith("\n"):
-        path.write_text(whole[: whole.rfind("\n") + 1], encoding="utf-8")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from benchmarks.slow_network import network as net
 from benchmarks.slow_network.methods import chosen
 from benchmarks.slow_network.predict import Model
 from ef_optax.measure import planner
+from experiments import lines
 from tests.paths import ROOT
 
 needs_root = pytest.mark.skipif(bool(net.missing()), reason=net.missing() or "possible here")
@@ -122,16 +123,6 @@ def test_seconds_to_a_loss_are_steps_times_the_seconds_of_a_step() -> None:
     assert "| 2.50 | - | - | - | - | - | - |" in report.by_seconds([*RECORDS, *found], 4)
 
 
-def test_half_a_line_is_dropped_and_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    records.append(path, {"kind": "about"})
-    with path.open("a", encoding="utf-8") as file:
-        file.write('{"kind": "run", "meth')
-    assert records.read(path) == [{"kind": "about"}]
-    records.append(path, {"kind": "model"})
-    assert records.read(path) == [{"kind": "about"}, {"kind": "model"}]
-
-
 def test_dense_methods_come_first_and_every_method_is_the_planners() -> None:
     names = list(chosen())
     assert names[:2] == ["dense float32", "dense bfloat16"]
@@ -219,7 +210,7 @@ def test_a_run_writes_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        found = records.read(tmp_path / "records.jsonl")
+        found = lines.read(tmp_path / "records.jsonl")
         kinds = [record["kind"] for record in found]
         assert kinds == ["about", "model", "codec", *["probe"] * 9, "run", "run"]
     model, dense = Model(found, 2), found[-1]

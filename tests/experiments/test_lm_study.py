@@ -113,7 +113,7 @@ def test_every_method_and_stage_can_be_made() -> None:
 
 def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.jsonl"
-    damaged.write_text("{")
+    damaged.write_text("{\n")
     for words, message in (
         (["--stages=tune"], "'tune' is none of leading"),
         (["--stages=tuned"], "give --data_dir"),
