@@ -27,24 +27,31 @@ MUTATIONS = (
     # ---------------------------------------------------------------- what does not fit
     Mutation(
         "what was broadcast is not seen",
-        f"{MADE_OF}/transformation.py",
-        "if same and not fits:",
-        "if False:",
+        f"{MADE_OF}/misfits.py",
+        "if same and any(",
+        "if False and any(",
         (NOT_LIFTED,),
     ),
     Mutation(
         "only the state is looked at, and not the updates",
-        f"{MADE_OF}/transformation.py",
-        "_shapes(emitted) == _shapes(updates) and",
-        "",
+        f"{MADE_OF}/misfits.py",
+        "zip(given, results, strict=True)",
+        "zip(given[1:], results[1:], strict=True)",
         (NOT_LIFTED,),
     ),
     Mutation(
         "gradients are not compared with the parameters",
         f"{MADE_OF}/transformation.py",
-        "        _check_shapes(updates, params)\n",
+        "        misfits.check_shapes(updates, params)\n",
         "",
         (NOT_LIFTED,),
+    ),
+    Mutation(
+        "an error that says what is wrong is replaced",
+        f"{MADE_OF}/misfits.py",
+        "    if not _says_why(error):",
+        "    if True:",
+        ("tests/feedback/test_ef21.py::test_bad_input_is_named",),
     ),
     # ---------------------------------------------------------------- error feedback
     Mutation(
