@@ -17,6 +17,9 @@ def on_host(memory: MemoryLike = None) -> Memory:
     helps to store it in fewer bytes as well. Small numbers, such as what is lost by rounding, stay
     on the device.
 
+    A lift puts the state where it belongs. For a ``jax.shard_map`` of your own, put it on the mesh
+    with the memory kinds that its leaves have; ``jax.pmap`` takes nothing from the host's memory.
+
     Args:
       memory: how the memories are stored, as without ``on_host``: None for float32, a floating
         dtype, or a compressor such as ``ef.block_quantize(8, block=128, key=0)``.
