@@ -16,6 +16,7 @@ from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Mean
 from ef_optax._core.traits import Traits
 from ef_optax._core.workers import Workers
+from ef_optax._numeric.buffers import in_buffers
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.shapes import Shape, like_of, size_of
 
@@ -74,6 +75,18 @@ class Transport(abc.ABC):
         return ()
 
 
+def mean_of(codec: Codec, got: Gathered, like: Any, workers: Workers) -> Array:
+    """The weighted mean of the messages that a worker has received, decoded once.
+
+    Reading the mean of one message again takes as long as decoding it again.
+    """
+
+    def mean() -> Array:
+        return traced_once(codec.decode_mean, got.messages, like, got.weights, got.total)
+
+    return mean() if workers.size == 1 else in_buffers(mean, workers.step)
+
+
 @dataclasses.dataclass(frozen=True)
 class AllGather(Transport):
     """Every worker receives the messages of all workers, decodes them and averages the results."""
@@ -86,7 +99,7 @@ class AllGather(Transport):
         message, like = traced_once(codec.encode, x, codec.step_key(workers)), like_of(x)
         got: Gathered = yield Gather(message, traced_once(codec.finite, x, message))
         return Outcome(
-            aggregate=traced_once(codec.decode_mean, got.messages, like, got.weights, got.total),
+            aggregate=mean_of(codec, got, like, workers),
             state=state,
             sent=lambda: traced_once(codec.decode, message, like),
             residual=lambda x=x: traced_once(codec.residual, x, message),

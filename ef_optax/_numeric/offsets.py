@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from ef_optax._numeric.buffers import in_buffers
+
 Array = jax.Array
 
 
 def as_data(values: Sequence[int], runtime: Array) -> Sequence[Array | int]:
     """The integers as int32 scalars whose values the compiler does not know.
 
-    They are the results of a condition that is true for every value of ``runtime``, which no
-    simplification finds out. The results of a condition are buffers of their own, and XLA does not
-    specialise kernels to them. This happens on a CPU only: elsewhere the host may have to wait for
-    a condition, so the integers stay constants.
+    XLA does not specialise kernels to values in buffers of their own. Only on a CPU are they made
+    so (see :func:`in_buffers`); elsewhere they stay constants.
 
     Args:
       values: non-negative integers below ``2**31``.
@@ -36,19 +36,8 @@ def as_data(values: Sequence[int], runtime: Array) -> Sequence[Array | int]:
         return values
     typed = (runtime & 0).astype(jnp.int32)
 
-    def known() -> list[Array]:
-        return [typed + v for v in values]
-
-    def hidden() -> list[Array]:
-        always = (runtime | 1) != 0
-        constants = jax.lax.cond(
-            always,
-            lambda: [jnp.int32(v) for v in values],
-            lambda: [jnp.int32(0) for _ in values],
-        )
-        return [typed + v for v in constants]
-
-    return jax.lax.platform_dependent(cpu=hidden, default=known)
+    constants = in_buffers(lambda: [jnp.int32(v) for v in values], runtime)
+    return [typed + v for v in constants]
 
 
 def starts(

@@ -19,7 +19,7 @@ from ef_optax._core.once import by_value, traced_once
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Message
 from ef_optax._core.traits import Traits
-from ef_optax._core.transport import Transport
+from ef_optax._core.transport import Transport, mean_of
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import like_of
@@ -77,7 +77,7 @@ class Delayed(Transport):
         message, like = traced_once(codec.encode, x, codec.step_key(workers)), like_of(x)
         finite = traced_once(codec.finite, x, message)
         got: Gathered = yield Gather(state.message, finite, early=True)
-        mean = traced_once(codec.decode_mean, got.messages, like, got.weights, got.total)
+        mean = mean_of(codec, got, like, workers)
         return Outcome(
             aggregate=jnp.where(state.sent, mean, 0),
             state=OnItsWay(message, jnp.ones((), bool), state.form),

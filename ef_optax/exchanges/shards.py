@@ -16,7 +16,7 @@ from ef_optax._core.codec import Codec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import AllToAll, Gather, Gathered, Message
 from ef_optax._core.traits import Traits, common
-from ef_optax._core.transport import Transport
+from ef_optax._core.transport import Transport, mean_of
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import Shape, like_of, size_of
@@ -37,7 +37,7 @@ class ReduceScatter(Transport):
         rows = shards_of(x, n)
         message = _encode_rows(codec, rows, workers)
         received: Gathered = yield AllToAll(message)
-        mean = codec.decode_mean(received.messages, row, received.weights, received.total)
+        mean = mean_of(codec, received, row, workers)
         return Outcome(
             aggregate=jnp.where(is_real(x.shape, workers.index, n), mean, 0),
             state=state,

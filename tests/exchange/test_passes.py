@@ -63,3 +63,23 @@ def test_top_k_asks_its_message_whether_the_leaf_is_finite() -> None:
         return compiled(jax.jit(run).lower(LEAF)).cost_analysis()["bytes accessed"]
 
     assert step(True) <= step(False) + 0.5 * SIZE
+
+
+def test_what_the_workers_sent_is_decoded_once_for_all_who_read_the_mean() -> None:
+    """Adam's two moments read it in loops of their own; each of them would decode it again."""
+
+    def decodings(*readers) -> int:
+        tx = ef.simulate(ef.error_feedback(ef.scaled_sign(), axis_name="w"), 4, "w")
+
+        def step(grads, state):
+            updates, state = tx.update(grads, state)
+            return [reader(updates) for reader in readers], state
+
+        grads = jax.ShapeDtypeStruct((4, SIZE // 8), jnp.float32)
+        state = tx.abstract_state(jax.ShapeDtypeStruct(grads.shape[1:], grads.dtype))
+        program = compiled(jax.jit(step).lower(grads, state)).as_text()
+        return program.count(" shift-right-logical(")
+
+    one, two = decodings(jnp.sin), decodings(jnp.sin, jnp.cos)
+    assert one > 0
+    assert two == one

@@ -56,6 +56,15 @@ def test_ef21_plus(init):
     close(flat(got.state[0].mean, 1), np.mean(flat(got.state[0].estimate, 2), axis=1))
 
 
+def test_ef21_plus_keeps_its_estimate_if_both_messages_are_equally_near():
+    """From (0, 1, 1) to (3, 1, 0): both (3, 0, 0) and (3, 1, 1) are at distance 1."""
+    tx = ef.ef21_plus(ef.top_k(k=1), init="full")
+    params = jnp.zeros(3)
+    _, state = tx.update(jnp.array([0.0, 1.0, 1.0]), tx.init(params), params)
+    updates, _ = tx.update(jnp.array([3.0, 1.0, 0.0]), state, params)
+    assert updates.tolist() == [3.0, 1.0, 1.0]
+
+
 def test_ef21_plus_forgets_and_still_agrees():
     """From a far start every worker forgets at least once: the reference says when."""
     steps = ef21.ef21_plus(GRADS, TOP2, 50 * START, 0.2, init="full")

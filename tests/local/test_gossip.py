@@ -120,6 +120,18 @@ def test_gossip_reaches_agreement_and_keeps_the_mean() -> None:
 # ---------------------------------------------------------------------------- graphs
 
 
+def test_a_worker_weighs_what_it_hears_by_its_own_row() -> None:
+    """Where no two workers have the same neighbours, and hearing is not mutual."""
+    eye = np.eye(5)
+    weights = 0.5 * eye + 0.3 * eye[[1, 2, 0, 4, 3]] + 0.2 * eye[[3, 4, 1, 2, 0]]
+    graph = Graph(tuple(map(tuple, weights.tolist())))
+    found = np.diag(graph.table[:, 0])
+    for number, pairs in enumerate(graph.matchings, 1):
+        for source, target in pairs:
+            found[target, source] = graph.table[target, number]
+    np.testing.assert_array_equal(found, weights)
+
+
 def test_edges_are_coloured_with_as_few_matchings_as_possible() -> None:
     rng = np.random.default_rng(0)
     for n in (2, 5, 9):

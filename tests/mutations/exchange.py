@@ -18,6 +18,16 @@ BUNDLES = "tests/exchange/test_bundles.py::"
 
 MUTATIONS = (
     Mutation(
+        "the messages are decoded again in every loop that reads their mean",
+        f"{CORE}/transport.py",
+        "mean() if workers.size == 1 else",
+        "mean() if workers.size else",
+        (
+            "tests/exchange/test_passes.py::"
+            "test_what_the_workers_sent_is_decoded_once_for_all_who_read_the_mean",
+        ),
+    ),
+    Mutation(
         "sums between processes are not joined",
         COLLECTIVES,
         "jax.process_count() == 1 or",
@@ -64,7 +74,10 @@ MUTATIONS = (
         ROUNDS,
         "self.ok = head == 0",
         "self.ok = head < 4",
-        (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
+        (
+            "tests/exchange/test_header.py::"
+            "test_one_bad_number_of_one_worker_is_known_to_all[a sum-nan]",
+        ),
     ),
     Mutation(
         "the header travels in every round",

@@ -13,6 +13,7 @@ KIN = f"{TESTS}/test_ef14_kin.py"
 EF21 = f"{TESTS}/test_ef21.py"
 DIFFERENCES = f"{TESTS}/test_differences.py"
 BAD = f"{TESTS}/test_bad_gradients.py"
+HEADER = "tests/exchange/test_header.py"
 VARIANCE = f"{TESTS}/test_variance_based.py"
 STORED = f"{TESTS}/test_stored.py"
 ON_HOST = f"{TESTS}/test_on_host.py"
@@ -151,14 +152,14 @@ MUTATIONS = (
         f"{FEEDBACK}/variance_based.py",
         "return jnp.where(ambiguous, 0, r) + 0 * v",
         "return jnp.where(ambiguous, 0, r)",
-        (f"{VARIANCE}::test_one_bad_number_skips_the_step",),
+        (f"{HEADER}::test_a_variance_that_is_not_finite_is_known_to_all[squares]",),
     ),
     Mutation(
         "AdaComp: a bin with a NaN sends nothing",
         f"{FEEDBACK}/adacomp.py",
         "~(jnp.abs(H) < jnp.repeat(gmax, bin_size)[: G.size])",
         "jnp.abs(H) >= jnp.repeat(gmax, bin_size)[: G.size]",
-        (f"{BAD}::test_no_bad_number_is_remembered[adacomp one bin]",),
+        (f"{HEADER}::test_one_bad_number_of_one_worker_is_known_to_all[adacomp-nan]",),
     ),
     Mutation(
         "variance-based: the variance of what waits does not decay",
@@ -208,7 +209,7 @@ MUTATIONS = (
         "ef_optax/_exchange/neighbours.py",
         "found[target, number] = self.weights[target][source]",
         "found[source, number] = self.weights[target][source]",
-        (f"{GOSSIP}::test_choco_sgd_against_numpy",),
+        (f"{GOSSIP}::test_a_worker_weighs_what_it_hears_by_its_own_row",),
     ),
     Mutation(
         "an edge takes a colour that its target has already",
@@ -378,7 +379,7 @@ MUTATIONS = (
         f"{FEEDBACK}/ef21_plus.py",
         "forget = error_b < error_m",
         "forget = error_b <= error_m",
-        (f"{EF21}::test_ef21_plus",),
+        (f"{EF21}::test_ef21_plus_keeps_its_estimate_if_both_messages_are_equally_near",),
     ),
     Mutation(
         "EF21+: a forgotten estimate stays in the mean",
