@@ -82,8 +82,8 @@ MUTATIONS = (
     Mutation(
         "the header travels in every round",
         ROUNDS,
-        "        self.header_due = False\n",
-        "",
+        "self._carrier(kinds) if self.header_due else None",
+        "self._carrier(kinds)",
         (f"{WEIGHTS}test_the_weights_of_a_two_shot_exchange_cost_a_word_a_shard",),
     ),
     Mutation(
