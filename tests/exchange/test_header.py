@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ef_optax as ef
+from ef_optax._exchange.exchange import Exchange
 
 N = 4
 GOOD = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
@@ -56,3 +57,21 @@ def test_a_variance_that_is_not_finite_is_known_to_all(what: str) -> None:
     tx, bad = ef.variance_based(1.0, capacity=0.5, axis_name="w"), bad_at(np.nan, 2)
     grads, squares = (bad, GOOD**2) if what == "gradient" else (GOOD, bad**2)
     require_refused(*first_step(tx, grads, squares=jnp.asarray(squares)))
+
+
+def test_the_header_travels_once(mesh4) -> None:
+    """PowerSGD sums its factors of an 8 x 6 matrix in two rounds; signs are gathered in the first.
+
+    Twelve signs and their scale take two words, and two words tell of all numbers of the worker.
+    """
+    pick = lambda path, leaf: ef.power_sgd(1) if leaf.ndim == 2 else ef.scaled_sign()  # noqa: E731
+    exchange = Exchange(ef.per_leaf(pick).codec, "data")
+
+    def one(x):
+        x = jax.tree.map(lambda leaf: leaf[0], x)
+        return exchange(x, exchange.init(x)).aggregate
+
+    mapped = jax.shard_map(one, mesh=mesh4, in_specs=jax.P("data"), out_specs=jax.P())
+    leaves = {"matrix": jnp.ones((N, 8, 6)), "vector": jnp.ones((N, 12))}
+    report = ef.wire_report(jax.jit(mapped).lower(leaves).compile())
+    assert (report.rounds, report.message_bytes) == (3, 4 * (8 + 6 + 2 + 2))

@@ -84,7 +84,7 @@ MUTATIONS = (
         ROUNDS,
         "self._carrier(kinds) if self.header_due else None",
         "self._carrier(kinds)",
-        (f"{WEIGHTS}test_the_weights_of_a_two_shot_exchange_cost_a_word_a_shard",),
+        ("tests/exchange/test_header.py::test_the_header_travels_once",),
     ),
     Mutation(
         "what is summed is not weighted",
