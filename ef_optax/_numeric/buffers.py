@@ -35,7 +35,6 @@ def in_buffers(work: Callable[[], Any], runtime: jax.Array) -> Any:
     >>> int(jax.jit(lambda x, step: in_buffers(lambda: x + 1, step))(2, 0))
     3
     """
-
     if not isinstance(runtime, Tracer):
         return work()
 
@@ -47,4 +46,8 @@ def in_buffers(work: Callable[[], Any], runtime: jax.Array) -> Any:
 
 
 def _zeros_like(x: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.zeros(x.shape, x.dtype)
+    """Zeros of the type of ``x``: where types tell what differs between devices, so must these."""
+    zeros = jnp.zeros(x.shape, x.dtype)
+    kind = x.manual_axis_type  # None outside of a map
+    names = tuple(kind.varying) if kind else ()
+    return jax.lax.pcast(zeros, names, to="varying") if names else zeros
