@@ -48,6 +48,7 @@ from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.linear import einsum
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._numeric.matrix import from_thin_rows, orthonormal, thin_rows
+from ef_optax._numeric.norms import leaf_norm
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.rounding import rounded
 from ef_optax._numeric.shapes import Shape, like_of, size_of
@@ -184,6 +185,7 @@ __all__ = [
     "dct_matrix",
     "einsum",
     "from_thin_rows",
+    "leaf_norm",
     "like_of",
     "orthonormal",
     "path_string",

@@ -30,7 +30,14 @@ def block_norms(x: Array, block: int | None, norm: str) -> Array:
 
 
 def leaf_norm(x: Array, norm: str) -> Array:
-    """The norm of a whole leaf as a scalar, 0 for an empty one; see :func:`block_norms`.
+    """The norm of a whole leaf as a scalar, 0 for an empty one.
+
+    Args:
+      x: the leaf, any shape, float32 or float64.
+      norm: ``"l2"`` or ``"linf"``. The 2-norm overflows or underflows only if its result does.
+
+    Returns:
+      The norm, NaN if there is a NaN.
 
     >>> leaf_norm(jnp.array([[3.0, -4.0]]), "l2").item(), leaf_norm(jnp.zeros(0), "linf").item()
     (5.0, 0.0)

@@ -29,6 +29,7 @@ from ef_optax.extend import (
     arguments,
     as_transformation,
     check,
+    leaf_norm,
     memory_for,
     safe_divisor,
     trees,
@@ -220,14 +221,14 @@ class _Layers:
         units = jnp.sqrt(v) + self.eps
         u0 = m / units
         u = u0 + self.weight_decay * x
-        size, length = jnp.linalg.norm(x), jnp.linalg.norm(u)
+        size, length = leaf_norm(x, "l2"), leaf_norm(u, "l2")
         c = jnp.clip(size / safe_divisor(length), *self.coefficients)
         c = jnp.where((size == 0) | (length == 0), 1, c)
         after = self.coefficient_decay * average + (1 - self.coefficient_decay) * c
         average = jnp.where(warm & (c != 1), after, average)
 
         f = jnp.max(units / (jnp.sqrt(fresh) + self.eps), initial=0)
-        share = jnp.minimum(1, jnp.linalg.norm(u0) / safe_divisor(length))
+        share = jnp.minimum(1, leaf_norm(u0, "l2") / safe_divisor(length))
         f = share * f + 1 - share
         f = jnp.clip(f, *self.factors)
         f = jnp.clip(f, last * (1 - self.factor_change), last * (1 + self.factor_change))
@@ -244,7 +245,7 @@ def _columns(made: Any) -> list[Any]:
 
 def _scales(momentum: Any) -> Any:
     """For each layer the mean of all layers' root mean squares over its own; 1 for a zero layer."""
-    rms = [jnp.linalg.norm(m) / max(1, m.size) ** 0.5 for m in jax.tree.leaves(momentum)]
+    rms = [leaf_norm(m, "l2") / max(1, m.size) ** 0.5 for m in jax.tree.leaves(momentum)]
     mean = sum(rms) / max(1, len(rms))
     one = lambda own: jnp.where(own == 0, 1, mean / safe_divisor(own))  # noqa: E731
     return jax.tree.unflatten(jax.tree.structure(momentum), [one(own) for own in rms])
