@@ -37,6 +37,13 @@ def variance(compressor, x: list[float]) -> float:
     return float(np.mean(np.sum(error**2, axis=1)) / np.sum(np.square(x)))
 
 
+@pytest.mark.parametrize("levels", [1, 3, 4, 7, 8])
+def test_the_largest_level_of_either_sign_has_a_code_of_its_own(levels: int) -> None:
+    """2 s + 1 codes, which take one bit more from s = 4 and s = 8 on."""
+    x = [1.0, -1.0, 0.0, 1.0, -1.0]
+    assert decoded(qsgd(levels, key=0, norm="linf"), x).tolist() == x
+
+
 def test_qsgd_is_exact_on_its_levels() -> None:
     """Two workers with (2, 3, 6), norm 7, 7 levels: the sum is exactly (4, 6, 12)."""
     assert decoded(qsgd(7, 0), [2, 3, 6]).tolist() == [2, 3, 6]

@@ -251,6 +251,18 @@ def test_a_direction_without_gradient_is_not_lost(make) -> None:
 
 
 @pytest.mark.parametrize("make", [power_sgd, acp_sgd])
+def test_directions_outlast_a_step_without_gradient(make) -> None:
+    """A gradient that is met again after two zero ones needs no further iteration."""
+    rng = np.random.default_rng(4)
+    two = jnp.asarray(rng.standard_normal((12, 2)) @ rng.standard_normal((2, 9)), jnp.float32)
+    compressor = make(2)
+    state, update = compressor.init(two), jax.jit(compressor.update)
+    for gradient in (two, two, two, two, jnp.zeros_like(two), jnp.zeros_like(two)):
+        _, state = update(gradient, state)
+    np.testing.assert_allclose(update(two, state)[0], two, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [power_sgd, acp_sgd])
 def test_no_constant_for_given_directions(make) -> None:
     """A matrix that the present directions miss is not approximated at all, so alpha is None."""
     compressor = make(1)

@@ -20,6 +20,7 @@ from ef_optax.compressors.sparse.redsync import redsync
 from ef_optax.compressors.sparse.row_top_k import row_top_k
 from ef_optax.compressors.sparse.sampled_top_k import sampled_top_k
 from ef_optax.compressors.sparse.threshold import threshold
+from ef_optax.compressors.sparse.top_k import top_k
 from ef_optax.compressors.sparse.wangni import keep_probabilities, wangni
 from tests.compressors.coding import coded, decoded
 
@@ -58,13 +59,19 @@ def test_block_indices_are_short() -> None:
     assert top.codec.alpha(size) == 41 / 4096
 
 
+def test_a_ratio_keeps_the_next_whole_number_of_values() -> None:
+    """0.3 of 7 is 2.1, so 3 are kept; 0.07 of 100 is 7 although the product of floats is more."""
+    for ratio, size, kept in ((0.3, 7, 3), (0.07, 100, 7)):
+        assert np.count_nonzero(decoded(top_k(ratio), normal(size, 0))) == kept
+
+
 def test_threshold_counts_what_found_no_room() -> None:
-    """Five values pass and two fit: the largest two are sent, the rest is residual."""
-    x = np.asarray([1.0, -2.0, 0.5, 3.0, -1.0, 1.5, 0.0, 0.2], np.float32)
+    """Three values pass and two fit: the largest two are sent, not the first two."""
+    x = np.asarray([0.4, 1.5, 0.5, 3.0, -0.9, -2.0, 0.0, 0.2], np.float32)
     codec = threshold(1.0, capacity=0.25).codec
     message, y, residual = coded(threshold(1.0, capacity=0.25), x)
-    assert y.tolist() == [0, -2, 0, 3, 0, 0, 0, 0]
-    assert int(message["passed"][0]) == 5 and int(codec.overflow(message)) == 3
+    assert y.tolist() == [0, 0, 0, 3, 0, -2, 0, 0]
+    assert int(message["passed"][0]) == 3 and int(codec.overflow(message)) == 1
     assert residual.tolist() == (x - y).tolist()
 
 
