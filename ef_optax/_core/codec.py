@@ -29,7 +29,7 @@ from ef_optax._core.transport import AllGather, Transport
 from ef_optax._core.workers import Workers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.finite import all_finite
-from ef_optax._numeric.reductions import sum_in_order
+from ef_optax._numeric.reductions import UNROLL_LIMIT
 from ef_optax._numeric.shapes import Shape, like_of
 
 
@@ -78,7 +78,12 @@ class Codec(abc.ABC):
             part = self.decode(jax.tree.map(lambda m: m[i], messages), like)
             return part if weights is None else part * weights[i].astype(part.dtype)
 
-        result = sum_in_order(term, n)
+        if n <= UNROLL_LIMIT:
+            result = term(0)
+            for i in range(1, n):
+                result = result + term(i)
+        else:
+            result = jax.lax.fori_loop(1, n, lambda i, acc: acc + term(i), term(0))
         return result / jnp.asarray(n if total is None else total, like.dtype)
 
     def residual(self, x: Array, message: Message) -> Array:

@@ -110,31 +110,4 @@ def _neutral(combine: Combine, dtype: Any) -> np.ndarray:
 
 
 UNROLL_LIMIT = 16
-"""Up to this many workers their messages are read one by one; beyond, a loop compiles faster."""
-
-
-_TOGETHER = 8
-
-
-def sum_in_order(term: Callable[[Any], jax.Array], count: int) -> jax.Array:
-    """``term(0) + term(1) + ... + term(count - 1)``, added from left to right.
-
-    Eight terms are added in one pass over the sum. More would make the program longer, and fewer
-    would read and write the sum more often.
-
-    >>> sum_in_order(lambda i: jnp.full(2, 10.0) ** i, 3).tolist()
-    [111.0, 111.0]
-    """
-    first = count % _TOGETHER or _TOGETHER
-    total = term(0)
-    for i in range(1, first):
-        total = total + term(i)
-    if first == count:
-        return total
-
-    def add(group: jax.Array, total: jax.Array) -> jax.Array:
-        for i in range(_TOGETHER):
-            total = total + term(first + group * _TOGETHER + i)
-        return total
-
-    return lax.fori_loop(0, (count - first) // _TOGETHER, add, total)
+"""Up to this many workers ``decode_mean`` is an unrolled sum; beyond, a loop compiles faster."""

@@ -108,10 +108,10 @@ MUTATIONS = (
         (OVER_WEIGHTS,),
     ),
     Mutation(
-        "of more workers than are added at once the first ones count twice",
-        "ef_optax/_numeric/reductions.py",
-        "term(first + group * _TOGETHER + i)",
-        "term(group * _TOGETHER + i)",
+        "of more workers than are unrolled the first counts twice",
+        "ef_optax/_core/codec.py",
+        "jax.lax.fori_loop(1, n, lambda i, acc: acc + term(i), term(0))",
+        "jax.lax.fori_loop(0, n, lambda i, acc: acc + term(i), term(0))",
         (f"{WEIGHTS}test_many_workers_are_averaged_in_a_loop",),
     ),
     Mutation(
