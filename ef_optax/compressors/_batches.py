@@ -7,11 +7,15 @@ them. Whatever is sent of a batch is one array.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
+from jax import lax
 
 from ef_optax._exchange.stack import STACK_LIMIT
+from ef_optax._numeric import offsets
+from ef_optax._numeric.buffers import in_buffers
 from ef_optax._numeric.dtypes import Array, wide_dtype
 from ef_optax._numeric.linear import einsum
 from ef_optax._numeric.matrix import Matrices, low_rank_product
@@ -25,6 +29,8 @@ class Batch:
     members: tuple[int, ...]  # positions in the list of leaves
     leads: tuple[tuple[int, ...], ...]  # the shapes of the members' batch axes
     parts: tuple[Array, ...]  # (count, rows, columns): all members stacked, or one part per member
+    positions: Mapping[int, Array | int]  # where pieces begin, as data: equal ones share a program
+    runtime: Array  # an integer scalar of the run time
 
     @property
     def _counts(self) -> list[int]:
@@ -37,7 +43,7 @@ class Batch:
 
     def scatter(self, factor: Array) -> list[Array]:
         """The inverse of :meth:`gather`: a factor for each member, with its own batch axes."""
-        pieces = _split(factor, self._counts)
+        pieces = self._split(factor, self._counts)
         return [f.reshape(*lead, *f.shape[1:]) for f, lead in zip(pieces, self.leads, strict=True)]
 
     def times(self, right: Array) -> Array:
@@ -66,7 +72,7 @@ class Batch:
         """Arrays like :attr:`parts`, as one (its count, rows, columns) for each member."""
         if len(parts) == len(self.members):
             return list(parts)
-        return _split(parts[0], self._counts)
+        return self._split(parts[0], self._counts)
 
     def rows(self, chosen: Array) -> Array:
         """The rows with these numbers, (count, k), of every matrix: (count, k, columns)."""
@@ -82,18 +88,23 @@ class Batch:
         ]
 
     def _pieces(self, x: Array) -> list[Array]:
-        return _split(x, [len(part) for part in self.parts])
+        return self._split(x, [len(part) for part in self.parts])
 
     def _parts_of(self, left: Array, right: Array) -> list[Array]:
         pairs = zip(self._pieces(left), self._pieces(right), strict=True)
         return [low_rank_product(a, b) for a, b in pairs]
 
+    def _split(self, x: Array, counts: Sequence[int]) -> list[Array]:
+        if len(counts) == 1:
+            return [x]
+        starts = [self.positions[start] for start in _starts(counts)]
+        cuts = list(zip(starts, counts, strict=True))
+        # What is cut while it is read takes longer to read.
+        return in_buffers(lambda: [lax.dynamic_slice_in_dim(x, *cut) for cut in cuts], self.runtime)
 
-def _split(x: Array, counts: Sequence[int]) -> list[Array]:
-    if len(counts) == 1:
-        return [x]
-    ends = [sum(counts[:i]) for i in range(len(counts) + 1)]
-    return [x[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    return list(itertools.accumulate(counts[:-1], initial=0))
 
 
 def joined(
@@ -117,7 +128,8 @@ def joined(
     def split(vectors: Sequence[Array]) -> list[Array]:
         pieces: dict[int, Array] = {}
         for own, vector in zip(groups.values(), vectors, strict=True):
-            parts = _split(vector, [arrays[i].size for i in own])
+            sizes = [arrays[i].size for i in own]
+            parts = [vector[a : a + n] for a, n in zip(_starts(sizes), sizes, strict=True)]
             pieces |= {i: x.reshape(arrays[i].shape) for i, x in zip(own, parts, strict=True)}
         return [pieces[i] for i in range(len(arrays))]
 
@@ -125,7 +137,7 @@ def joined(
 
 
 def batches_of(
-    leaves: Sequence[Array], plans: Sequence[tuple[Matrices, int] | None]
+    leaves: Sequence[Array], plans: Sequence[tuple[Matrices, int] | None], runtime: Array
 ) -> tuple[list[Batch], list[int]]:
     """The batches of the leaves that are compressed, and the positions of the dense ones.
 
@@ -133,6 +145,7 @@ def batches_of(
       leaves: the leaves of an exchange.
       plans: for each leaf its matrices and a number that members of one batch share (the rank of
         their factors, say), or None for a dense leaf.
+      runtime: an integer scalar of the run time (see ``offsets.as_data``).
     """
     groups: dict[tuple[int, int, int, jnp.dtype], list[int]] = {}
     dense, leads = [], {}
@@ -144,10 +157,14 @@ def batches_of(
         leads[i] = matrices.lead
         key = matrices.rows, matrices.columns, number, wide_dtype(x.dtype)
         groups.setdefault(key, []).append(i)
+    counts = [[size_of(leads[i]) for i in members] for members in groups.values()]
+    starts = sorted({start for own in counts for start in _starts(own)})
+    positions = dict(zip(starts, offsets.as_data(starts, runtime), strict=True))
     batches = []
     for (rows, columns, _, dtype), members in groups.items():
         parts = [leaves[i].astype(dtype).reshape(-1, rows, columns) for i in members]
         if len(parts) > 1 and rows * columns <= STACK_LIMIT:
             parts = [jnp.concatenate(parts)]
-        batches.append(Batch(tuple(members), tuple(leads[i] for i in members), tuple(parts)))
+        lead = tuple(leads[i] for i in members)
+        batches.append(Batch(tuple(members), lead, tuple(parts), positions, runtime))
     return batches, dense

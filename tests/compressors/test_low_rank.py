@@ -154,9 +154,8 @@ def test_equal_matrices_are_one_batch(make) -> None:
         np.testing.assert_allclose(together[k], alone, atol=2e-5)
         for a, b in zip(jax.tree.leaves(after.codec[k]), jax.tree.leaves(state.codec), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-4)
-    batches, dense = batches_of(
-        list(tree.values()), [compressor.codec.plan(x.shape) for x in tree.values()]
-    )
+    plans = [compressor.codec.plan(x.shape) for x in tree.values()]
+    batches, dense = batches_of(list(tree.values()), plans, jnp.int32(0))
     assert [b.members for b in batches] == [(0, 1), (2,), (3, 4)] and dense == [5]
     assert [len(b.parts) for b in batches] == [1, 1, 2]
 

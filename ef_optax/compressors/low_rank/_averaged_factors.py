@@ -100,8 +100,8 @@ class AveragedFactors(MessagelessCodec):
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         """The method's steps; the first round averages the dense leaves as well."""
-        del workers
-        batches, dense = batches_of(x, [self.plan(leaf.shape) for leaf in x])
+        plans = [self.plan(leaf.shape) for leaf in x]
+        batches, dense = batches_of(x, plans, workers.step)
         means, waiting = [], [x[i] for i in dense]
         steps = self.factors(batches, state)
         factors = next(steps)

@@ -59,7 +59,7 @@ class ArcTopK(MessagelessCodec):
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         plans = [self.plan(leaf.shape) for leaf in x]
-        batches, dense = batches_of(x, plans)
+        batches, dense = batches_of(x, plans, workers.step)
         # Without the path, so that a leaf's rows do not depend on which leaves are beside it.
         key = dataclasses.replace(workers, path=0).fold(self.key, shared=True)
         own_sketches = [self._sketch(batch, key) for batch in batches]
