@@ -79,8 +79,12 @@ def tree(layers: int):
 
 @pytest.mark.parametrize(
     "make",
-    [ef.scaled_sign, pytest.param(lambda: ef.top_k(0.1), marks=pytest.mark.slow)],
-    ids=["sign", "top_k"],
+    [
+        ef.scaled_sign,
+        pytest.param(lambda: ef.power_sgd(2), marks=pytest.mark.slow),
+        pytest.param(lambda: ef.top_k(0.1), marks=pytest.mark.slow),
+    ],
+    ids=["sign", "power_sgd", "top_k"],
 )
 def test_the_different_kernels_of_a_step_do_not_grow_with_the_layers(make) -> None:
     tx = ef.error_feedback(make())
