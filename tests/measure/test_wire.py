@@ -11,6 +11,7 @@ import pytest
 
 import ef_optax as ef
 from ef_optax._core.codec import Codec
+from ef_optax._exchange.links import link_amount
 from ef_optax._exchange.rounds import HEADER_WORDS
 from tests.compressors.pool import CASES
 from tests.exchanges.pool import EXCHANGES
@@ -205,3 +206,10 @@ def test_report_refuses_what_is_not_compiled() -> None:
         ef.wire_report(lowered)
     with pytest.raises(TypeError, match="compile"):
         ef.wire_report(lambda x: x)
+
+
+def test_what_a_device_sends_and_receives() -> None:
+    """Of 100 bytes among 4: in and out, a gather moves 3 messages, a reduction 6 quarters."""
+    amounts = {kind: link_amount(kind, 4, 100) for kind in ("gather", "reduce", "all_to_all")}
+    assert amounts == {"gather": 2 * 300, "reduce": 2 * 150, "all_to_all": 2 * 75}
+    assert link_amount("permute", 4, 100) == link_amount("broadcast", 4, 100) == 2 * 100

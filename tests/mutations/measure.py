@@ -55,7 +55,7 @@ MUTATIONS = (
         "ef_optax/_exchange/links.py",
         "return 4 * (size - 1) * message // size",
         "return 2 * (size - 1) * message // size",
-        SPELLINGS,
+        (f"{OF_WIRE}test_what_a_device_sends_and_receives",),
     ),
     Mutation(
         "a collective in a loop counts once",
@@ -76,7 +76,7 @@ MUTATIONS = (
         "ef_optax/_exchange/monitored.py",
         "[p - r for p, r in zip(inputs, errors or (), strict=True)]",
         "[r for p, r in zip(inputs, errors or (), strict=True)]",
-        (f"{OF_MONITOR}test_error_feedback",),
+        (f"{OF_MONITOR}test_what_is_recorded_now_and_then",),
     ),
     Mutation(
         "stacked leaves get the sums of the first of them",
