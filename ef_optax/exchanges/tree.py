@@ -53,10 +53,8 @@ class Tree(Transport):
             pairs = tuple((i + step, i) for i in range(0, n, 2 * step))
             received = yield Permute(message(), pairs)
             theirs = fields.unpack(received["indices"], width, count), received["values"]
-            merged = merge(indices, values, *theirs)
-            receives = workers.index % (2 * step) == 0
-            indices = jnp.where(receives, merged[0], indices)
-            values = jnp.where(receives, merged[1], values)
+            # Who only sends receives zeros, and never sends again what it merges them with.
+            indices, values = merge(indices, values, *theirs)
         last = message()
         # Only worker 0's words are not zero, so the sum is its message.
         words = yield Sum(jnp.where(workers.index == 0, fields.to_words(last), 0))

@@ -22,7 +22,7 @@ MUTATIONS = (
         f"{HERE}/two_shot.py",
         "after = jnp.where(real, down.residual(), 0)",
         "after = down.residual()",
-        (f"{KIN}test_two_shot_is_double_squeeze_shard_by_shard",),
+        (f"{KIN}test_two_shot_shards_are_cut_anew_for_other_workers",),
     ),
     Mutation(
         "two-shot: the server forgets what it owes",
@@ -58,16 +58,6 @@ MUTATIONS = (
         "total = jnp.where(first, sums[run], jnp.zeros((), values.dtype))",
         "total = values",
         (f"{TESTS}test_global_top_k_tree_against_numpy",),
-    ),
-    Mutation(
-        "workers that only send take part in the merging",
-        f"{HERE}/tree.py",
-        "receives = workers.index % (2 * step) == 0",
-        "receives = workers.index % step == 0",
-        (
-            f"{TESTS}test_global_top_k_tree_on_devices",
-            f"{TESTS}test_global_top_k_tree_against_numpy",
-        ),
     ),
     Mutation(
         "gTop-k: what was sent but not applied is forgotten",

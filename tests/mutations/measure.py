@@ -202,7 +202,7 @@ MUTATIONS = (
         f"{THEORY}/difference.py",
         "math.sqrt((1 - p) * variance / p)",
         "math.sqrt(variance / p)",
-        (OF_THEORY.removesuffix("::"),),
+        (f"{OF_THEORY}test_marina_step_by_hand",),
     ),
     Mutation(
         "a contraction that is repeated adds up",

@@ -372,3 +372,10 @@ def test_rate_factor_and_batch() -> None:
     np.testing.assert_allclose(theory.rate_factor(0.3, constants), expected)
     assert theory.ef21_batch(0.5, sigma=2.0, tolerance=1.0) == 16
     assert theory.ef21_batch(1.0, sigma=0.0, tolerance=1.0) == 1
+
+
+def test_marina_step_by_hand() -> None:
+    """With omega = 4 on 4 workers the variance is 1, and (1 - p)/p = 3 for p = 1/4, 0 for p = 1."""
+    c = theory.Smoothness(L=2.0, L_i=(2.0,) * 4)
+    assert theory.marina_step(c, 4.0, 0.25) == pytest.approx(1 / (2 + 2 * math.sqrt(3)))
+    assert theory.marina_step(c, 4.0, 1.0) == 1 / 2
