@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from ef_optax.compressors.combine.scheduled import scheduled
@@ -56,7 +57,8 @@ def gradual(
     check.flag("gradual", "whole", whole)
     starts = [steps * level // levels for level in range(levels + 1)]
     middles = [(a + b) // 2 for a, b in zip(starts, starts[1:], strict=False)]
-    values = [float(np.asarray(schedule(step))) for step in (*middles, steps)]
+    with jax.ensure_compile_time_eval():  # a user may make an optimizer while a program is traced
+        values = [float(np.asarray(schedule(step))) for step in (*middles, steps)]
     if whole:
         values = [round(value) for value in values]
     changed = [i for i in range(1, levels + 1) if values[i] != values[i - 1]]

@@ -25,12 +25,15 @@ from tests.feedback.test_modes import by_hand, gradients, parameters
 NOTHING = {"compressed_mean", "neolithic"}
 """Rules that remember nothing."""
 
-PARAMETERS = {"MarinaState", "PageState", "StormState", "IGTState", "HessianMomentumState"}
-"""States whose ``last`` are the parameters of the last step, in their own dtype."""
-
-
-OPTIMIZERS = {"LocalStepsState", "StreamingState"}
-"""States with those of an inner optimizer, which stores what it likes, and of an outer chain."""
+PARAMETERS = {
+    "MarinaState": {"last"},
+    "PageState": {"last"},
+    "StormState": {"last"},
+    "IGTState": {"last"},
+    "HessianMomentumState": {"last"},
+    "ShardedOptimizerState": {"behind", "inner"},
+}
+"""Fields of states that are no memories: parameters, in their own dtype, and an optimizer's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +93,11 @@ def memories(state: Any) -> Iterator[tuple[str, Any]]:
     for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, rules)):
         if isinstance(node, rules):
             own = node._asdict()
-            if type(node).__name__ in PARAMETERS:
-                own.pop("last")
-            if type(node).__name__ in OPTIMIZERS:
-                own.pop("inner")
-                yield from memories(own.pop("outer"))
+            roles = getattr(node, "roles", {})
+            optimizers = {field for field, role in roles.items() if role == "optimizer"}
+            for field in optimizers | PARAMETERS.get(type(node).__name__, set()):
+                own.pop(field)
+            yield from memories(own.pop("outer", ()))  # a chain of its own
             exchange = lambda x: isinstance(x, ef.states.ExchangeState)  # noqa: E731
             for path, x in jax.tree_util.tree_leaves_with_path(own, is_leaf=exchange):
                 if not exchange(x) and x.ndim and jnp.issubdtype(x.dtype, jnp.floating):

@@ -193,7 +193,7 @@ REMEMBERS = sorted(
 @pytest.mark.parametrize(("rule", "argument"), REMEMBERS)
 def test_what_is_refused_grows(rule, argument, monkeypatch):
     """With the refusal taken away one entry in eight, times eight, is remembered without bound."""
-    monkeypatch.setattr(needs_module.CheckedExchange, "_require_contraction", lambda *_: None)
+    monkeypatch.setattr(needs_module.CheckedExchange, "_require_bounded", lambda *_: None)
     assert growth(COMPRESSED[rule, argument](RARE)) > 100
 
 

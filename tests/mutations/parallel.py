@@ -86,7 +86,7 @@ MUTATIONS = (
         f"{HERE}/quarantine.py",
         "local=local, squares=True)",
         "local=local)",
-        (f"{QUARANTINE}test_numbers_that_may_overflow_or_do_are_skipped_too",),
+        (f"{QUARANTINE}test_arguments_of_one_worker_are_watched_as_its_gradient_is",),
     ),
     Mutation(
         "arguments of one worker are not watched",

@@ -65,6 +65,14 @@ def test_a_delay_of_zero_is_none_and_until_then_nothing_is_owed() -> None:
         assert state.residual["now"].tolist() != [0.0, 0.0]
 
 
+def test_gradual_may_be_made_while_a_program_is_traced() -> None:
+    def init(params):
+        policy = ef.policies.gradual(ef.top_k, optax.linear_schedule(0.9, 0.1, 40), 40)
+        return ef.error_feedback(policy).init(params)
+
+    jax.eval_shape(init, jnp.zeros(8))
+
+
 @pytest.mark.parametrize(
     ("make", "field", "whole", "schedule"),
     [
