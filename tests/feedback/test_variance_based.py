@@ -152,6 +152,7 @@ def test_bad_arguments_say_what_to_do() -> None:
         (lambda: ef.variance_based(0.0, capacity=0.1), "alpha=0.0"),
         (lambda: ef.variance_based(1.0, capacity=0.0), "capacity=0.0"),
         (lambda: ef.variance_based(1.0, capacity=0.1, decay=0.0), "decay=0.0"),
+        (lambda: ef.variance_based(1.0, capacity=0.1, decay=1.5), "decay=1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -163,7 +163,7 @@ MUTATIONS = (
         f"{HERE}/check.py",
         'number(name, option, value, lambda x: 0 < x <= 1, "a number in (0, 1]")',
         'number(name, option, value, lambda x: 0 < x, "a number in (0, 1]")',
-        ("tests/feedback/test_arguments.py::test_bad_factors_are_refused_by_name",),
+        ("tests/feedback/test_variance_based.py::test_bad_arguments_say_what_to_do",),
     ),
     Mutation(
         "a count of True is one",
