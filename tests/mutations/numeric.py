@@ -75,11 +75,11 @@ MUTATIONS = (
         (f"{CODECS}test_variance[random_k-scaled]", "tests/conformance/test_foundation.py"),
     ),
     Mutation(
-        "the network of a permutation has one round",
+        "a random subset is a block of neighbours",
         f"{HERE}/random.py",
         "_ROUNDS = 6",
         "_ROUNDS = 0",
-        (f"{CODECS}test_variance[random_k-scaled]",),
+        ("tests/numeric/test_random_words.py::test_members_of_a_random_subset_are_no_neighbours",),
     ),
     Mutation(
         "infinities of a split leaf pass",

@@ -7,10 +7,11 @@ five standard deviations or more; keys are fixed, so results do not vary.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ef_optax._numeric.random import random_words, uniform_noise
+from ef_optax._numeric.random import mix32, random_subset, random_words, uniform_noise
 
 COUNT = 1 << 16
 SIGMAS = 5.5  # for 32 x 32 correlations
@@ -60,3 +61,14 @@ def test_noise_is_uniform() -> None:
     assert 0.0 <= noise[0] and noise[-1] < 1.0
     gap = np.abs(noise - (np.arange(COUNT) + 0.5) / COUNT).max()
     assert gap < 2.3 / np.sqrt(COUNT)
+
+
+def test_members_of_a_random_subset_are_no_neighbours() -> None:
+    """Two next to each other are members with probability k (k - 1)/(d (d - 1)), as any two."""
+    d, k, draws = 64, 8, 2000
+    seeds = mix32(jnp.arange(draws, dtype=jnp.uint32))
+    subsets = jax.jit(jax.vmap(lambda seed: random_subset(seed, size=d, k=k)))(seeds)
+    members = np.zeros((draws, d), bool)
+    np.put_along_axis(members, np.asarray(subsets).astype(int), True, axis=1)
+    both = np.mean(members & np.roll(members, 1, axis=1))
+    assert both == pytest.approx(k * (k - 1) / (d * (d - 1)), rel=0.2)  # eight deviations
