@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Max
 from ef_optax._core.traits import Traits
+from ef_optax._core.transport import mean_of
 from ef_optax._core.workers import Workers
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
@@ -81,7 +82,7 @@ class SharedTernary(Ternary):
         got: Gathered = yield Gather(message["ternary"])
         messages = {"ternary": got.messages, "scale": jnp.stack([message["scale"]] * workers.size)}
         return Outcome(
-            aggregate=self.decode_mean(messages, like, got.weights, got.total),
+            aggregate=mean_of(self, dataclasses.replace(got, messages=messages), like, workers),
             state=state,
             sent=lambda: self.decode(message, like),
             residual=lambda: self.residual(x, message),
