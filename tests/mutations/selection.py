@@ -107,7 +107,7 @@ MUTATIONS = (
         TREE,
         "words = lax.cond((count >= k) & (count <= capacity), lambda: words, search_on)",
         "words = lax.cond(count <= capacity, lambda: words, search_on)",
-        (f"{SAME_SET}[many-in place]", f"{SAME_SET}[empty ends-in place]"),
+        (f"{OF_WHOLE}test_a_sample_of_the_largest_entries_alone_does_not_mislead",),
     ),
     Mutation(
         "entries of a leaf are read from the beginning of the vector",

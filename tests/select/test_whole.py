@@ -22,6 +22,8 @@ import ef_optax as ef
 from ef_optax._exchange.exchange import Exchange
 from ef_optax._exchange.rounds import HEADER_WORDS
 from ef_optax._select import flat_view
+from ef_optax._select import leaf as leaf_select
+from ef_optax._select import tree as tree_module
 from ef_optax._select import whole as whole_module
 from ef_optax._select.whole import Whole
 from tests.conftest import make_mesh
@@ -48,7 +50,7 @@ TREES = {
     "many": (MANY, 90),
     "one": ((((60, 70), F32),), 50),
     "empty ends": ((((0,), F32), ((900,), F32), ((1200,), F32), ((0,), F32)), 30),
-    "all small": (tuple(((10, 6), F32) for _ in range(40)), 25),
+    "all small": (tuple(((10, 6), F32) for _ in range(40)), 70),  # more than one leaf has
     "mixed": ((((1500,), BF16), ((700,), F32), ((30, 40), F16), ((5,), BF16)), 60),
 }
 
@@ -134,6 +136,19 @@ def test_nan_is_above_all() -> None:
     indices, _ = selection("many", "in place")(leaves, 3)
     np.testing.assert_array_equal(indices, oracle(leaves, k))
     assert {2000 + 2, 2004 + 7, SIZE - 600 + 3} <= set(indices.tolist())
+
+
+def test_a_sample_of_the_largest_entries_alone_does_not_mislead() -> None:
+    """The threshold that is guessed from it is too high, so it has to be searched for."""
+    spec, k = TREES["all small"]
+    sizes = tuple(int(np.prod(shape)) for shape, _ in spec)
+    sample, *_ = tree_module.plan(sizes, k)
+    flat = np.random.default_rng(0).uniform(1, 2, sum(sizes))
+    flat[np.asarray(leaf_select.drawn_positions(sum(sizes), sample))] += 10
+    flat[: flat.size // 2] -= 0.5  # the entries beside the sample differ, too
+    leaves = cut(flat.astype(np.float32), spec)
+    indices, _ = selection("all small", "in place")(leaves, 3)
+    np.testing.assert_array_equal(indices, oracle(leaves, k))
 
 
 def test_the_form_in_place_is_the_one_that_is_tested() -> None:
