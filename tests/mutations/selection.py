@@ -121,7 +121,7 @@ MUTATIONS = (
         VIEW,
         "jnp.pad(indices, ((0, 0), (0, WINDOW)), constant_values=nowhere)",
         "jnp.pad(indices, ((0, 0), (0, WINDOW)), constant_values=0)",
-        (f"{OF_WHOLE}test_sums_at_entries[many-3]",),
+        (f"{OF_WHOLE}test_entries_to_which_nothing_is_added_keep_their_bits",),
     ),
     Mutation(
         "what the last worker adds to a large leaf is left out",

@@ -200,6 +200,14 @@ def test_sums_at_entries(tree: str, n: int) -> None:
         np.testing.assert_array_equal(np.asarray(got)[untouched], x[untouched])
 
 
+def test_entries_to_which_nothing_is_added_keep_their_bits() -> None:
+    """Also the first one: a zero is not added for a slot without an entry."""
+    x, layout = np.full(600, -0.0, np.float32), flat_view.Layout((600,), range(2))
+    add = jax.jit(lambda *slots: flat_view.add([x], layout, *slots))
+    (got,) = add(jnp.array([[7, 9]], jnp.uint32), jnp.array([[1.0, 2.0]]))
+    assert (got[7], got[9]) == (1, 2) and np.flatnonzero(~np.signbit(got)).tolist() == [7, 9]
+
+
 def test_vmap_selects_in_each_row_as_alone() -> None:
     spec, k = TREES["many"]
     cases = [adversaries(SIZE)[name] for name in ("normal", "heavy ties", "all zero")]
