@@ -52,13 +52,6 @@ MUTATIONS = (
         ON_ADVERSARIES,
     ),
     Mutation(
-        "small leaves are sorted as floats, denormals and all",
-        LEAF,
-        "return lax.bitcast_convert_type(jnp.where(order >= half, above, below), jnp.float32)",
-        "return lax.bitcast_convert_type(order, jnp.float32)",
-        (f"{OF_LEAF}test_same_set_as_a_stable_sort_on_adversaries[100]",),
-    ),
-    Mutation(
         "of a row with fewer entries than another, entries behind its last are sent",
         LEAF,
         "found = lax.sort(jnp.where(wanted, found, np.int32(rows.shape[1])), dimension=1)",
@@ -94,13 +87,6 @@ MUTATIONS = (
         "return indices - jnp.asarray(gaps)[leaf]",
         "return indices",
         (f"{SAME_SET}[many-in place]",),
-    ),
-    Mutation(
-        "slots that hold nothing name an entry somewhere",
-        TREE,
-        "kept = jnp.where(real, positions(words, capacity), np.uint32(aligned.ends[-1]))",
-        "kept = positions(words, capacity)",
-        (f"{SAME_SET}[many-in place]", f"{SAME_SET}[empty ends-in place]"),
     ),
     Mutation(
         "a guess for all leaves that is too high is believed",
