@@ -113,6 +113,17 @@ class Codec(abc.ABC):
     """
 
     @property
+    def separable_into(self) -> int | None:
+        """The length of blocks of which each is compressed by itself; None if there are none.
+
+        If the sizes of several leaves are multiples of it, the codec does the same to one vector of
+        all of them as to each, in as many bits; random numbers must come from ``random_words``. The
+        exchange then makes one program for all of these leaves, at the price of a copy. So it is
+        declared only by codecs that take several times as long as a copy.
+        """
+        return None
+
+    @property
     def traits(self) -> Traits:
         """The properties on which others may rely, as ``Traits(unbiased=True, ...)``."""
         return Traits()

@@ -20,7 +20,7 @@ class Workers:
       size: number of workers n, a Python int (1 without an axis).
       index: this worker's index in 0..n-1 (an array; 0 without an axis).
       step: number of exchanges made so far (int32 array).
-      path: a 32-bit hash of the leaf's path; one hash per leaf if leaves are stacked.
+      path: a 32-bit hash of the leaf's path; one hash for each of several leaves.
       slice_index: index of the slice of a model-parallel leaf that this device owns, else 0.
     """
 

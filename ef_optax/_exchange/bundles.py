@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
-from ef_optax._core.joinable import Joinable
+from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.once import identity_of
+from ef_optax._exchange.joined import Joined, joinable, that_fit
 from ef_optax._exchange.stack import Stacked, stackable
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import like_of
@@ -22,8 +23,8 @@ from ef_optax._numeric.shapes import like_of
 class Bundle:
     """Leaves that one protocol handles.
 
-    They are a single leaf, a stack of equal leaves, or a list (a codec's group, or the leaves of a
-    family).
+    They are a single leaf, a stack of equal leaves, or a list (a codec's group, the leaves of a
+    family, or those that become one vector).
     """
 
     codec: Codec
@@ -39,7 +40,8 @@ class Bundle:
     def shares(self, codecs: Sequence[Codec], leaves: Sequence[Array]) -> list[int]:
         """Numbers to which the members' parts of the bundle's cost are proportional."""
         own = [(codecs[i], leaves[i]) for i in self.members]
-        return [c.bits(x.shape, x.dtype) if isinstance(c, Joinable) else x.size for c, x in own]
+        by_bits = isinstance(self.codec, JointCodec)
+        return [c.bits(x.shape, x.dtype) if by_bits else x.size for c, x in own]
 
     def give(self, value: Any, rows: Sequence[Array | int]) -> list[Any]:
         """The parts of the members; ``rows`` are the numbers 0, 1, ... as data."""
@@ -59,7 +61,8 @@ def bundles_of(
 ) -> list[Bundle]:
     """Groups the leaves, so that the program compiles quickly.
 
-    Equal small leaves are stacked. Other leaves of a family are joined, if their codec can.
+    Leaves of whole blocks become one vector, if their codec compresses each block by itself. Equal
+    small leaves are stacked. Other leaves of a family are handled together, if their codec can.
 
     Args:
       codecs: the codec of each leaf.
@@ -78,18 +81,22 @@ def bundles_of(
             key: Any = ("group", identity_of(one), context.spec_axes(specs[i]))
         elif (family := _family_of(one, x)) is not None:
             key = ("joint", identity_of(one), family, x.dtype, specs[i])
+        elif joinable(one, x):
+            key = ("joined", identity_of(one), x.dtype, specs[i])
         elif stackable(one, x):
             key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
         else:
             key = ("leaf", i)
         groups.setdefault(key, []).append(i)
     bundles = []
-    for (kind, *_), members in groups.items():
+    for kind, members in _by_kind(groups, leaves):
         one, x = codecs[members[0]], leaves[members[0]]
         for together in [members] if kind == "group" else [[i] for i in members]:
             _require_fit(one, [leaves[i] for i in together], paths[together[0]] if paths else "")
         equal = all(leaves[i].shape == x.shape for i in members)
-        if kind in ("stack", "joint") and len(members) > 1 and equal and stackable(one, x):
+        if kind == "joined" and len(members) > 1:
+            bundles.append(Bundle(Joined(one), tuple(members), "group"))
+        elif kind in ("stack", "joint") and len(members) > 1 and equal and stackable(one, x):
             bundles.append(Bundle(Stacked(one), tuple(members), "stack"))
         elif kind == "joint" and len(members) > 1:
             assert isinstance(one, Joinable)
@@ -97,6 +104,19 @@ def bundles_of(
         else:
             bundles.append(Bundle(one, tuple(members), "group" if kind == "group" else "leaf"))
     return bundles
+
+
+def _by_kind(
+    groups: dict[Any, list[int]], leaves: Sequence[Array]
+) -> Iterator[tuple[str, list[int]]]:
+    """The kinds and members of the groups; what does not fit into a joined vector stays apart."""
+    for (kind, *_), members in groups.items():
+        fitting = members
+        if kind == "joined":
+            fitting = [members[i] for i in that_fit([leaves[i].size for i in members])]
+        if fitting:
+            yield kind, fitting
+        yield from (("leaf", [i]) for i in members if i not in fitting)
 
 
 def _require_fit(codec: Codec, leaves: Sequence[Array], path: str) -> None:

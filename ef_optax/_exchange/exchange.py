@@ -26,6 +26,7 @@ import numpy as np
 
 from ef_optax._core import context
 from ef_optax._core.codec import Codec
+from ef_optax._core.joinable import JointCodec
 from ef_optax._core.once import identity_of
 from ef_optax._core.outcome import Outcome
 from ef_optax._core.policy import Stage, for_leaf, for_workers, stages_of
@@ -318,8 +319,8 @@ class _Run:
         again = functools.cache(self.again)  # once per stage: switch branches share no arrays
 
         def value(bundle: Bundle, outcome: Outcome, name: str) -> Any:
-            """A result of a bundle. To stream its residual, a codec gets a copy of the leaf."""
-            streams = name == "residual" and bundle.kind == "leaf" and bundle.codec.streams
+            """A result of a bundle. To stream its residual, a codec gets a copy of its leaves."""
+            streams = name == "residual" and bundle.codec.streams
             copies = again() if streams else None
             return getattr(outcome, name)(*(() if copies is None else (bundle.take(copies),)))
 
@@ -385,12 +386,13 @@ class _Run:
 
     def _workers(self, bundle: Bundle) -> Workers:
         axis = self.exchange.axis_name
+        each = bundle.kind == "stack" or isinstance(bundle.codec, JointCodec)
         hashes = [np.uint32(zlib.crc32(self.paths[i].encode())) for i in bundle.members]
         return Workers(
             size=coll.axis_size(axis),
             index=coll.axis_index(axis),
             step=self.step,
-            path=np.asarray(hashes) if bundle.kind == "stack" else hashes[0],
+            path=np.asarray(hashes) if each else hashes[0],
             slice_index=self.slices[bundle.members[0]],
         )
 

@@ -11,12 +11,16 @@ and all other leaves of that shape share the trace.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import bits_for
@@ -120,21 +124,73 @@ def as_key(key: Any, name: str) -> Array:
     raise TypeError(f"{name}: key={key!r} is not a random key; pass jax.random.key(0) or an int.")
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["keys"], meta_fields=["sizes", "row"]
+)
+@dataclasses.dataclass(frozen=True)
+class PartKeys:
+    """A key for each of several parts that follow each other in one vector.
+
+    What is drawn for the vector with it is what is drawn for each part alone with its own key.
+
+    Attributes:
+      keys: typed keys of shape (parts,).
+      sizes: the number of values of each part.
+      row: a divisor of all sizes; values are drawn in rows of this length.
+    """
+
+    keys: Array
+    sizes: tuple[int, ...]
+    row: int
+
+    def of_each(self, draw: Callable[[Array, int], Array]) -> Array:
+        """``draw(key, size)`` of all parts, as one vector."""
+        return jnp.concatenate([draw(self.keys[i], size) for i, size in enumerate(self.sizes)])
+
+    def words(self) -> Array:
+        """The words of :func:`random_words`, for all parts in one program."""
+        seeds = jax.vmap(_seeds)(self.keys)
+        stretch = math.gcd(*self.sizes)  # no stretch of this length crosses a border
+        counts = [size // stretch for size in self.sizes]
+        part = np.repeat(np.arange(len(counts)), counts)
+        begins = np.repeat(list(itertools.accumulate(counts, initial=0))[:-1], counts)
+        first = (np.arange(len(part)) - begins).astype(np.uint32) * np.uint32(stretch)
+
+        def of_rows(x: Array) -> Array:
+            """One value for each row, from one for each stretch."""
+            return jnp.repeat(x, stretch // self.row)[:, None]
+
+        inside = np.arange(stretch // self.row, dtype=np.uint32) * np.uint32(self.row)
+        starts = (jnp.asarray(first)[:, None] + inside).reshape(-1, 1)
+        counter = starts + jax.lax.iota(jnp.uint32, self.row)
+        return _words(counter, *(of_rows(seeds[part, i]) for i in range(2))).reshape(-1)
+
+
+def _seeds(key: Array) -> Array:
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def _words(counter: Array, first: Array, second: Array) -> Array:
+    return mix32(mix32(counter + first) ^ second)
+
+
 @functools.partial(jax.jit, static_argnames="shape")
-def random_words(key: Array, shape: tuple[int, ...]) -> Array:
+def random_words(key: Array | PartKeys, shape: tuple[int, ...]) -> Array:
     """uint32 words, uniform and independent for all practical purposes, by hashing a counter."""
-    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    if isinstance(key, PartKeys):
+        return key.words().reshape(shape)
+    seeds = _seeds(key)
     counter = jax.lax.iota(jnp.uint32, math.prod(shape))
-    return mix32(mix32(counter + seeds[0]) ^ seeds[1]).reshape(shape)
+    return _words(counter, seeds[0], seeds[1]).reshape(shape)
 
 
-def uniform_noise(key: Array, shape: tuple[int, ...]) -> Array:
+def uniform_noise(key: Array | PartKeys, shape: tuple[int, ...]) -> Array:
     """float32 numbers in [0, 1), multiples of 2^-24."""
     return (random_words(key, shape) >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
 @jax.jit
-def round_randomly(y: Array, key: Array) -> Array:
+def round_randomly(y: Array, key: Array | PartKeys) -> Array:
     """Rounds at random to a neighbouring integer, so that the expectation is y; integers stay.
 
     Args:

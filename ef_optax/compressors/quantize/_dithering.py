@@ -62,8 +62,12 @@ class DitheringCodec(Codec):
     bucket: int | None
 
     @property
+    def separable_into(self) -> int | None:
+        return self.bucket
+
+    @property
     def traits(self) -> Traits:
-        return Traits(unbiased=True, deterministic=False)
+        return Traits(unbiased=True, deterministic=False, streams=True)
 
     @abc.abstractmethod
     def relative(self, x: Array, norm: Array) -> Array:

@@ -18,8 +18,12 @@ class Rounding(Codec):
     block: int | None
 
     @property
+    def separable_into(self) -> int | None:
+        return self.block
+
+    @property
     def traits(self) -> Traits:
-        return Traits(unbiased=self.key is not None, deterministic=self.key is None)
+        return Traits(unbiased=self.key is not None, deterministic=self.key is None, streams=True)
 
     @staticmethod
     def round(y: Array, key: Array | None) -> Array:

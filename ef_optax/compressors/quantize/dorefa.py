@@ -31,8 +31,12 @@ class Dorefa(Codec):
     bucket: int | None = None
 
     @property
+    def separable_into(self) -> int | None:
+        return self.bucket
+
+    @property
     def traits(self) -> Traits:
-        return Traits(unbiased=True, deterministic=False, basis="exact")
+        return Traits(unbiased=True, deterministic=False, streams=True, basis="exact")
 
     @property
     def _steps(self) -> int:

@@ -30,6 +30,10 @@ class BlockTopK(Followable):
     block: int
 
     @property
+    def separable_into(self) -> int | None:
+        return self.block
+
+    @property
     def traits(self) -> Traits:
         return Traits(basis="exact")
 

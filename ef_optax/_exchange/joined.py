@@ -1,0 +1,156 @@
+"""Leaves of any shapes as one vector, for codecs that compress each block by itself.
+
+A codec with a norm for each 128 values, say, does the same to a vector of many leaves as to each
+leaf alone, if their sizes are multiples of 128. So the encoder and the decoder of a whole model are
+compiled once, however many leaves and shapes it has. The vector is a copy of the leaves, which only
+codecs that take several times as long as a copy can afford. It needs memory too; hence the limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ef_optax._bits.fields import Packed
+from ef_optax._bits.packing import WORD_BITS
+from ef_optax._core.codec import Codec
+from ef_optax._core.joinable import JointCodec
+from ef_optax._core.once import traced_once
+from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.requests import Gather, Gathered, Message
+from ef_optax._core.traits import Traits
+from ef_optax._core.transport import mean_of
+from ef_optax._core.workers import Workers
+from ef_optax._numeric import offsets
+from ef_optax._numeric.dtypes import Array
+from ef_optax._numeric.random import PartKeys
+from ef_optax._numeric.shapes import like_of
+
+JOINED_LIMIT = 1 << 25
+"""The most values in one vector: 128 MiB of float32. Beyond it the largest leaves stay apart."""
+
+SHORTEST_ROW = 128
+"""Leaves are joined if they consist of rows of whole blocks that are not shorter than this."""
+
+
+def row_of(codec: Codec) -> int | None:
+    """The length of the rows of which a leaf must consist to be joined; None if none is joined."""
+    block = codec.separable_into
+    if block is None or not (codec.self_contained and codec.transport.stacks):
+        return None
+    return math.ceil(SHORTEST_ROW / block) * block
+
+
+def joinable(codec: Codec, x: Any) -> bool:
+    """Whether a leaf like ``x`` may be part of a vector."""
+    row = row_of(codec)
+    return row is not None and x.size > 0 and x.size % row == 0
+
+
+def that_fit(sizes: Sequence[int]) -> list[int]:
+    """The positions of the leaves that are joined, in ascending order; the smallest fit first.
+
+    >>> that_fit([5, 1 << 25, 7])
+    [0, 2]
+    """
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    ends = itertools.accumulate(sizes[i] for i in order)
+    return sorted(i for i, end in zip(order, ends, strict=True) if end <= JOINED_LIMIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined(JointCodec):
+    """``inner`` on each of a list of leaves, through one vector."""
+
+    inner: Codec
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, streams=self.inner.streams)
+
+    def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
+        inner, step, sizes = self.inner, workers.step, [leaf.size for leaf in x]
+        vector = as_vector(x, step)
+        message = traced_once(inner.encode, vector, self._keys(sizes, workers))
+        finite = traced_once(inner.finite, vector, message)
+        got: Gathered = yield Gather(message, finite)
+
+        def leaves(vector: Array) -> list[Array]:
+            starts = _starts(sizes, step)
+            parts = [_cut(vector, *each) for each in zip(starts, sizes, strict=True)]
+            return [part.reshape(leaf.shape) for part, leaf in zip(parts, x, strict=True)]
+
+        def residual(x: list[Array] = x) -> list[Array]:
+            own = parts_of(message, sizes, step) if inner.streams else None
+            if own is None:
+                return leaves(traced_once(inner.residual, vector, message))
+            return [traced_once(inner.residual, *each) for each in zip(x, own, strict=True)]
+
+        return Outcome(
+            aggregate=leaves(mean_of(inner, got, like_of(vector), workers)),
+            state=state,
+            sent=lambda: leaves(traced_once(inner.decode, message, like_of(vector))),
+            residual=residual,
+            support=lambda: leaves(traced_once(inner.support, vector, message)),
+        )
+
+    def _keys(self, sizes: Sequence[int], workers: Workers) -> PartKeys | None:
+        """A key for each leaf, so that each draws what it draws alone."""
+        if self.inner.deterministic:
+            return None
+
+        def one(path: Array) -> Array:
+            key = self.inner.step_key(dataclasses.replace(workers, path=path))
+            return typing.cast(Array, key)
+
+        row = typing.cast(int, row_of(self.inner))
+        return PartKeys(jax.vmap(one)(workers.path), tuple(sizes), row)
+
+
+def as_vector(leaves: Sequence[Array], runtime: Array) -> Array:
+    """The leaves, which have one dtype, as one vector.
+
+    Each is written to its place in a vector of zeros: what computes the leaf does so as it writes,
+    whereas the operands of a concatenation are stored first, and then copied.
+    """
+    sizes = [x.size for x in leaves]
+    zero = lax.convert_element_type(runtime & 0, leaves[0].dtype)
+    vector = jnp.broadcast_to(zero, (sum(sizes),))
+    for x, start in zip(leaves, _starts(sizes, runtime), strict=True):
+        vector = lax.dynamic_update_slice(vector, x.reshape(-1), (start,))
+    return vector
+
+
+def parts_of(message: Message, sizes: Sequence[int], runtime: Array) -> list[Message] | None:
+    """The message of each leaf, cut out of that of their vector; None if one ends within a word."""
+    fields, treedef = jax.tree.flatten(message, is_leaf=lambda x: isinstance(x, Packed))
+    total, cuts = sum(sizes), []
+    for field in fields:
+        packed = isinstance(field, Packed)
+        items = field.bits if packed else len(field)
+        own = [items * size // total for size in sizes]
+        if packed and any(bits % WORD_BITS for bits in own):
+            return None
+        counts = [bits // WORD_BITS for bits in own] if packed else own
+        array = field.words if packed else field
+        pieces = zip(_starts(counts, runtime), counts, strict=True)
+        parts = [_cut(array, start, count) for start, count in pieces]
+        cuts.append([Packed(*p) for p in zip(parts, own, strict=True)] if packed else parts)
+    return [treedef.unflatten(own) for own in zip(*cuts, strict=True)]
+
+
+def _cut(vector: Array, start: Array | int, size: int) -> Array:
+    return lax.dynamic_slice(vector, (start,), (size,))
+
+
+def _starts(sizes: Sequence[int], runtime: Array) -> Sequence[Array | int]:
+    begins = list(itertools.accumulate(sizes, initial=0))[:-1]
+    return offsets.as_data(begins, runtime)
