@@ -84,8 +84,7 @@ class Joined(JointCodec):
         got: Gathered = yield Gather(message, finite)
 
         def leaves(vector: Array) -> list[Array]:
-            starts = _starts(sizes, step)
-            parts = [_cut(vector, *each) for each in zip(starts, sizes, strict=True)]
+            parts = offsets.pieces(vector, sizes, step)
             return [part.reshape(leaf.shape) for part, leaf in zip(parts, x, strict=True)]
 
         def residual(x: list[Array] = x) -> list[Array]:
@@ -124,7 +123,7 @@ def as_vector(leaves: Sequence[Array], runtime: Array) -> Array:
     sizes = [x.size for x in leaves]
     zero = lax.convert_element_type(runtime & 0, leaves[0].dtype)
     vector = jnp.broadcast_to(zero, (sum(sizes),))
-    for x, start in zip(leaves, _starts(sizes, runtime), strict=True):
+    for x, start in zip(leaves, offsets.as_data(offsets.begins(sizes), runtime), strict=True):
         vector = lax.dynamic_update_slice(vector, x.reshape(-1), (start,))
     return vector
 
@@ -135,22 +134,12 @@ def parts_of(message: Message, sizes: Sequence[int], runtime: Array) -> list[Mes
     total, cuts = sum(sizes), []
     for field in fields:
         packed = isinstance(field, Packed)
-        items = field.bits if packed else len(field)
-        own = [items * size // total for size in sizes]
-        if packed and any(bits % WORD_BITS for bits in own):
+        counts = [(field.bits if packed else len(field)) * size // total for size in sizes]
+        if not packed:
+            cuts.append(offsets.pieces(field, counts, runtime))
+            continue
+        if any(bits % WORD_BITS for bits in counts):
             return None
-        counts = [bits // WORD_BITS for bits in own] if packed else own
-        array = field.words if packed else field
-        pieces = zip(_starts(counts, runtime), counts, strict=True)
-        parts = [_cut(array, start, count) for start, count in pieces]
-        cuts.append([Packed(*p) for p in zip(parts, own, strict=True)] if packed else parts)
+        words = offsets.pieces(field.words, [bits // WORD_BITS for bits in counts], runtime)
+        cuts.append([Packed(*each) for each in zip(words, counts, strict=True)])
     return [treedef.unflatten(own) for own in zip(*cuts, strict=True)]
-
-
-def _cut(vector: Array, start: Array | int, size: int) -> Array:
-    return lax.dynamic_slice(vector, (start,), (size,))
-
-
-def _starts(sizes: Sequence[int], runtime: Array) -> Sequence[Array | int]:
-    begins = list(itertools.accumulate(sizes, initial=0))[:-1]
-    return offsets.as_data(begins, runtime)

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
 
 from ef_optax._numeric.buffers import in_buffers
@@ -56,3 +57,22 @@ def starts(
         for i, start in zip(shared, as_data([ends[i] for i in shared], runtime), strict=True):
             where[i] = start
     return where
+
+
+def pieces(vector: Array, sizes: Sequence[int], runtime: Array) -> list[Array]:
+    """The pieces of these sizes that follow each other in a vector; equal ones share a program.
+
+    >>> [piece.tolist() for piece in pieces(jnp.arange(5), (2, 3), jnp.int32(0))]
+    [[0, 1], [2, 3, 4]]
+    """
+    positions = as_data(begins(sizes), runtime)
+    return [lax.dynamic_slice(vector, (p,), (n,)) for p, n in zip(positions, sizes, strict=True)]
+
+
+def begins(sizes: Sequence[int]) -> list[int]:
+    """Where pieces of these sizes begin if they follow each other.
+
+    >>> begins((2, 3, 1))
+    [0, 2, 5]
+    """
+    return list(itertools.accumulate(sizes, initial=0))[:-1]

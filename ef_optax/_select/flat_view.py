@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from ef_optax._bits.bitmask import running_sum
+from ef_optax._numeric import offsets
 
 Array = jax.Array
 
@@ -95,16 +96,11 @@ def join(xs: Sequence[Array], dtype: Any) -> Array:
 
 def split(vector: Array, likes: Sequence[Any]) -> list[Array]:
     """The inverse of `join`: leaves of the shapes and dtypes of ``likes``."""
-    begins = _begins([like.size for like in likes])
+    begins = offsets.begins([like.size for like in likes])
     return [
         vector[start : start + like.size].reshape(like.shape).astype(like.dtype)
         for start, like in zip(begins, likes, strict=True)
     ]
-
-
-def _begins(sizes: Sequence[int]) -> list[int]:
-    """Where pieces of these sizes begin if they follow each other."""
-    return list(itertools.accumulate(sizes, initial=0))[:-1]
 
 
 # ---------------------------------------------------------------------------- in place

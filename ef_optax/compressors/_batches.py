@@ -7,7 +7,6 @@ them. Whatever is sent of a batch is one array.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -97,14 +96,10 @@ class Batch:
     def _split(self, x: Array, counts: Sequence[int]) -> list[Array]:
         if len(counts) == 1:
             return [x]
-        starts = [self.positions[start] for start in _starts(counts)]
+        starts = [self.positions[start] for start in offsets.begins(counts)]
         cuts = list(zip(starts, counts, strict=True))
         # What is cut while it is read takes longer to read.
         return in_buffers(lambda: [lax.dynamic_slice_in_dim(x, *cut) for cut in cuts], self.runtime)
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    return list(itertools.accumulate(counts[:-1], initial=0))
 
 
 def joined(
@@ -129,7 +124,7 @@ def joined(
         pieces: dict[int, Array] = {}
         for own, vector in zip(groups.values(), vectors, strict=True):
             sizes = [arrays[i].size for i in own]
-            parts = [vector[a : a + n] for a, n in zip(_starts(sizes), sizes, strict=True)]
+            parts = [vector[a : a + n] for a, n in zip(offsets.begins(sizes), sizes, strict=True)]
             pieces |= {i: x.reshape(arrays[i].shape) for i, x in zip(own, parts, strict=True)}
         return [pieces[i] for i in range(len(arrays))]
 
@@ -158,7 +153,7 @@ def batches_of(
         key = matrices.rows, matrices.columns, number, wide_dtype(x.dtype)
         groups.setdefault(key, []).append(i)
     counts = [[size_of(leads[i]) for i in members] for members in groups.values()]
-    starts = sorted({start for own in counts for start in _starts(own)})
+    starts = sorted({start for own in counts for start in offsets.begins(own)})
     positions = dict(zip(starts, offsets.as_data(starts, runtime), strict=True))
     batches = []
     for (rows, columns, _, dtype), members in groups.items():

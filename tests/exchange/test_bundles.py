@@ -19,8 +19,9 @@ from jax.sharding import PartitionSpec as P
 import ef_optax as ef
 from benchmarks.adversaries import adversaries, magnitudes
 from benchmarks.compile_time import kernels_of
-from ef_optax._exchange import stack
+from ef_optax._exchange import joined, stack
 from ef_optax._exchange.bundles import bundles_of
+from ef_optax._exchange.joined import row_of
 from ef_optax._exchange.stack import stackable
 from ef_optax._numeric import offsets
 from ef_optax._select import leaf as leaf_select
@@ -199,6 +200,76 @@ def test_stacked_leaves_get_what_each_gets_alone(name):
                 np.testing.assert_allclose(one, other, rtol=0, atol=room)
         else:
             assert_same_bits(stacked, alone)
+
+
+########################################################################################
+# Leaves that are joined in one vector
+########################################################################################
+
+
+def separable(name: str) -> bool:
+    codec = CASES[name].make().codec
+    return CASES[name].settles and row_of(codec) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[] if name in {"qsgd-linf-bucket", "block_top_k"} else pytest.mark.slow
+        )
+        for name in CASES
+        if separable(name)
+    ],
+)
+def test_joined_leaves_get_what_each_gets_alone(name):
+    """Random codecs draw for each leaf what they draw for it alone."""
+    compressor = CASES[name].make()
+    row = row_of(compressor.codec)
+    shapes = {"a": (row,), "b": (3, row), "ragged": (row + 5,), "c": (row, 2), "d": (row,)}
+    names = sorted(shapes)  # the order of the leaves
+    bundles = bundles_of([compressor.codec] * 5, likes([shapes[n] for n in names]), [None] * 5)
+    assert [(b.kind, b.members) for b in bundles] == [("group", (0, 1, 2, 3)), ("leaf", (4,))]
+    tx = ef.error_feedback(compressor)
+    rng = np.random.default_rng(1)
+    grads = {
+        key: jnp.asarray(rng.normal(size=shape).astype(np.float32)) for key, shape in shapes.items()
+    }
+
+    def step(grads):
+        updates, state = tx.update(grads, tx.init(grads))
+        return updates, state.residual
+
+    @jax.jit
+    def both(grads):
+        return step(grads), {key: step({key: grad}) for key, grad in grads.items()}
+
+    together, each = both(grads)
+    for key, grad in grads.items():
+        room = 8 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(grad)))  # of a block's norm
+        for one, other in zip(together, each[key], strict=True):
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
+
+
+def test_the_largest_leaves_stay_apart_beyond_the_limit(monkeypatch):
+    monkeypatch.setattr(joined, "JOINED_LIMIT", 1000)
+    codec = ef.block_top_k(k=3, block=128).codec
+    shapes = [(896,), (256,), (512,), (3, 128), (640,)]
+    bundles = bundles_of([codec] * 5, likes(shapes), [None] * 5)
+    kinds = {b.members: b.kind for b in bundles}
+    assert kinds == {(1, 3): "group", (0,): "leaf", (2,): "leaf", (4,): "leaf"}
+
+
+def test_a_message_is_cut_only_where_words_end():
+    """The message of a part is that of its values; nothing is cut where its last word is shared."""
+    codes = jnp.arange(96, dtype=jnp.uint32) % 8
+    message = {"codes": ef.extend.pack(codes, 3), "norm": jnp.arange(3.0)}
+    parts = jax.jit(lambda m, at: joined.parts_of(m, (32, 64), at))(message, np.int32(0))
+    for part, values in zip(parts, (codes[:32], codes[32:]), strict=True):
+        assert part["codes"].bits == 3 * len(values)
+        assert ef.extend.unpack(part["codes"], 3, len(values)).tolist() == values.tolist()
+    assert [part["norm"].tolist() for part in parts] == [[0.0], [1.0, 2.0]]
+    assert joined.parts_of(message, (48, 48), np.int32(0)) is None
 
 
 # Shapes of one family, with indices of 7 bits: from the smallest to the largest size that has them.

@@ -10,6 +10,7 @@ import pytest
 import ef_optax as ef
 from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._exchange.exchange import Exchange
+from ef_optax._exchange.joined import Joined
 from ef_optax.compressors.combine.induced import induced
 from ef_optax.compressors.combine.probabilistic_mix import probabilistic_mix
 from ef_optax.compressors.combine.scale_to_contractive import scale_to_contractive
@@ -278,6 +279,7 @@ def messageless():
         "CountSketch": ef.count_sketch(3, 4, k=1),
         "GradiVeQ": ef.gradiveq(0.5, samples=1, period=2),
         "GreedyLore": ef.greedy_lore(1, period=2),
+        "Joined": ef.Compressor(Joined(ef.block_top_k(k=1).codec)),
         "JointSparse": ef.Compressor(ef.top_k(k=1).codec.joint(_like(1 << 20))),
         "PerLeaf": ef.per_leaf(lambda path, like: ef.top_k(k=1)),
         "PowerSgd": ef.power_sgd(1),

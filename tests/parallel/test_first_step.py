@@ -27,12 +27,14 @@ METHODS = {
     "identity": ef.identity,
     "scaled_sign": ef.scaled_sign,
     "top_k": lambda: ef.top_k(0.3),
+    "qsgd": lambda: ef.qsgd(7, key=0, bucket=16),
 }
+ROWS = {"qsgd": 128}  # of how many values a leaf consists, if it can be part of a vector
 
 
-def likes(*lead: int, count: int, equal: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """Equal leaves, or leaves of different shapes whose indices take 6 bits."""
-    shapes = [(6, 5) if equal else (33 + i,) for i in range(count)]
+def likes(*lead: int, count: int, equal: bool, row: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """Equal leaves, or leaves of different shapes: whole rows, or with indices of 6 bits."""
+    shapes = [(6, 5) if equal else (33 + i,) if row == 1 else (1 + i, row) for i in range(count)]
     return {str(i): jax.ShapeDtypeStruct((*lead, *s), jnp.float32) for i, s in enumerate(shapes)}
 
 
@@ -40,7 +42,8 @@ def likes(*lead: int, count: int, equal: bool) -> dict[str, jax.ShapeDtypeStruct
 def traced(method: str, count: int, equal: bool = True) -> jax.stages.Traced:
     """The update of ``count`` leaves; for "dense", Adam on the mean."""
     adam = optax.adam(1e-3)
-    params, grads = (likes(*lead, count=count, equal=equal) for lead in ((), (N,)))
+    row = ROWS.get(method, 1)
+    params, grads = (likes(*lead, count=count, equal=equal, row=row) for lead in ((), (N,)))
     if method == "dense":
 
         def update(grads, state):
@@ -136,12 +139,14 @@ def test_one_more_leaf_adds_few_kernels(method: str) -> None:
     assert own <= dense + 7, (own, dense)
 
 
-def test_one_more_shape_adds_few_kernels_to_top_k() -> None:
-    """Leaves of a family are rows of one array. Besides Adam's, a shape has the input, the mean and
-    the residual in a row, and four choices between old and new; nothing is sorted or packed again.
+@pytest.mark.parametrize("method", ["top_k", "qsgd"])
+def test_one_more_shape_adds_few_kernels(method: str) -> None:
+    """Leaves of a family are rows of one array, and leaves of whole blocks parts of one vector.
+    Besides Adam's, a shape has the input, the mean and the residual in a row, and four choices
+    between old and new; nothing is sorted or packed again.
     """
     own, dense = (
         growth([len(kernels(name, count, equal=False)) for count in (FEW, MANY)])
-        for name in ("top_k", "dense")
+        for name in (method, "dense")
     )
     assert own <= dense + 7, (own, dense)
