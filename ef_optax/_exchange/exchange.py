@@ -222,15 +222,20 @@ class Exchange:
     def _init_codecs(self, tree: Any) -> Any:
         paths, likes, treedef = self.located(tree)
         specs = slices.leaf_specs(paths)
-        states, workers = [], coll.bound_size(self.axis_name)
+        workers = coll.bound_size(self.axis_name)
+        groups: dict[Any, tuple[Codec, list[int]]] = {}  # codecs that do the same, and their leaves
         for i, (path, like) in enumerate(zip(paths, likes, strict=True)):
             codec = for_workers(for_leaf(self.codec, path, like), like, workers)
-            state = codec.init(like, path, workers)
-            if specs is not None and context.spec_axes(specs[i]):
-                count = slices.slice_count(specs[i])
-                state = jax.tree.map(lambda x, c=count: jnp.stack([x] * c), state)
-            states.append(state)
-        return treedef.unflatten(states)
+            groups.setdefault(identity_of(codec), (codec, []))[1].append(i)
+        states: dict[int, Any] = {}
+        for codec, members in groups.values():
+            own = [likes[i] for i in members], [paths[i] for i in members]
+            states.update(zip(members, codec.init_each(*own, workers), strict=True))
+        for i, spec in enumerate(specs or ()):
+            if context.spec_axes(spec):
+                count = slices.slice_count(spec)
+                states[i] = jax.tree.map(lambda x, c=count: jnp.stack([x] * c), states[i])
+        return treedef.unflatten([states[i] for i in range(len(paths))])
 
 
 def _or_nothing(states: Any, tree: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ef_optax._core.messageless import MessagelessCodec
 from ef_optax._core.outcome import Outcome, Protocol
@@ -48,6 +49,10 @@ class Averaged:
 
 Steps = Generator[list[Array], list[Array], Averaged]
 """The steps of a method: it yields a factor of each batch and receives their means."""
+
+
+Factor = tuple[int, ...]
+"""The shape of a factor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +98,43 @@ class AveragedFactors(MessagelessCodec):
         saves = size > self.min_compression * self.elements(matrices, rank)
         return (matrices, rank) if saves else None
 
-    def normal(self, path: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """The first value of a factor: standard normal, the same on all workers."""
-        key = jax.random.fold_in(as_key(self.key, "low rank"), zlib.crc32(path.encode()))
-        return jax.random.normal(key, shape, dtype)
+    @abc.abstractmethod
+    def begin(self, matrices: Matrices, rank: int) -> dict[str, Factor]:
+        """The factors in the state of a leaf: endings of their names, and their shapes."""
+
+    def init(self, like: Any, path: str, num_workers: int) -> Any:
+        return self.init_each([like], [path], num_workers)[0]
+
+    def init_each(self, likes: Sequence[Any], paths: Sequence[str], num_workers: int) -> list[Any]:
+        """The factors of each leaf, or ``()`` for a dense one.
+
+        They are standard normal, and the same on all workers. Those of one shape are drawn
+        together, because generators take long to compile.
+        """
+        del num_workers
+        names: dict[tuple[Factor, Any], list[str]] = {}
+        owners: list[list[tuple[tuple[Factor, Any], int]]] = []
+        for like, path in zip(likes, paths, strict=True):
+            owners.append([])
+            plan = self.plan(like.shape)
+            for ending, shape in self.begin(*plan).items() if plan else ():
+                kind = shape, wide_dtype(like.dtype)
+                of_kind = names.setdefault(kind, [])
+                owners[-1].append((kind, len(of_kind)))
+                of_kind.append(path + ending)
+        drawn = {kind: self._normal(of_kind, *kind) for kind, of_kind in names.items()}
+        factors = [[drawn[kind][number] for kind, number in own] for own in owners]
+        return [self.state_of(*own) if own else () for own in factors]
+
+    def state_of(self, *factors: Array) -> Any:
+        """The state of a leaf, from its factors in the order of :meth:`begin`."""
+        (only,) = factors
+        return only
+
+    def _normal(self, names: Sequence[str], shape: Factor, dtype: Any) -> Array:
+        hashes = np.asarray([zlib.crc32(name.encode()) for name in names], np.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(as_key(self.key, "low rank"), hashes)
+        return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         """The method's steps; the first round averages the dense leaves as well."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ef_optax._core.policy import Stage, Stages, StepPolicy
 from ef_optax._core.timeline import Timeline
-from ef_optax._numeric.dtypes import Array, wide_dtype
+from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.matrix import Matrices, orthonormal
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.low_rank._averaged_factors import (
@@ -56,15 +56,12 @@ class AcpSgd(AveragedFactors, StepPolicy):
             return Stages(Timeline(), (left,))
         return Stages(Timeline((1, 2), 0, 2), (left, right))
 
-    def init(self, like: Any, path: str, num_workers: int) -> Any:
-        del num_workers
-        plan = self.plan(like.shape)
-        if plan is None:
-            return ()
-        (lead, rows, columns), rank = plan
-        dtype = wide_dtype(like.dtype)
-        left = self.normal(f"{path} P", (*lead, rows, rank), dtype)
-        return FactorsState(left, self.normal(f"{path} Q", (*lead, rank, columns), dtype))
+    def begin(self, matrices: Matrices, rank: int) -> dict[str, tuple[int, ...]]:
+        lead, rows, columns = matrices
+        return {" P": (*lead, rows, rank), " Q": (*lead, rank, columns)}
+
+    def state_of(self, *factors: Array) -> FactorsState:
+        return FactorsState(*factors)
 
     def factors(self, batches: Sequence[Batch], state: Sequence[Any]) -> Steps:
         kept = [

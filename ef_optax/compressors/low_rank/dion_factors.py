@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.division import safe_divisor
-from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.matrix import Matrices, matrix_view, orthonormal
 from ef_optax._numeric.random import as_key
 from ef_optax._numeric.shapes import Shape
@@ -50,15 +49,9 @@ class DionFactors(AveragedFactors):
     def rounds(self, left: int, right: int) -> tuple[int, ...]:
         return left, right
 
-    def init(self, like: Any, path: str, num_workers: int) -> Any:
-        """Q^T as (r, columns) for each matrix; () for a dense leaf."""
-        del num_workers
-        plan = self.plan(like.shape)
-        if plan is None:
-            return ()
-        matrices, rank = plan
-        shape = (*matrices.lead, rank, matrices.columns)
-        return self.normal(path, shape, wide_dtype(like.dtype))
+    def begin(self, matrices: Matrices, rank: int) -> dict[str, tuple[int, ...]]:
+        """Q^T as (r, columns) for each matrix."""
+        return {"": (*matrices.lead, rank, matrices.columns)}
 
     def factors(self, batches: Sequence[Batch], state: Sequence[Any]) -> Steps:
         before = [batch.gather(state) for batch in batches]

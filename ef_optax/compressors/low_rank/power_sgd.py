@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from ef_optax._numeric.dtypes import wide_dtype
 from ef_optax._numeric.matrix import Matrices, orthonormal
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.low_rank._averaged_factors import (
@@ -29,15 +28,9 @@ class PowerSgd(AveragedFactors):
     def rounds(self, left: int, right: int) -> tuple[int, ...]:
         return (left, right) * self.iterations
 
-    def init(self, like: Any, path: str, num_workers: int) -> Any:
-        """Q^T as (r, columns) for each matrix; () for a dense leaf."""
-        del num_workers
-        plan = self.plan(like.shape)
-        if plan is None:
-            return ()
-        matrices, rank = plan
-        shape = (*matrices.lead, rank, matrices.columns)
-        return self.normal(path, shape, wide_dtype(like.dtype))
+    def begin(self, matrices: Matrices, rank: int) -> dict[str, tuple[int, ...]]:
+        """Q^T as (r, columns) for each matrix."""
+        return {"": (*matrices.lead, rank, matrices.columns)}
 
     def factors(self, batches: Sequence[Batch], state: Sequence[Any]) -> Steps:
         before = Q = own = [batch.gather(state) for batch in batches]
