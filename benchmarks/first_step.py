@@ -2,20 +2,21 @@
 
 A method is ``optax.chain(ef.error_feedback(C, axis_name="d"), optax.adam(1e-3))`` for eight
 workers: by ``ef.data_parallel`` on the mesh that ``jax.make_mesh((8,), ("d",))`` makes, whose axis
-is Explicit, or on one with an Auto axis, of virtual devices; or by ``ef.simulate(tx, 8, "d")``.
+is Explicit, or on one with an Auto axis, of virtual devices; in two processes with four such
+devices each, which Gloo connects; or by ``ef.simulate(tx, 8, "d")``.
 *dense* is the same Adam after ``lax.pmean`` in a ``shard_map``, and beside ``simulate`` Adam on the
 mean of the gradients. *init* is ``tx.init`` with all that it compiles and runs; *trace*, *lower*
 and *compile* are the stages of ``jax.jit(tx.update)``; the step is not run. Every cell is measured
 by a process of its own, without any cache, after one small program has started the backend.
 
     python -m benchmarks.first_step [--trees gpt resnet50] [--methods identity scaled_sign]
-                                    [--modes explicit auto simulate] [--repeats 1] [--out DIR]
-                                    [--merge]
+                                    [--modes explicit auto processes simulate] [--repeats 1]
+                                    [--out DIR] [--merge]
 
 prints seconds by the clock and, in brackets, of the processor (all threads), with their ratio to
 dense, which is always measured, and the lines of the lowered program; and writes
 ``first_step.json``. Names may be joined by commas. Of several repeats the one that took the
-processor least is kept.
+processor least is kept. Of two processes the first is measured, while the other does the same.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import json
 import math
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +45,7 @@ import ef_optax as ef
 from benchmarks import compile_time, timing
 
 WORKERS, AXIS = 8, "d"
+PROCESSES = {"processes": 2}  # one, unless a mode says otherwise
 DENSE = "dense"
 PARTS = ("init", "trace", "lower", "compile")
 Shapes = dict[str, tuple[int, ...]]
@@ -154,6 +157,7 @@ def chain(make: Callable[[], ef.Compressor]) -> optax.GradientTransformation:
 MODES: dict[str, Callable[[str], tuple[optax.GradientTransformation, Any, Any, Any]]] = {
     "explicit": lambda method: on_mesh(method, AxisType.Explicit),
     "auto": lambda method: on_mesh(method, AxisType.Auto),
+    "processes": lambda method: on_mesh(method, AxisType.Explicit),
     "simulate": simulated,
 }
 
@@ -202,19 +206,46 @@ def measure_here(tree: str, method: str, mode: str) -> Cell:
 
 def measure(tree: str, method: str, mode: str, repeats: int = 1) -> Cell:
     """Measures one cell in fresh processes; the one that took the processor least."""
+    cells = [measured_once(tree, method, mode) for _ in range(repeats)]
+    return min(cells, key=lambda cell: cell["cpu_total"])
+
+
+def measured_once(tree: str, method: str, mode: str) -> Cell:
+    """What the first of a cell's processes prints."""
+    count, port = PROCESSES.get(mode, 1), free_port()
     command = [sys.executable, "-m", "benchmarks.first_step", "--cell", tree, method, mode]
-    found = []
-    for _ in range(repeats):
-        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, check=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    return min(found, key=lambda cell: cell["cpu_total"])
+    with contextlib.ExitStack() as stack:
+        children = []
+        for number in range(count):
+            own = [*command, "--process", str(number), str(port)]
+            options: dict[str, Any] = {"env": environment(count), "stdout": subprocess.PIPE}
+            children.append(stack.enter_context(subprocess.Popen(own, **options)))
+            stack.callback(children[-1].kill)  # of a process whose peer has failed
+        outputs = [child.communicate()[0] for child in children]
+    if any(child.returncode for child in children):
+        raise SystemExit(f"{tree}, {method}, {mode}: a process failed; its message is above.")
+    return json.loads(outputs[0].splitlines()[-1])
 
 
-def environment() -> dict[str, str]:
-    """The variables of a process with eight virtual devices, and no cache of programs."""
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def join(mode: str, number: int, port: int) -> None:
+    """Connects this process with the others of its cell."""
+    if (count := PROCESSES.get(mode, 1)) > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", count, number)
+
+
+def environment(processes: int = 1) -> dict[str, str]:
+    """The variables of a process with its share of eight devices, and no cache of programs."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     kept = [flag for flag in flags if "host_platform_device_count" not in flag]
-    devices = f"--xla_force_host_platform_device_count={WORKERS}"
+    devices = f"--xla_force_host_platform_device_count={WORKERS // processes}"
     own = {"JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(2 * WORKERS)}
     own |= {"XLA_FLAGS": " ".join([*kept, devices]), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     return {**os.environ, **own}
@@ -279,8 +310,11 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/out"))
     parser.add_argument("--merge", action="store_true", help="keep the cells that --out has")
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--process", nargs=2, type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.cell:
+        number, port = flags.process
+        join(flags.cell[2], number, port)
         print(json.dumps(measure_here(*flags.cell)))
         return
     hardware = timing.hardware()

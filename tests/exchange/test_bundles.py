@@ -8,6 +8,7 @@ the code for large ones.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -311,32 +312,44 @@ def test_small_leaves_of_a_family_get_what_each_gets_alone():
 WORKERS = 4
 
 
-def gradients():
-    rng = np.random.default_rng(3)
-    shapes = {**SHAPES, "small": (7,), "smallest": (3, 2)}
+class Method(NamedTuple):
+    compressor: ef.Compressor
+    shapes: dict[str, tuple[int, ...]]
+    block: int | None  # the length of the pieces of which each sends its largest entries
+
+
+FAMILIES = Method(ef.top_k(0.01), {**SHAPES, "small": (7,), "smallest": (3, 2)}, None)
+BLOCKS = Method(
+    ef.block_top_k(k=3, block=64), {"a": (128,), "b": (3, 128), "c": (64, 4), "apart": (64,)}, 64
+)
+
+
+def gradients(method):
+    rng, shapes = np.random.default_rng(3), method.shapes
     return {k: rng.normal(size=(WORKERS, *s)).astype(np.float32) for k, s in shapes.items()}
 
 
-def oracle(grads):
-    """Aggregates and residuals of two steps on the same gradients, leaf by leaf."""
+def oracle(method, grads):
+    """Aggregates and residuals of two steps on the same gradients, piece by piece."""
     found = {}
     for name, g in grads.items():
         e, steps = np.zeros_like(g), []
         for _ in range(2):
             p = g + e
             sent = np.zeros_like(p)
-            for i in range(WORKERS):
-                k = max(1, -(-p[i].size // 100))
-                kept = np.argsort(-np.abs(p[i].ravel()), kind="stable")[:k]
-                sent[i].flat[kept] = p[i].flat[kept]
+            pieces = p.reshape(-1, method.block or p[0].size)
+            k = max(1, -(-p[0].size // 100)) if method.block is None else 3
+            for piece, out in zip(pieces, sent.reshape(pieces.shape), strict=True):
+                kept = np.argsort(-np.abs(piece), kind="stable")[:k]
+                out[kept] = piece[kept]
             e = p - sent
             steps.append((sent.astype(np.float64).mean(axis=0), e))
         found[name] = steps
     return found
 
 
-def transformation(mode):
-    tx = ef.error_feedback(ef.top_k(0.01), axis_name="data")
+def transformation(method, mode):
+    tx = ef.error_feedback(method.compressor, axis_name="data")
     if mode == "simulate":
         return ef.simulate(tx, num_workers=WORKERS, axis_name="data")
     kind = AxisType.Explicit if mode == "explicit" else AxisType.Auto
@@ -344,8 +357,8 @@ def transformation(mode):
     return ef.data_parallel(tx, mesh, "data")
 
 
-def by_lift(mode, grads):
-    tx = transformation(mode)
+def by_lift(method, mode, grads):
+    tx = transformation(method, mode)
     params = {k: jnp.zeros(g.shape[1:]) for k, g in grads.items()}
     state = tx.init(params)
     step = jax.jit(tx.update)
@@ -354,8 +367,8 @@ def by_lift(mode, grads):
         yield updates, state.residual
 
 
-def by_hand(mode, grads):
-    tx = ef.error_feedback(ef.top_k(0.01), axis_name="data")
+def by_hand(method, mode, grads):
+    tx = ef.error_feedback(method.compressor, axis_name="data")
     params = {k: jnp.zeros(g.shape[1:]) for k, g in grads.items()}
     state = jax.tree.map(lambda x: jnp.stack([x] * WORKERS), tx.init(params))
     if mode == "pmap":
@@ -379,8 +392,18 @@ def by_hand(mode, grads):
         yield jax.tree.map(lambda x: x[0], updates), state.residual
 
 
-@pytest.mark.usefixtures("everything_is_large")
-@pytest.mark.parametrize(
+def follows_the_oracle(method, mode):
+    grads = gradients(method)
+    run = by_hand if mode in ("pmap", "shard_map") else by_lift
+    expected = oracle(method, grads)
+    for step, (updates, residual) in enumerate(run(method, mode, grads)):
+        for name in grads:
+            mean, e = expected[name][step]
+            np.testing.assert_allclose(updates[name], mean, rtol=1e-6, err_msg=name)
+            np.testing.assert_array_equal(residual[name], e, err_msg=name)
+
+
+EVERY_MODE = pytest.mark.parametrize(
     "mode",
     ["auto"]
     + [
@@ -388,15 +411,17 @@ def by_hand(mode, grads):
         for m in ("simulate", "explicit", "pmap", "shard_map")
     ],
 )
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@EVERY_MODE
 def test_families_in_every_mode(mode):
-    grads = gradients()
-    run = by_hand if mode in ("pmap", "shard_map") else by_lift
-    expected = oracle(grads)
-    for step, (updates, residual) in enumerate(run(mode, grads)):
-        for name in grads:
-            mean, e = expected[name][step]
-            np.testing.assert_allclose(updates[name], mean, rtol=1e-6, err_msg=name)
-            np.testing.assert_array_equal(residual[name], e, err_msg=name)
+    follows_the_oracle(FAMILIES, mode)
+
+
+@EVERY_MODE
+def test_joined_leaves_in_every_mode(mode):
+    follows_the_oracle(BLOCKS, mode)
 
 
 ########################################################################################
