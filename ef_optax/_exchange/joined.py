@@ -84,8 +84,7 @@ class Joined(JointCodec):
         got: Gathered = yield Gather(message, finite)
 
         def leaves(vector: Array) -> list[Array]:
-            parts = offsets.pieces(vector, sizes, step)
-            return [part.reshape(leaf.shape) for part, leaf in zip(parts, x, strict=True)]
+            return offsets.pieces(vector, x, step)
 
         def residual(x: list[Array] = x) -> list[Array]:
             own = parts_of(message, sizes, step) if inner.streams else None
@@ -135,11 +134,10 @@ def parts_of(message: Message, sizes: Sequence[int], runtime: Array) -> list[Mes
     for field in fields:
         packed = isinstance(field, Packed)
         counts = [(field.bits if packed else len(field)) * size // total for size in sizes]
-        if not packed:
-            cuts.append(offsets.pieces(field, counts, runtime))
-            continue
-        if any(bits % WORD_BITS for bits in counts):
+        if packed and any(bits % WORD_BITS for bits in counts):
             return None
-        words = offsets.pieces(field.words, [bits // WORD_BITS for bits in counts], runtime)
-        cuts.append([Packed(*each) for each in zip(words, counts, strict=True)])
+        array, each = (field.words, WORD_BITS) if packed else (field, 1)
+        likes = [jax.ShapeDtypeStruct((count // each,), array.dtype) for count in counts]
+        parts = offsets.pieces(array, likes, runtime)
+        cuts.append([Packed(*p) for p in zip(parts, counts, strict=True)] if packed else parts)
     return [treedef.unflatten(own) for own in zip(*cuts, strict=True)]

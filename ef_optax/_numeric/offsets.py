@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,14 +60,17 @@ def starts(
     return where
 
 
-def pieces(vector: Array, sizes: Sequence[int], runtime: Array) -> list[Array]:
-    """The pieces of these sizes that follow each other in a vector; equal ones share a program.
+def pieces(vector: Array, likes: Sequence[Any], runtime: Array) -> list[Array]:
+    """Arrays of the shapes of ``likes`` that follow each other in a vector.
 
-    >>> [piece.tolist() for piece in pieces(jnp.arange(5), (2, 3), jnp.int32(0))]
-    [[0, 1], [2, 3, 4]]
+    Those of equal size share a program.
+
+    >>> [x.tolist() for x in pieces(jnp.arange(6), (jnp.zeros(2), jnp.zeros((2, 2))), jnp.int32(0))]
+    [[0, 1], [[2, 3], [4, 5]]]
     """
-    positions = as_data(begins(sizes), runtime)
-    return [lax.dynamic_slice(vector, (p,), (n,)) for p, n in zip(positions, sizes, strict=True)]
+    where = as_data(begins([like.size for like in likes]), runtime)
+    cuts = zip(where, likes, strict=True)
+    return [lax.dynamic_slice(vector, (at,), (x.size,)).reshape(x.shape) for at, x in cuts]
 
 
 def begins(sizes: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -384,3 +385,17 @@ def test_atomo_variance_of_equal_singular_values() -> None:
 def test_bad_arguments(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_first_factors_are_drawn_from_each_leaf_s_own_name() -> None:
+    """Whatever is drawn beside them, and however long the longest of these is."""
+    shapes = {"a": (40, 30), "b": (60, 30), "c": (3, 20, 50), "d": (90, 70), "bias": (30,)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    key = jax.random.key(3)
+    state = ef.error_feedback(ef.power_sgd(2, key=key)).init(params)
+    factors = {"a": (2, 30), "b": (2, 30), "c": (2, 50), "d": (2, 70)}
+    for name, shape in factors.items():
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        expected = jax.random.normal(own, shape)
+        np.testing.assert_array_equal(state.exchange.codec[name].reshape(-1), expected.reshape(-1))
+    assert state.exchange.codec["bias"] == ()

@@ -26,7 +26,7 @@ from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of, wide_dtype
 from ef_optax._numeric.matrix import Matrices, matrix_view
 from ef_optax._numeric.random import as_key
-from ef_optax._numeric.shapes import Shape, size_of
+from ef_optax._numeric.shapes import Shape, bits_for, size_of
 from ef_optax.compressors._batches import Batch, batches_of
 from ef_optax.compressors.combine.scheduled import delayed
 from ef_optax.compressors.compressor import Compressor
@@ -108,22 +108,25 @@ class AveragedFactors(MessagelessCodec):
     def init_each(self, likes: Sequence[Any], paths: Sequence[str], num_workers: int) -> list[Any]:
         """The factors of each leaf, or ``()`` for a dense one.
 
-        They are standard normal, and the same on all workers. Those of one shape are drawn
-        together, because generators take long to compile.
+        They are standard normal, and the same on all workers. All of a size class are drawn
+        together, because a generator takes long to compile; each is the beginning of what is drawn.
         """
         del num_workers
-        names: dict[tuple[Factor, Any], list[str]] = {}
-        owners: list[list[tuple[tuple[Factor, Any], int]]] = []
+        names: dict[tuple[int, Any], list[str]] = {}  # by size class and dtype
+        owners: list[list[tuple[tuple[int, Any], int, Factor]]] = []
         for like, path in zip(likes, paths, strict=True):
             owners.append([])
             plan = self.plan(like.shape)
             for ending, shape in self.begin(*plan).items() if plan else ():
-                kind = shape, wide_dtype(like.dtype)
+                kind = 1 << bits_for(math.prod(shape)), wide_dtype(like.dtype)
                 of_kind = names.setdefault(kind, [])
-                owners[-1].append((kind, len(of_kind)))
+                owners[-1].append((kind, len(of_kind), shape))
                 of_kind.append(path + ending)
         drawn = {kind: self._normal(of_kind, *kind) for kind, of_kind in names.items()}
-        factors = [[drawn[kind][number] for kind, number in own] for own in owners]
+        factors = [
+            [drawn[kind][number, : math.prod(shape)].reshape(shape) for kind, number, shape in own]
+            for own in owners
+        ]
         return [self.state_of(*own) if own else () for own in factors]
 
     def state_of(self, *factors: Array) -> Any:
@@ -131,10 +134,10 @@ class AveragedFactors(MessagelessCodec):
         (only,) = factors
         return only
 
-    def _normal(self, names: Sequence[str], shape: Factor, dtype: Any) -> Array:
+    def _normal(self, names: Sequence[str], size: int, dtype: Any) -> Array:
         hashes = np.asarray([zlib.crc32(name.encode()) for name in names], np.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(as_key(self.key, "low rank"), hashes)
-        return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+        return jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys)
 
     def protocol(self, x: Any, state: Any, workers: Workers) -> Protocol:
         """The method's steps; the first round averages the dense leaves as well."""

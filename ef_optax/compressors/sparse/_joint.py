@@ -75,8 +75,7 @@ class JointSparse(JointCodec):
                 shares.append(values.reshape(-1))
             whole = jax.ShapeDtypeStruct((sum(sizes),), x[0].dtype)
             vector = _sparse.scatter(jnp.concatenate(shares), jnp.concatenate(places), whole)
-            parts = offsets.pieces(vector, sizes, workers.step)
-            return [part.reshape(leaf.shape) for part, leaf in zip(parts, x, strict=True)]
+            return offsets.pieces(vector, x, workers.step)
 
         fits = sum(sizes) <= JOINED_LIMIT
         return Outcome(
