@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -98,6 +99,14 @@ def for_leaf(codec: Codec, path: str, like: jax.ShapeDtypeStruct) -> Codec:
 def for_workers(codec: Codec, like: jax.ShapeDtypeStruct, num_workers: int) -> Codec:
     """The codec that is used between so many workers: the codec itself, or a policy's choice."""
     return codec.for_workers(like, num_workers) if isinstance(codec, WorkersPolicy) else codec
+
+
+def for_leaves(
+    codec: Codec, paths: Sequence[str], likes: Sequence[jax.ShapeDtypeStruct], num_workers: int
+) -> list[Codec]:
+    """The codecs that are used for these leaves between so many workers."""
+    own = [(for_leaf(codec, path, like), like) for path, like in zip(paths, likes, strict=True)]
+    return [for_workers(one, like, num_workers) for one, like in own]
 
 
 def stages_of(codec: Codec) -> Stages:

@@ -106,6 +106,22 @@ def bundles_of(
     return bundles
 
 
+def states_of(
+    codecs: Sequence[Codec], likes: Sequence[Any], paths: Sequence[str], num_workers: int
+) -> list[Any]:
+    """The first state of each leaf; equal codecs make those of all their leaves at once."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, codec in enumerate(codecs):
+        groups.setdefault(identity_of(codec), []).append(i)
+    states: list[Any] = [()] * len(codecs)
+    for members in groups.values():
+        own = [likes[i] for i in members], [paths[i] for i in members]
+        made = codecs[members[0]].init_each(*own, num_workers)
+        for i, state in zip(members, made, strict=True):
+            states[i] = state
+    return states
+
+
 def _by_kind(
     groups: dict[Any, list[int]], leaves: Sequence[Array]
 ) -> Iterator[tuple[str, list[int]]]:

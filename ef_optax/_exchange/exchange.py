@@ -29,12 +29,12 @@ from ef_optax._core.codec import Codec
 from ef_optax._core.joinable import JointCodec
 from ef_optax._core.once import identity_of
 from ef_optax._core.outcome import Outcome
-from ef_optax._core.policy import Stage, for_leaf, for_workers, stages_of
+from ef_optax._core.policy import Stage, for_leaves, stages_of
 from ef_optax._core.timeline import merged
 from ef_optax._core.workers import Workers
 from ef_optax._exchange import collectives as coll
 from ef_optax._exchange import controlled, monitored, slices
-from ef_optax._exchange.bundles import Bundle, bundles_of
+from ef_optax._exchange.bundles import Bundle, bundles_of, states_of
 from ef_optax._exchange.neighbours import Graph, NeighbourRounds
 from ef_optax._exchange.rounds import Rounds
 from ef_optax._exchange.traffic import NOTHING, Bits, divided
@@ -223,19 +223,13 @@ class Exchange:
         paths, likes, treedef = self.located(tree)
         specs = slices.leaf_specs(paths)
         workers = coll.bound_size(self.axis_name)
-        groups: dict[Any, tuple[Codec, list[int]]] = {}  # codecs that do the same, and their leaves
-        for i, (path, like) in enumerate(zip(paths, likes, strict=True)):
-            codec = for_workers(for_leaf(self.codec, path, like), like, workers)
-            groups.setdefault(identity_of(codec), (codec, []))[1].append(i)
-        states: dict[int, Any] = {}
-        for codec, members in groups.values():
-            own = [likes[i] for i in members], [paths[i] for i in members]
-            states.update(zip(members, codec.init_each(*own, workers), strict=True))
+        codecs = for_leaves(self.codec, paths, likes, workers)
+        states = states_of(codecs, likes, paths, workers)
         for i, spec in enumerate(specs or ()):
             if context.spec_axes(spec):
                 count = slices.slice_count(spec)
                 states[i] = jax.tree.map(lambda x, c=count: jnp.stack([x] * c), states[i])
-        return treedef.unflatten([states[i] for i in range(len(paths))])
+        return treedef.unflatten(states)
 
 
 def _or_nothing(states: Any, tree: Any) -> Any:
@@ -274,10 +268,7 @@ class _Run:
         want: tuple[str, ...],
     ) -> tuple[dict[str, list[Array]], tuple[list[Any], tuple[Array, Any, Any]]]:
         codec, workers = self.exchange.codec, coll.axis_size(self.exchange.axis_name)
-        chosen = [
-            for_workers(for_leaf(codec, path, like_of(x)), like_of(x), workers)
-            for path, x in zip(self.paths, leaves, strict=True)
-        ]
+        chosen = for_leaves(codec, self.paths, [like_of(x) for x in leaves], workers)
         plans = [stages_of(one) for one in chosen]
         timeline = merged([plan.timeline for plan in plans])
         phases: dict[Any, list[Stage]] = {}  # what differs between the segments -> its stages

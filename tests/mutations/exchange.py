@@ -201,7 +201,7 @@ MUTATIONS = (
     Mutation(
         "a part that ends within a word is cut all the same",
         f"{HERE}/joined.py",
-        "if any(bits % WORD_BITS for bits in counts):",
+        "if packed and any(bits % WORD_BITS for bits in counts):",
         "if False:",
         (f"{BUNDLES}test_joined_leaves_get_what_each_gets_alone[qsgd-linf-bucket]",),
     ),

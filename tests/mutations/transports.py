@@ -59,8 +59,8 @@ MUTATIONS = (
     Mutation(
         "a transport is chosen as if there were one worker",
         "ef_optax/_exchange/exchange.py",
-        "for_workers(for_leaf(codec, path, like_of(x)), like_of(x), workers)",
-        "for_workers(for_leaf(codec, path, like_of(x)), like_of(x), 1)",
+        "chosen = for_leaves(codec, self.paths, [like_of(x) for x in leaves], workers)",
+        "chosen = for_leaves(codec, self.paths, [like_of(x) for x in leaves], 1)",
         (f"{AUTO}::test_it_exchanges_as_what_it_chose",),
     ),
     # ---------------------------------------------------------------- shards
