@@ -98,7 +98,10 @@ def test_block_top_k_in_interpret_mode(platform: str, dtype: str, length: int, k
     # More blocks than a program of the TPU has, and a remainder.
     size = 9 * length + 17
     kernel = functools.partial(TOP_K[platform], length=length, k=k, interpret=True)
-    for name, x in adversaries(size, jnp.dtype(dtype)).items():
+    cases = adversaries(size, jnp.dtype(dtype))
+    # Compiled in full: where XLA does not optimise, it reads bfloat16 as float32, and flushes.
+    kernel = compiled(jax.jit(kernel).lower(cases["denormal"]))
+    for name, x in cases.items():
         indices = kernel(x)
         assert indices.dtype == jnp.int32
         np.testing.assert_array_equal(np.asarray(indices), block_top_k(x, length, k), name)
