@@ -13,7 +13,7 @@ from ef_optax._core import context
 from ef_optax._core.codec import Codec
 from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.once import identity_of
-from ef_optax._exchange.joined import Joined, joinable, that_fit
+from ef_optax._exchange.joined import Joined, of_whole_rows, that_fit
 from ef_optax._exchange.stack import Stacked, stackable
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import like_of
@@ -81,7 +81,7 @@ def bundles_of(
             key: Any = ("group", identity_of(one), context.spec_axes(specs[i]))
         elif (family := _family_of(one, x)) is not None:
             key = ("joint", identity_of(one), family, x.dtype, specs[i])
-        elif joinable(one, x):
+        elif of_whole_rows(one, x):
             key = ("joined", identity_of(one), x.dtype, specs[i])
         elif stackable(one, x):
             key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])

@@ -29,7 +29,7 @@ from ef_optax._core.requests import Gather, Gathered, Message
 from ef_optax._core.traits import Traits
 from ef_optax._core.transport import mean_of
 from ef_optax._core.workers import Workers
-from ef_optax._numeric import offsets
+from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import PartKeys
 from ef_optax._numeric.shapes import like_of
@@ -44,12 +44,13 @@ SHORTEST_ROW = 128
 def row_of(codec: Codec) -> int | None:
     """The length of the rows of which a leaf must consist to be joined; None if none is joined."""
     block = codec.separable_into
+    check.count(codec.name, "separable_into", block, optional=True)
     if block is None or not (codec.self_contained and codec.transport.stacks):
         return None
     return math.ceil(SHORTEST_ROW / block) * block
 
 
-def joinable(codec: Codec, x: Any) -> bool:
+def of_whole_rows(codec: Codec, x: Any) -> bool:
     """Whether a leaf like ``x`` may be part of a vector."""
     row = row_of(codec)
     return row is not None and x.size > 0 and x.size % row == 0

@@ -7,6 +7,7 @@ the code for large ones.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from ef_optax._exchange.bundles import bundles_of
 from ef_optax._exchange.joined import row_of
 from ef_optax._exchange.stack import stackable
 from ef_optax._numeric import offsets
+from ef_optax._numeric.random import PartKeys
 from ef_optax._select import leaf as leaf_select
 from ef_optax.compressors.sparse._sparse import by_size
 from tests.compressors.pool import CASES
@@ -43,6 +45,19 @@ def everything_is_large(monkeypatch, nothing_traced_before):
 
 def likes(shapes, dtype=jnp.float32):
     return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+
+
+def together_and_each(compressor):
+    """A program: updates and residuals of a first step of all leaves, and of each leaf alone."""
+    tx = ef.error_feedback(compressor)
+
+    def step(grads):
+        updates, state = tx.update(grads, tx.init(grads))
+        return updates, state.residual
+
+    return jax.jit(
+        lambda grads: (step(grads), {key: step({key: grad}) for key, grad in grads.items()})
+    )
 
 
 def bits(tree):
@@ -179,19 +194,11 @@ QUICK = {"identity", "top_k", "random_k", "sign", "scaled_sign", "qsgd"}
     ],
 )
 def test_stacked_leaves_get_what_each_gets_alone(name):
-    tx = ef.error_feedback(CASES[name].make())
+    run = together_and_each(CASES[name].make())
     rng = np.random.default_rng(1)
     grads = {key: jnp.asarray(rng.normal(size=(12, 10)).astype(np.float32)) for key in "abc"}
 
-    def step(grads):
-        updates, state = tx.update(grads, tx.init(grads))
-        return updates, state.residual
-
-    @jax.jit
-    def both(grads):
-        return step(grads), {key: step({key: grad}) for key, grad in grads.items()}
-
-    together, each = both(grads)
+    together, each = run(grads)
     for key, grad in grads.items():
         alone = [part[key] for part in each[key]]
         stacked = [part[key] for part in together]
@@ -231,25 +238,43 @@ def test_joined_leaves_get_what_each_gets_alone(name):
     names = sorted(shapes)  # the order of the leaves
     bundles = bundles_of([compressor.codec] * 5, likes([shapes[n] for n in names]), [None] * 5)
     assert [(b.kind, b.members) for b in bundles] == [("group", (0, 1, 2, 3)), ("leaf", (4,))]
-    tx = ef.error_feedback(compressor)
+    run = together_and_each(compressor)
     rng = np.random.default_rng(1)
     grads = {
         key: jnp.asarray(rng.normal(size=shape).astype(np.float32)) for key, shape in shapes.items()
     }
 
-    def step(grads):
-        updates, state = tx.update(grads, tx.init(grads))
-        return updates, state.residual
-
-    @jax.jit
-    def both(grads):
-        return step(grads), {key: step({key: grad}) for key, grad in grads.items()}
-
-    together, each = both(grads)
+    together, each = run(grads)
     for key, grad in grads.items():
         room = 8 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(grad)))  # of a block's norm
         for one, other in zip(together, each[key], strict=True):
             np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
+
+
+def test_draws_of_more_than_32_bits_are_those_of_each_leaf_too():
+    """Mantissas of float64 are longer than a word, so each leaf draws them on its own."""
+    codec = ef.natural(key=0).codec
+    sizes, keys = (128, 256), jax.random.split(jax.random.key(1), 2)
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(2).normal(size=384))
+        joint = codec.encode(x, PartKeys(keys, sizes, 128))
+        together = codec.decode(joint, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        for part, key, found in zip(
+            jnp.split(x, [128]), keys, jnp.split(together, [128]), strict=True
+        ):
+            alone = codec.decode(codec.encode(part, key), jax.ShapeDtypeStruct(part.shape, x.dtype))
+            assert alone.dtype == jnp.float64
+            np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.parametrize("block", [0, -4, 2.5])
+def test_blocks_without_a_length_are_refused(block):
+    @dataclasses.dataclass(frozen=True)
+    class Blocks(type(CODEC)):
+        separable_into = block
+
+    with pytest.raises((ValueError, TypeError), match="separable_into"):
+        row_of(Blocks(k=1))
 
 
 def test_the_largest_leaves_stay_apart_beyond_the_limit(monkeypatch):
@@ -280,17 +305,9 @@ FAMILY = {"a": (65,), "b": (8, 16), "c": (10, 10), "d": (3, 4, 7), "e": (8, 16)}
 def test_small_leaves_of_a_family_get_what_each_gets_alone():
     """Zeros that fill a row are never chosen, whatever the leaf holds."""
     compressor = ef.top_k(0.06)  # 4, 8, 6, 6 and 8 entries
-    tx = ef.error_feedback(compressor)
+    run = together_and_each(compressor)
     bundles = bundles_of([compressor.codec] * 5, likes(FAMILY.values()), [None] * 5)
     assert [(b.kind, b.members) for b in bundles] == [("group", (0, 1, 2, 3, 4))]
-
-    def step(grads):
-        updates, state = tx.update(grads, tx.init(grads))
-        return updates, state.residual
-
-    @jax.jit
-    def both(grads):
-        return step(grads), {key: step({key: grad}) for key, grad in grads.items()}
 
     cases = {key: adversaries(int(np.prod(shape)), jnp.float32) for key, shape in FAMILY.items()}
     names = [name for name, x in cases["a"].items() if np.isfinite(np.asarray(x)).all()]
@@ -300,7 +317,7 @@ def test_small_leaves_of_a_family_get_what_each_gets_alone():
         grads = {
             key: np.asarray(cases[key][name]).reshape(FAMILY[key]) for key, name in chosen.items()
         }
-        together, each = both(grads)
+        together, each = run(grads)
         for key in FAMILY:
             assert_same_bits([part[key] for part in together], [p[key] for p in each[key]], chosen)
 
