@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
@@ -142,10 +141,6 @@ class PartKeys:
     keys: Array
     sizes: tuple[int, ...]
     row: int
-
-    def of_each(self, draw: Callable[[Array, int], Array]) -> Array:
-        """``draw(key, size)`` of all parts, as one vector."""
-        return jnp.concatenate([draw(self.keys[i], size) for i, size in enumerate(self.sizes)])
 
     def words(self) -> Array:
         """The words of :func:`random_words`, for all parts in one program."""

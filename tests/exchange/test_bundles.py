@@ -26,7 +26,6 @@ from ef_optax._exchange.bundles import bundles_of
 from ef_optax._exchange.joined import row_of
 from ef_optax._exchange.stack import stackable
 from ef_optax._numeric import offsets
-from ef_optax._numeric.random import PartKeys
 from ef_optax._select import leaf as leaf_select
 from ef_optax.compressors.sparse._sparse import by_size
 from tests.compressors.pool import CASES
@@ -249,22 +248,6 @@ def test_joined_leaves_get_what_each_gets_alone(name):
         room = 8 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(grad)))  # of a block's norm
         for one, other in zip(together, each[key], strict=True):
             np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
-
-
-def test_draws_of_more_than_32_bits_are_those_of_each_leaf_too():
-    """Mantissas of float64 are longer than a word, so each leaf draws them on its own."""
-    codec = ef.natural(key=0).codec
-    sizes, keys = (128, 256), jax.random.split(jax.random.key(1), 2)
-    with jax.enable_x64(True):
-        x = jnp.asarray(np.random.default_rng(2).normal(size=384))
-        joint = codec.encode(x, PartKeys(keys, sizes, 128))
-        together = codec.decode(joint, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        for part, key, found in zip(
-            jnp.split(x, [128]), keys, jnp.split(together, [128]), strict=True
-        ):
-            alone = codec.decode(codec.encode(part, key), jax.ShapeDtypeStruct(part.shape, x.dtype))
-            assert alone.dtype == jnp.float64
-            np.testing.assert_array_equal(found, alone)
 
 
 @pytest.mark.parametrize("block", [0, -4, 2.5])

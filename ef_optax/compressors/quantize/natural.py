@@ -13,7 +13,7 @@ from ef_optax._core.codec import Codec
 from ef_optax._core.requests import Message
 from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array, bits_of
-from ef_optax._numeric.random import PartKeys, as_key, random_words
+from ef_optax._numeric.random import as_key, random_words
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.compressor import Compressor
 
@@ -25,12 +25,8 @@ class Natural(Codec):
     key: Array
 
     @property
-    def separable_into(self) -> int | None:
-        return 1
-
-    @property
     def traits(self) -> Traits:
-        return Traits(unbiased=True, deterministic=False, streams=True, basis="exact")
+        return Traits(unbiased=True, deterministic=False, basis="exact")
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         assert key is not None
@@ -71,16 +67,11 @@ def _layout(dtype: Any) -> tuple[int, int]:
     return info.nmant, info.nexp
 
 
-def _random_field(key: Array | PartKeys, shape: tuple[int, ...], width: int, dtype: Any) -> Array:
+def _random_field(key: Array, shape: tuple[int, ...], width: int, dtype: Any) -> Array:
     """Uniform integers of ``width`` bits."""
     if width <= 32:
         return (random_words(key, shape) >> (32 - width)).astype(dtype)
-
-    def draw(key: Array, size: int) -> Array:
-        return jax.random.bits(key, (size,), dtype) >> (bits_of(dtype) - width)
-
-    size = size_of(shape)
-    return key.of_each(draw) if isinstance(key, PartKeys) else draw(key, size)
+    return jax.random.bits(key, shape, dtype) >> (bits_of(dtype) - width)
 
 
 def natural(key: Any = None) -> Compressor:
