@@ -180,7 +180,7 @@ def measure(flags: argparse.Namespace, workers: int, rates: list[float | None]) 
             return
         with _ours(net, flags) as fleet:
             bench.model(fleet)
-            bench.codecs(fleet, ours)
+            bench.codecs(fleet, [name for name in ours if not methods.is_late(name)])
             for name in [*alone, *ours]:
                 seconds = max(fleet.ask(op="prepare", method=name))
                 print(f"prepared {name}, {workers} workers: {seconds:.1f} s", flush=True)

@@ -35,7 +35,7 @@ class Worker:
         self.tokens = self._rows(self.data.train, np.random.default_rng(0), 64)
         self.loss = methods.loss(size, self.data.vocabulary)
         self.params = jax.tree.map(np.asarray, methods.start(size, self.data.vocabulary))
-        self.programs: dict[str, Callable[[int], float]] = {}
+        self.programs: dict[str, Steps | LateSteps] = {}
         self.steps: dict[str, Any] = {}
         self.evaluate = jax.jit(self.loss)
 
@@ -45,9 +45,14 @@ class Worker:
     def prepare(self, method: str) -> float:
         """Compiles a method's step and takes it once; gives the seconds."""
         begin = time.perf_counter()
+        from benchmarks.slow_network.methods import is_late
+
         make = self._alone if method == "compute" else self._together
+        if is_late(method):
+            make = self._late
         self.programs[method] = make(method)
         self.programs[method](0)
+        self.programs[method].finish()
         return time.perf_counter() - begin
 
     def run(self, method: str, steps: int) -> dict[str, Any]:
@@ -59,7 +64,17 @@ class Worker:
         """
         from benchmarks.slow_network.fleet import timed
 
-        return timed(self.programs[method], self.meet, steps)
+        program = self.programs[method]
+
+        def meet() -> None:
+            program.finish()
+            self.meet()
+            if isinstance(program, LateSteps):  # the first step after a pause waits for nothing
+                program(0)
+
+        done = timed(program, meet, steps)
+        program.finish()
+        return done
 
     def probe(self, kind: str, size: int, times: int) -> list[float]:
         """Seconds of a collective alone, with this many bytes from each worker."""
@@ -163,6 +178,10 @@ class Worker:
         starts = rng.integers(text.starts(length), size=(steps, self.count, self.rows))
         return text.windows(starts[:, self.number], length)
 
+    def _place(self, i: int) -> jax.Array:
+        """The rows of a step, on the mesh."""
+        return self._placed(self.tokens[i % len(self.tokens)])
+
     def _placed(self, rows: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(self.own, rows)
 
@@ -194,7 +213,7 @@ class Worker:
         keep = jax.tree.map(lambda x: x.sharding, (params, state))
         return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*keep, None))
 
-    def _together(self, name: str) -> Callable[[int], float]:
+    def _together(self, name: str) -> Steps:
         from benchmarks.slow_network import methods
 
         if name == methods.LOCAL:
@@ -202,10 +221,23 @@ class Worker:
         else:
             tx = methods.optimizer(methods.chosen()[name], self.mesh)
         params, state = self._start(tx, self.params)
-        place = lambda i: self._placed(self.tokens[i % len(self.tokens)])  # noqa: E731
-        return _loop(self._step(tx, params, state), params, state, place)
+        return Steps(self._step(tx, params, state), params, state, self._place)
 
-    def _alone(self, _: str) -> Callable[[int], float]:
+    def _late(self, name: str) -> LateSteps:
+        """The same in two programs, of which one travels while the other computes."""
+        import ef_optax as ef
+        from benchmarks.slow_network import methods
+
+        tx = methods.optimizer(methods.chosen()[name], self.mesh)
+        params, state = self._start(tx, self.params)
+        gradient = ef.worker_value_and_grad(self.loss, self.mesh, methods.AXIS)
+        keep = jax.tree.map(lambda x: x.sharding, (params, state))
+        update = jax.jit(tx.update, donate_argnums=1, out_shardings=keep)
+        zeros = jax.device_put(jax.tree.map(np.zeros_like, self.params), keep[0])
+        late = ef.parallel.Overlapped(update, state, zeros)
+        return LateSteps(jax.jit(gradient), late, params, self._place)
+
+    def _alone(self, _: str) -> Steps:
         """The same computation without an exchange: the gradient of one worker, and Adam."""
         import optax
 
@@ -222,19 +254,63 @@ class Worker:
         params = jax.device_put(self.params, device)
         program = jax.jit(step, donate_argnums=(0, 1))
         place = lambda i: jax.device_put(self.tokens[i % len(self.tokens)], device)  # noqa: E731
-        return _loop(program, params, tx.init(params), place)
+        return Steps(program, params, tx.init(params), place)
 
 
-def _loop(
-    program: Any, params: Any, state: Any, place: Callable[[int], jax.Array]
-) -> Callable[[int], float]:
-    held = [params, state]
+class Steps:
+    """The steps of one program; a call takes a step and gives the loss.
 
-    def step(i: int) -> float:
-        *held[:], loss = jax.block_until_ready(program(*held, place(i)))
-        return float(np.mean(loss.addressable_shards[0].data))
+    Args:
+      program: ``program(params, state, tokens)`` gives new parameters, a new state and the losses.
+      params: the first parameters.
+      state: the first state.
+      place: the tokens of a step.
+    """
 
-    return step
+    def __init__(
+        self, program: Any, params: Any, state: Any, place: Callable[[int], jax.Array]
+    ) -> None:
+        self.program, self.held, self.place = program, [params, state], place
+
+    def __call__(self, i: int) -> float:
+        *self.held[:], loss = jax.block_until_ready(self.program(*self.held, self.place(i)))
+        return _mean(loss)
+
+    def finish(self) -> None:
+        """Nothing is on its way between two steps."""
+
+
+class LateSteps:
+    """Steps whose updates travel while the next gradient is computed.
+
+    Args:
+      gradient: ``gradient(params, tokens)`` gives the losses and the gradients.
+      late: the update.
+      params: the first parameters.
+      place: the tokens of a step.
+    """
+
+    def __init__(
+        self, gradient: Any, late: Any, params: Any, place: Callable[[int], jax.Array]
+    ) -> None:
+        import optax
+
+        self.gradient, self.late, self.params, self.place = gradient, late, params, place
+        self.apply = jax.jit(optax.apply_updates, donate_argnums=(0, 1))
+
+    def __call__(self, i: int) -> float:
+        loss, grads = self.gradient(self.params, self.place(i))
+        updates = self.late(grads, self.params)
+        self.params = jax.block_until_ready(self.apply(self.params, updates))
+        return _mean(loss)
+
+    def finish(self) -> None:
+        """Waits for what is on its way."""
+        self.late.finish()
+
+
+def _mean(loss: jax.Array) -> float:
+    return float(np.mean(loss.addressable_shards[0].data))
 
 
 def main(number: str, count: str, address: str, size: str, rows: str) -> None:

@@ -30,6 +30,11 @@ TORCH = ("DDP", "DDP, float16", "DDP, PowerSGD")
 LOCAL = "compute, local steps"
 """A step of DiLoCo that is never followed by an exchange: what local steps compute."""
 
+LATE = ", a step late"
+"""The end of the name of a method whose updates travel while the next gradient is computed."""
+
+ALSO_LATE = ("dense float32", "scaled_sign")
+
 LEFT_OUT = ("DiLoCo, H = 100", "DiLoCo, H = 30, 4 bits")
 """Methods of the planner whose times follow from those of the others."""
 
@@ -41,7 +46,14 @@ def chosen() -> dict[str, Method]:
     A mean in bfloat16 travels by ``two_shot``, which moves the bytes of an all-reduce: XLA turns an
     all-reduce of bfloat16 into one of float32 on a CPU.
     """
-    return {method.name: method for method in methods() if method.name not in LEFT_OUT}
+    plain = {method.name: method for method in methods() if method.name not in LEFT_OUT}
+    late = [dataclasses.replace(plain[name], name=name + LATE) for name in ALSO_LATE]
+    return plain | {method.name: method for method in late}
+
+
+def is_late(name: str) -> bool:
+    """Whether the updates of a method of this name travel during the next gradient."""
+    return name.endswith(LATE)
 
 
 def sent(method: Method) -> Method:

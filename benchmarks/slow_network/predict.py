@@ -22,7 +22,8 @@ class Model:
     collectives of a few bytes, the speed of the software from collectives of 4 MB on links without
     a limit, the codecs' times from codecs that run alone. No step with an exchange is looked at.
     :meth:`seconds` knows of a link its bandwidth alone; :meth:`probed_seconds` also knows how long
-    collectives of 256 kB and 4 MB took over it.
+    collectives of 256 kB and 4 MB took over it. Of methods that are a step late it says nothing,
+    since the share of a transfer that can be hidden is an argument of the planner.
 
     Args:
       records: of the benchmark.
@@ -39,7 +40,7 @@ class Model:
         self.methods = {
             name: compared.sent(method)
             for name, method in compared.chosen().items()
-            if method.dense or name in codecs
+            if (method.dense or name in codecs) and not compared.is_late(name)
         }
         self.compute, self._probes = {}, [r for r in own if r["kind"] == "probe"]
         for name in ("compute", compared.LOCAL, "DDP, compute"):
@@ -130,17 +131,21 @@ class Model:
     def limit(self, cell: raw.Cell) -> float | None:
         """Computation, bytes over the bare bandwidth, and latency; None if no record has a part.
 
+        Of a method that is a step late it is the longer one of the computation and the rest.
+
         The bytes are those that the algorithm must receive; of PyTorch's those that it received.
         """
         alone = self.compute.get("DDP, compute" if cell.method.startswith("DDP") else "compute")
         if alone is None or not any(r["rate"] == cell.rate for r in self._probes):
             return None
         rate = cell.rate or self.software()
-        method = self.methods.get(cell.method)
+        method = self.methods.get(cell.method.removesuffix(compared.LATE))
         if method is None:
             return alone + 8 * cell.received / rate
         link = planner.Link(rate, self.alpha(cell.rate), efficiency=1.0)
         leaves = planner.leaves_of(self.shapes)
         rounds = planner.rounds_of(method, leaves, self.workers)
         transfer = planner.transfer_seconds(rounds, self.workers, link, ring=True)
+        if compared.is_late(cell.method):
+            return max(alone, transfer)
         return alone + transfer / method.period

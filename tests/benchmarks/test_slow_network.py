@@ -15,7 +15,7 @@ import pytest
 from benchmarks.slow_network import __main__ as main
 from benchmarks.slow_network import curves, records, report
 from benchmarks.slow_network import network as net
-from benchmarks.slow_network.methods import chosen
+from benchmarks.slow_network.methods import LATE, chosen
 from benchmarks.slow_network.predict import Model
 from ef_optax.measure import planner
 from experiments import lines
@@ -72,6 +72,19 @@ def test_a_prediction_and_a_limit_by_hand() -> None:
     assert model.seconds("scaled_sign", RATE) == pytest.approx(want, rel=1e-3)
     # Without a limit the link is as fast as the software: 6 MB in half a second.
     assert model.software() == pytest.approx(8 * 1.5 * 2**22 / 0.5)
+
+
+def test_a_step_that_is_late_takes_the_longer_of_computation_and_transfer() -> None:
+    """The planner says nothing about it: what can be hidden is one of its arguments."""
+    late = [run_of(f"{name}{LATE}", [1.0]) for name in ("dense float32", "scaled_sign")]
+    model, cells = Model(RECORDS + late, 4), records.cells(RECORDS + late)
+    plain, dense, signs = (
+        model.limit(cells[name, 4, RATE])
+        for name in ("scaled_sign", late[0]["method"], late[1]["method"])
+    )
+    assert dense == pytest.approx(2 * 0.75 * 4 * (SIZE + 1) * 8 / RATE + 2 * 3 * 0.001, rel=1e-2)
+    assert dense > 0.2 and signs == pytest.approx(max(0.2, plain - 0.2))
+    assert not any(name.endswith(LATE) for name in model.methods)
 
 
 def test_a_prediction_from_measured_collectives_by_hand() -> None:

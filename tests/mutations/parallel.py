@@ -66,6 +66,23 @@ MUTATIONS = (
         "for part in replicas.parts_of(list(arrays.values())) if not any(part.begin)",
         (f"{SAVED}test_the_part_of_every_worker_has_a_checksum",),
     ),
+    # ---------------------------------------------------------------- overlapped
+    Mutation(
+        "the updates of this step are applied in this step",
+        f"{HERE}/overlapped.py",
+        "return before\n",
+        "return after[0]\n",
+        (f"{TESTS}/test_overlapped.py::test_the_update_of_the_step_before_is_applied",),
+    ),
+    Mutation(
+        "the update does not know the mesh of the thread that calls",
+        f"{HERE}/overlapped.py",
+        "if mesh.empty:",
+        "if True:",
+        (
+            f"{TESTS}/test_overlapped.py::test_another_thread_starts_every_update_and_knows_the_mesh",
+        ),
+    ),
     # ---------------------------------------------------------------- quarantine
     Mutation(
         "the state of a bad step is kept",

@@ -21,7 +21,7 @@ SUMMED = ("marina", "power_sgd")
 the power iteration magnifies the rounding. Two numbers have only one sum."""
 
 RULES = ("error_feedback", "power_sgd", "ef21", "marina", "dgc", "two_shot")
-OTHERS = ("delayed", "on_host", "controller", "loco", "gossip", "demo")
+OTHERS = ("delayed", "on_host", "controller", "loco", "gossip", "demo", "joined", "overlapped")
 
 # Run with: process id, number of processes, port, output files, steps, rules. Each process holds
 # only its own share of the batch, and writes what it can see of the result: the parameters and the
@@ -60,6 +60,8 @@ rules = {
     "delayed": ef.error_feedback(ef.exchanges.delayed(ef.top_k(0.3)), axis_name="data"),
     "on_host": ef.error_feedback(policy, axis_name="data", memory=ef.on_host(eighth)),
     "controller": ef.error_feedback(levels, axis_name="data"),
+    "joined": ef.error_feedback(ef.qsgd(3, bucket=4, key=4), axis_name="data"),
+    "overlapped": ef.error_feedback(policy, axis_name="data"),
 }
 sgd = optax.sgd(0.125, momentum=0.5)
 rules = {name: optax.chain(rule, sgd) for name, rule in rules.items()} | {
@@ -71,31 +73,46 @@ rules = {name: optax.chain(rule, sgd) for name, rule in rules.items()} | {
 def loss(params, batch):
     return 0.5 * sum(jnp.sum((p - batch[k][0]) ** 2) for k, p in params.items())
 
-shapes = {"t": (3, 4), "s": (5,), "r": (6,)}
+SHORT = {"t": (3, 4), "s": (5,), "r": (6,)}
+LONG = {"t": (2, 128), "s": (128,), "r": (6,)}  # of which the first two are joined
 rows = slice(process * n // processes, (process + 1) * n // processes)
 
 def from_here(x):
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), x[rows], x.shape)
 
-def trajectory(rule):
-    tx = ef.data_parallel(rule, mesh, "data")
+value_and_grad = ef.worker_value_and_grad(loss, mesh, "data")
 
+def in_one_program(tx, params, batches):
     @jax.jit
     def step(params, state, batch):
-        points = ef.query_points(state, params)
-        losses, grads = ef.worker_value_and_grad(loss, mesh, "data")(points, batch)
+        losses, grads = value_and_grad(ef.query_points(state, params), batch)
         updates, state = tx.update(grads["params"], state, params, grads=grads)
         return optax.apply_updates(params, updates), state
 
+    state = tx.init(params)
+    for batch in batches:
+        params, state = jax.block_until_ready(step(params, state, batch))
+    return params, state
+
+def overlapped(tx, params, batches):
+    gradient, apply = jax.jit(value_and_grad), jax.jit(optax.apply_updates)
+    start = jax.tree.map(jnp.zeros_like, params)
+    late = ef.parallel.Overlapped(jax.jit(tx.update), tx.init(params), start)
+    for batch in batches:
+        params = apply(params, late(gradient(params, batch)[1], params))
+    return params, late.finish()
+
+def trajectory(name):
+    tx = ef.data_parallel(rules[name], mesh, "data")
+    shapes = LONG if name == "joined" else SHORT
     rng = np.random.default_rng(0)
     start = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
     params = jax.device_put(start, NamedSharding(mesh, P()))
-    state = tx.init(params)
-    for _ in range(steps):
-        whole = {k: rng.normal(size=(n, *s)).astype(np.float32) for k, s in shapes.items()}
-        batch = {k: from_here(x) for k, x in whole.items()}
-        params, state = jax.block_until_ready(step(params, state, batch))
-    return params, state
+    wholes = [{k: rng.normal(size=(n, *s)).astype(np.float32) for k, s in shapes.items()}
+              for _ in range(steps)]
+    batches = [{k: from_here(x) for k, x in whole.items()} for whole in wholes]
+    run = overlapped if name == "overlapped" else in_one_program
+    return run(tx, params, batches)
 
 def seen(x):
     if x.is_fully_replicated:
@@ -105,7 +122,7 @@ def seen(x):
 
 found = {}
 for name in sys.argv[6:]:
-    for path, x in jax.tree_util.tree_leaves_with_path(trajectory(rules[name])):
+    for path, x in jax.tree_util.tree_leaves_with_path(trajectory(name)):
         kind, value = seen(x)
         found[f"{name}{jax.tree_util.keystr(path)}:{kind}"] = value
 np.savez(f"{out}_{process}.npz", **found)
