@@ -120,6 +120,24 @@ def unpack_signs(field: Packed, count: int, dtype: Any) -> jax.Array:
     return packing.unpack_signs(field.words, count, dtype)
 
 
+def pack_rests(words: jax.Array, widths: Sequence[int]) -> Packed:
+    """The lowest bits of each word, as many as its width in 1 ... 31, joined bit by bit.
+
+    >>> field = pack_rests(jnp.array([7, 6], jnp.uint32), [2, 3])
+    >>> field.bits, field.words.tolist(), unpack_rests(field, [2, 3]).tolist()
+    (5, [27], [3, 6])
+    """
+    if not len(widths):
+        return Packed(jnp.zeros((0,), jnp.uint32), 0)
+    masks = (np.uint64(1) << np.asarray(widths, np.uint64)) - np.uint64(1)
+    return Packed(_join(words & masks.astype(np.uint32), widths), sum(widths))
+
+
+def unpack_rests(field: Packed, widths: Sequence[int]) -> jax.Array:
+    """The inverse of :func:`pack_rests`."""
+    return _split(field.words, widths)
+
+
 # ---------------------------------------------------------------------------- a message as words
 
 

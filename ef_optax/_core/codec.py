@@ -125,6 +125,16 @@ class Codec(abc.ABC):
         return None
 
     @property
+    def ignores_zeros(self) -> bool:
+        """Whether zeros behind the values of a leaf leave the message of these values as it is.
+
+        It is declared beside ``separable_into``. Each field of the message must have an entry for
+        each block, or a code of equal width for each value. The exchange can then join leaves that
+        end within a block, with zeros between them, of which nothing is sent.
+        """
+        return False
+
+    @property
     def traits(self) -> Traits:
         """The properties on which others may rely, as ``Traits(unbiased=True, ...)``."""
         return Traits()

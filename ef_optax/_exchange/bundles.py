@@ -13,7 +13,7 @@ from ef_optax._core import context
 from ef_optax._core.codec import Codec
 from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.once import identity_of
-from ef_optax._exchange.joined import Joined, of_whole_rows, that_fit
+from ef_optax._exchange.joined import Joined, of_whole_rows, that_fit, with_zeros
 from ef_optax._exchange.stack import Stacked, stackable
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import like_of
@@ -61,8 +61,9 @@ def bundles_of(
 ) -> list[Bundle]:
     """Groups the leaves, so that the program compiles quickly.
 
-    Leaves of whole blocks become one vector, if their codec compresses each block by itself. Equal
-    small leaves are stacked. Other leaves of a family are handled together, if their codec can.
+    Leaves of whole blocks become one vector, if their codec compresses each block by itself, and so
+    do small leaves of other sizes, if it ignores zeros. Equal small leaves are stacked. Other
+    leaves of a family are handled together, if their codec can.
 
     Args:
       codecs: the codec of each leaf.
@@ -79,10 +80,12 @@ def bundles_of(
             # The codec of a group reads all its members, so they must be split alike: the result
             # for a leaf that is not split must not depend on a slice of another leaf.
             key: Any = ("group", identity_of(one), context.spec_axes(specs[i]))
-        elif (family := _family_of(one, x)) is not None:
-            key = ("joint", identity_of(one), family, x.dtype, specs[i])
         elif of_whole_rows(one, x):
             key = ("joined", identity_of(one), x.dtype, specs[i])
+        elif (family := _family_of(one, x)) is not None:
+            key = ("joint", identity_of(one), family, x.dtype, specs[i])
+        elif with_zeros(one, x):
+            key = ("padded", identity_of(one), x.dtype, specs[i])
         elif stackable(one, x):
             key = ("stack", identity_of(one), x.shape, x.dtype, specs[i])
         else:
@@ -94,10 +97,11 @@ def bundles_of(
         for together in [members] if kind == "group" else [[i] for i in members]:
             _require_fit(one, [leaves[i] for i in together], paths[together[0]] if paths else "")
         equal = all(leaves[i].shape == x.shape for i in members)
-        if kind == "joined" and len(members) > 1:
-            bundles.append(Bundle(Joined(one), tuple(members), "group"))
-        elif kind in ("stack", "joint") and len(members) > 1 and equal and stackable(one, x):
+        stacked = kind in ("stack", "joint", "padded") and equal and stackable(one, x)
+        if stacked and len(members) > 1:
             bundles.append(Bundle(Stacked(one), tuple(members), "stack"))
+        elif kind in ("joined", "padded") and len(members) > 1:
+            bundles.append(Bundle(Joined(one), tuple(members), "group"))
         elif kind == "joint" and len(members) > 1:
             assert isinstance(one, Joinable)
             bundles.append(Bundle(one.joint(like_of(x)), tuple(members), "group"))
@@ -128,7 +132,7 @@ def _by_kind(
     """The kinds and members of the groups; what does not fit into a joined vector stays apart."""
     for (kind, *_), members in groups.items():
         fitting = members
-        if kind == "joined":
+        if kind in ("joined", "padded"):
             fitting = [members[i] for i in that_fit([leaves[i].size for i in members])]
         if fitting:
             yield kind, fitting

@@ -4,6 +4,7 @@ A codec with a norm for each 128 values, say, does the same to a vector of many 
 leaf alone, if their sizes are multiples of 128. So the encoder and the decoder of a whole model are
 compiled once, however many leaves and shapes it has. The vector is a copy of the leaves, which only
 codecs that take several times as long as a copy can afford. It needs memory too; hence the limit.
+Small leaves that end within a block are joined with zeros between them, if the codec ignores zeros.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from ef_optax._core.requests import Gather, Gathered, Message
 from ef_optax._core.traits import Traits
 from ef_optax._core.transport import mean_of
 from ef_optax._core.workers import Workers
+from ef_optax._exchange.padded import Cut, padded_to
+from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import PartKeys
@@ -56,6 +59,20 @@ def of_whole_rows(codec: Codec, x: Any) -> bool:
     return row is not None and x.size > 0 and x.size % row == 0
 
 
+def with_zeros(codec: Codec, x: Any) -> bool:
+    """Whether a small leaf like ``x`` may be part of a vector with zeros between the leaves."""
+    row = row_of(codec)
+    if row is None or not codec.ignores_zeros or not 0 < x.size <= STACK_LIMIT:
+        return False
+    (padded,) = padded_to([x.size], _aligned(row))
+    return padded <= 2 * max(x.size, SHORTEST_ROW)  # no more zeros than values
+
+
+def _aligned(row: int) -> int:
+    """The length to which leaves are padded: of whole rows, and of whole words of any codes."""
+    return math.lcm(row, WORD_BITS)
+
+
 def that_fit(sizes: Sequence[int]) -> list[int]:
     """The positions of the leaves that are joined, in ascending order; the smallest fit first.
 
@@ -78,17 +95,20 @@ class Joined(JointCodec):
         return dataclasses.replace(super().traits, streams=self.inner.streams)
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
-        inner, step, sizes = self.inner, workers.step, [leaf.size for leaf in x]
-        vector = as_vector(x, step)
+        inner, step = self.inner, workers.step
+        sizes, cut = self._padded(x)
+        vector = as_vector(x, step, sizes)
         message = traced_once(inner.encode, vector, self._keys(sizes, workers))
         finite = traced_once(inner.finite, vector, message)
-        got: Gathered = yield Gather(message, finite)
+        got: Gathered = yield Gather(cut.cut(message) if cut else message, finite)
+        if cut:
+            got = dataclasses.replace(got, messages=jax.vmap(cut.whole)(got.messages))
 
         def leaves(vector: Array) -> list[Array]:
-            return offsets.pieces(vector, x, step)
+            return offsets.pieces(vector, x, step, sizes)
 
         def residual(x: list[Array] = x) -> list[Array]:
-            own = parts_of(message, sizes, step) if inner.streams else None
+            own = parts_of(message, sizes, step) if inner.streams and not cut else None
             if own is None:
                 return leaves(traced_once(inner.residual, vector, message))
             return [traced_once(inner.residual, *each) for each in zip(x, own, strict=True)]
@@ -100,6 +120,14 @@ class Joined(JointCodec):
             residual=residual,
             support=lambda: leaves(traced_once(inner.support, vector, message)),
         )
+
+    def _padded(self, x: Sequence[Array]) -> tuple[Sequence[int], Cut | None]:
+        """The sizes with zeros, and where the messages are; None if no leaf needs zeros."""
+        if all(of_whole_rows(self.inner, leaf) for leaf in x):
+            return [leaf.size for leaf in x], None
+        row = _aligned(typing.cast(int, row_of(self.inner)))
+        sizes = tuple(leaf.size for leaf in x)
+        return padded_to(sizes, row), Cut(self.inner, x[0].dtype, sizes, row)
 
     def _keys(self, sizes: Sequence[int], workers: Workers) -> PartKeys | None:
         """A key for each leaf, so that each draws what it draws alone."""
@@ -114,13 +142,15 @@ class Joined(JointCodec):
         return PartKeys(jax.vmap(one)(workers.path), tuple(sizes), row)
 
 
-def as_vector(leaves: Sequence[Array], runtime: Array) -> Array:
-    """The leaves, which have one dtype, as one vector.
+def as_vector(
+    leaves: Sequence[Array], runtime: Array, padded: Sequence[int] | None = None
+) -> Array:
+    """The leaves, which have one dtype, as one vector, with zeros up to the padded sizes.
 
     Each is written to its place in a vector of zeros: what computes the leaf does so as it writes,
     whereas the operands of a concatenation are stored first, and then copied.
     """
-    sizes = [x.size for x in leaves]
+    sizes = padded or [x.size for x in leaves]
     zero = lax.convert_element_type(runtime & 0, leaves[0].dtype)
     vector = jnp.broadcast_to(zero, (sum(sizes),))
     for x, start in zip(leaves, offsets.as_data(offsets.begins(sizes), runtime), strict=True):

@@ -60,15 +60,17 @@ def starts(
     return where
 
 
-def pieces(vector: Array, likes: Sequence[Any], runtime: Array) -> list[Array]:
+def pieces(
+    vector: Array, likes: Sequence[Any], runtime: Array, padded: Sequence[int] | None = None
+) -> list[Array]:
     """Arrays of the shapes of ``likes`` that follow each other in a vector.
 
-    Those of equal size share a program.
+    Those of equal size share a program. If the padded sizes are given, they begin at their sums.
 
     >>> [x.tolist() for x in pieces(jnp.arange(6), (jnp.zeros(2), jnp.zeros((2, 2))), jnp.int32(0))]
     [[0, 1], [[2, 3], [4, 5]]]
     """
-    where = as_data(begins([like.size for like in likes]), runtime)
+    where = as_data(begins(padded or [like.size for like in likes]), runtime)
     cuts = zip(where, likes, strict=True)
     return [lax.dynamic_slice(vector, (at,), (x.size,)).reshape(x.shape) for at, x in cuts]
 

@@ -21,11 +21,13 @@ from jax.sharding import PartitionSpec as P
 import ef_optax as ef
 from benchmarks.adversaries import adversaries, magnitudes
 from benchmarks.compile_time import kernels_of
-from ef_optax._exchange import joined, stack
+from ef_optax._bits import fields
+from ef_optax._exchange import joined, padded, stack
 from ef_optax._exchange.bundles import bundles_of
 from ef_optax._exchange.joined import row_of
 from ef_optax._exchange.stack import stackable
 from ef_optax._numeric import offsets
+from ef_optax._numeric.shapes import like_of
 from ef_optax._select import leaf as leaf_select
 from ef_optax.compressors.sparse._sparse import by_size
 from tests.compressors.pool import CASES
@@ -250,6 +252,66 @@ def test_joined_leaves_get_what_each_gets_alone(name):
             np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "qsgd-linf-bucket" else pytest.mark.slow)
+        for name in CASES
+        if separable(name) and CASES[name].make().codec.ignores_zeros
+    ],
+)
+def test_leaves_with_zeros_between_them_get_what_each_gets_alone(name):
+    """A leaf of whole rows is not among them; if all were equal, they would be a stack."""
+    codec = CASES[name].make().codec
+    codec = dataclasses.replace(codec, **{"block" if hasattr(codec, "block") else "bucket": 16})
+    compressor, row = ef.extend.Compressor(codec), row_of(codec)
+    shapes = {"a": (row + 5,), "b": (3, 7), "c": (row,), "d": (2, row - 1), "e": (1,), "f": (3, 7)}
+    bundles = bundles_of([codec] * 6, likes(shapes.values()), [None] * 6)
+    assert [(b.kind, b.members) for b in bundles] == [("group", (0, 1, 3, 4, 5)), ("leaf", (2,))]
+    equal = bundles_of([codec] * 2, likes([(3, 7), (3, 7)]), [None] * 2)
+    assert [b.kind for b in equal] == ["stack"]
+    run = together_and_each(compressor)
+    rng = np.random.default_rng(1)
+    grads = {
+        key: jnp.asarray(rng.normal(size=shape).astype(np.float32)) for key, shape in shapes.items()
+    }
+    together, each = run(grads)
+    for key, grad in grads.items():
+        room = 8 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(grad)))  # of a block's norm
+        for one, other in zip(together, each[key], strict=True):
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
+
+
+def test_the_message_with_zeros_is_cut_to_that_of_each_leaf():
+    """Exact bits, and the same words again after the way there and back."""
+    codec, sizes, row = ef.qsgd(7, key=0, bucket=20, norm="linf").codec, (143, 1, 320, 21), 160
+    cut = padded.Cut(codec, jnp.float32, sizes, row)
+    rng = np.random.default_rng(0)
+    leaves = [rng.normal(size=size).astype(np.float32) for size in sizes]
+    whole = padded.padded_to(sizes, row)
+    vector = joined.as_vector(list(map(jnp.asarray, leaves)), jnp.int32(0), whole)
+    message = codec.encode(vector, jax.random.key(1))
+    sent = cut.cut(message)
+    assert fields.exact_bits(sent) == sum(codec.bits((size,)) for size in sizes)
+    words = fields.from_words(fields.to_words(sent), sent)
+    back = codec.decode(cut.whole(words), like_of(vector))
+    want = codec.decode(message, like_of(vector))
+    for start, size in zip(offsets.begins(whole), sizes, strict=True):
+        np.testing.assert_array_equal(back[start : start + size], want[start : start + size])
+        assert np.any(back[start : start + size])
+
+
+def test_a_field_that_cannot_be_cut_is_refused_by_the_codec_s_name():
+    @dataclasses.dataclass(frozen=True)
+    class Whole(type(ef.qsgd(1, key=0).codec)):
+        def encode(self, x, key=None):
+            return {**super().encode(x, key), "all": jnp.max(x)[None]}
+
+    codec = Whole(jax.random.key(0), 1, "linf", 16)
+    with pytest.raises(TypeError, match=f"{codec.name} declares ignores_zeros"):
+        padded.Cut(codec, jnp.float32, (5, 6), 128).cut(codec.encode(jnp.ones(256), codec.key))
+
+
 @pytest.mark.parametrize("block", [0, -4, 2.5])
 def test_blocks_without_a_length_are_refused(block):
     @dataclasses.dataclass(frozen=True)
@@ -285,9 +347,11 @@ def test_a_message_is_cut_only_where_words_end():
 FAMILY = {"a": (65,), "b": (8, 16), "c": (10, 10), "d": (3, 4, 7), "e": (8, 16)}
 
 
-def test_small_leaves_of_a_family_get_what_each_gets_alone():
-    """Zeros that fill a row are never chosen, whatever the leaf holds."""
-    compressor = ef.top_k(0.06)  # 4, 8, 6, 6 and 8 entries
+@pytest.mark.parametrize(
+    "compressor", [ef.top_k(0.06), ef.block_top_k(0.06, block=100)], ids=["top_k", "block_top_k"]
+)
+def test_small_leaves_of_a_family_get_what_each_gets_alone(compressor):
+    """Zeros that fill a row are never chosen, whatever the leaf holds; blocks are rows too."""
     run = together_and_each(compressor)
     bundles = bundles_of([compressor.codec] * 5, likes(FAMILY.values()), [None] * 5)
     assert [(b.kind, b.members) for b in bundles] == [("group", (0, 1, 2, 3, 4))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,15 @@ from tests.programs import compiled
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 N, FEW, MANY = 2, 3, 7
-METHODS = {
+METHODS: dict[str, Callable[[], ef.Compressor]] = {
     "identity": ef.identity,
     "scaled_sign": ef.scaled_sign,
     "top_k": lambda: ef.top_k(0.3),
     "qsgd": lambda: ef.qsgd(7, key=0, bucket=16),
+}
+ENDS_WITHIN = {  # a block: leaves of other sizes, with zeros between them or in rows
+    "qsgd, within": METHODS["qsgd"],
+    "block_top_k, within": lambda: ef.block_top_k(0.3, block=16),
 }
 ROWS = {"qsgd": 128}  # of how many values a leaf consists, if it can be part of a vector
 
@@ -50,7 +55,7 @@ def traced(method: str, count: int, equal: bool = True) -> jax.stages.Traced:
             return adam.update(jax.tree.map(lambda g: jnp.mean(g, axis=0), grads), state)
 
         return jax.jit(update).trace(grads, jax.eval_shape(adam.init, params))
-    rule = ef.error_feedback(METHODS[method](), axis_name="data")
+    rule = ef.error_feedback((METHODS | ENDS_WITHIN)[method](), axis_name="data")
     tx = ef.simulate(optax.chain(rule, adam), N, "data")
     return jax.jit(tx.update).trace(grads, tx.abstract_state(params), params)
 
@@ -139,12 +144,15 @@ def test_one_more_leaf_adds_few_kernels(method: str) -> None:
     assert own <= dense + 7, (own, dense)
 
 
-@pytest.mark.parametrize(("method", "more"), [("top_k", 7), ("qsgd", 8)])
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("top_k", 7), ("qsgd", 8), *((name, 7) for name in ENDS_WITHIN)],
+)
 def test_one_more_shape_adds_few_kernels(method: str, more: int) -> None:
     """Leaves of a family are rows of one array, and leaves of whole blocks parts of one vector.
     Besides Adam's, a shape has the input, the mean and the residual in a row, and four choices
     between old and new; nothing is sorted or packed again. For a residual of its own, the codes of
-    a part of a vector are cut out as well.
+    a part of a vector are cut out as well, unless leaves end within a block.
     """
     own, dense = (
         growth([len(kernels(name, count, equal=False)) for count in (FEW, MANY)])

@@ -66,6 +66,10 @@ class DitheringCodec(Codec):
         return self.bucket
 
     @property
+    def ignores_zeros(self) -> bool:
+        return True
+
+    @property
     def traits(self) -> Traits:
         return Traits(unbiased=True, deterministic=False, streams=True)
 

@@ -32,6 +32,10 @@ class BlockQuantize(Rounding):
     key: Array | None = None
 
     @property
+    def ignores_zeros(self) -> bool:
+        return True
+
+    @property
     def traits(self) -> Traits:
         exact = self.key is None or self._steps == 1
         return dataclasses.replace(super().traits, basis="exact" if exact else "bound")

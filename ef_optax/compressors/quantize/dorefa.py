@@ -35,6 +35,10 @@ class Dorefa(Codec):
         return self.bucket
 
     @property
+    def ignores_zeros(self) -> bool:
+        return True
+
+    @property
     def traits(self) -> Traits:
         return Traits(unbiased=True, deterministic=False, streams=True, basis="exact")
 

@@ -1,14 +1,16 @@
 """A sparse codec that handles small leaves of different shapes as the rows of one array.
 
-A row is a flattened leaf and then zeros, up to the length of the largest. The leaves of a family
-need equally many bits for an index, so no row is more than twice as long as its leaf. The programs
-that choose, pack, unpack and scatter are compiled once for the family, not once for each shape.
-What is sent of each leaf is the same as without its neighbours.
+A row is a flattened leaf, or a block of one, and then zeros, up to the length of the largest. The
+leaves of a family need equally many bits for an index, so no leaf is followed by more zeros than it
+has values. The programs that choose, pack, unpack and scatter are compiled once for the family, not
+once for each shape. What is sent of each leaf is the same as without its neighbours.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from ef_optax._bits import fields
-from ef_optax._core.joinable import JointCodec
+from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered
 from ef_optax._core.workers import Workers
@@ -28,18 +30,30 @@ from ef_optax._select.leaf import top_k_of_rows
 from ef_optax.compressors.sparse import _sparse
 
 
+class RowCodec(Joinable):
+    """A codec that sends the largest magnitudes of each row of a leaf, and their indices in it."""
+
+    @abc.abstractmethod
+    def rows(self, size: int) -> tuple[int, list[int]]:
+        """The length of the rows of a leaf, of which the last may be shorter; how many each sends.
+
+        Leaves with more than one row all have rows of one length, and no leaf has longer ones.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class SparseRows(JointCodec):
-    """The largest magnitudes of each of a list of small leaves; ``inner`` counts them."""
+    """The largest magnitudes of each row of a list of small leaves; ``inner`` counts them."""
 
-    inner: _sparse.IndexedCodec
+    inner: RowCodec
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
-        numbers = offsets.as_data(range(len(x)), workers.step)
-        counts = [self.inner.count(leaf.size) for leaf in x]
-        array = _as_rows(x)
-        length, total = array.shape[1], sum(counts)
-        begins = np.repeat(np.arange(len(x), dtype=np.uint32) * np.uint32(length), counts)
+        lengths, each = zip(*(self.inner.rows(leaf.size) for leaf in x), strict=True)
+        length, counts = max(lengths), [count for own in each for count in own]
+        padded = [length * len(own) for own in each]
+        array = _as_rows(x, padded, length)
+        total = sum(counts)
+        begins = np.repeat(np.arange(len(counts), dtype=np.uint32) * np.uint32(length), counts)
         indices = top_k_of_rows(array, counts)
         positions = indices + begins
         values = array.reshape(-1).at[positions].get(mode="promise_in_bounds")
@@ -47,10 +61,7 @@ class SparseRows(JointCodec):
         gathered: Gathered = yield Gather(message, self.inner.finite(array, message))
 
         def leaves(rows: Array) -> list[Array]:
-            return [
-                lax.dynamic_slice(rows, (i, jnp.zeros_like(i)), (1, y.size)).reshape(y.shape)
-                for i, y in zip(numbers, x, strict=True)
-            ]
+            return offsets.pieces(rows.reshape(-1), x, workers.step, padded)
 
         def received(field: fields.Packed) -> Array:
             return fields.unpack(field, bits_for(length), total) + begins
@@ -68,16 +79,15 @@ class SparseRows(JointCodec):
         )
 
 
-def _as_rows(leaves: list[Array]) -> Array:
-    """The leaves as rows, filled up with zeros.
+def _as_rows(leaves: list[Array], padded: Sequence[int], length: int) -> Array:
+    """The leaves as rows of this length, each filled up with zeros to its padded size.
 
-    >>> _as_rows([jnp.ones((2, 2)), jnp.ones(3)]).tolist()
+    >>> _as_rows([jnp.ones((2, 2)), jnp.ones(3)], [4, 4], 4).tolist()
     [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]]
     """
-    length = max(x.size for x in leaves)
     parts = []
-    for x in leaves:
+    for x, size in zip(leaves, padded, strict=True):
         parts.append(x.reshape(-1))
-        if x.size < length:
-            parts.append(jnp.zeros(length - x.size, x.dtype))
+        if x.size < size:
+            parts.append(jnp.zeros(size - x.size, x.dtype))
     return lax.concatenate(parts, 0).reshape(-1, length)

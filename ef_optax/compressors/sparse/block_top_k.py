@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -10,19 +11,21 @@ import jax.numpy as jnp
 
 from ef_optax import _kernels
 from ef_optax._bits import fields
+from ef_optax._core.joinable import JointCodec
 from ef_optax._core.requests import Message
 from ef_optax._core.traits import Traits
 from ef_optax._numeric import check
 from ef_optax._numeric.dtypes import Array, bits_of
 from ef_optax._numeric.shapes import Shape, bits_for, size_of
-from ef_optax._select.leaf import top_k_indices
+from ef_optax._select.leaf import SORT_SIZE, top_k_indices
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.compressor import Compressor
+from ef_optax.compressors.sparse._rows import RowCodec, SparseRows
 from ef_optax.compressors.sparse._sparse import Followable
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockTopK(Followable):
+class BlockTopK(Followable, RowCodec):
     """The k_b largest magnitudes of each block, where k_b depends on the block's length."""
 
     ratio: float | None
@@ -52,6 +55,20 @@ class BlockTopK(Followable):
     def count(self, size: int) -> int:
         _, full, k, _, last = self._plan(size)
         return full * k + last
+
+    def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
+        """The width of the indices of a small leaf, whose blocks are sorted one by one anyway."""
+        size = size_of(like.shape)
+        small = 0 < self.count(size) < size <= SORT_SIZE
+        return bits_for(self._plan(size)[0]) if small else None
+
+    def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
+        del like
+        return SparseRows(self)
+
+    def rows(self, size: int) -> tuple[int, list[int]]:
+        length, full, k, rest, last = self._plan(size)
+        return length, [k] * full + [last] * bool(rest)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key

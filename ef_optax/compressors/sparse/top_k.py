@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ef_optax._bits import fields, packing
-from ef_optax._core.joinable import Joinable, JointCodec
+from ef_optax._core.joinable import JointCodec
 from ef_optax._core.requests import Message
 from ef_optax._core.traits import Traits
 from ef_optax._numeric.dtypes import Array
@@ -19,12 +19,12 @@ from ef_optax._select import leaf as leaf_select
 from ef_optax.compressors._ratio import check_ratio_or_k, resolve_k
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.sparse._joint import JointSparse
-from ef_optax.compressors.sparse._rows import SparseRows
+from ef_optax.compressors.sparse._rows import RowCodec, SparseRows
 from ef_optax.compressors.sparse._sparse import Followable, IndexedCodec, by_size
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK(IndexedCodec, Followable, Joinable):
+class TopK(IndexedCodec, Followable, RowCodec):
     """The k largest magnitudes of each leaf; ties go to the lowest index."""
 
     ratio: float | None = None
@@ -56,6 +56,9 @@ class TopK(IndexedCodec, Followable, Joinable):
     def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
         size = size_of(like.shape)
         return SparseRows(self) if size <= leaf_select.SORT_SIZE else JointSparse(self)
+
+    def rows(self, size: int) -> tuple[int, list[int]]:
+        return size, [self.count(size)]
 
     def encode_each(self, xs: Sequence[Array], rows: Sequence[Array | int]) -> list[Message]:
         flats = [x.reshape(-1) for x in xs]
