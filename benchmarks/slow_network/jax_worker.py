@@ -145,7 +145,8 @@ class Worker:
         tx = methods.optimizer(methods.chosen()[method], self.mesh, methods.adam(learning_rate))
         params, state = self._start(tx, methods.start(self.size, data.vocabulary, seed))
         if method not in self.steps:
-            self.steps[method] = self._step(tx, params, state)
+            step = self._step(tx, params, state)  # compiled here, not in the first timed step
+            self.steps[method] = step.lower(params, state, self._placed(tokens[0])).compile()
         losses, seconds, begin = [], [], 0.0
         for i in range(steps + 1):
             if i % every == 0:

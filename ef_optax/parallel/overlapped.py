@@ -28,7 +28,8 @@ class Overlapped:
     caller computes next with them needs nothing that is on its way. Unlike
     :func:`ef_optax.exchanges.delayed`, which needs a runtime that runs the collectives and the
     computation of one program at the same time, it takes two programs: the gradient's must be
-    another one than the update's. Any optimizer can be used.
+    another one than the update's. Any optimizer can be used. It is for CPUs: a GPU or TPU runs its
+    programs in the order in which they were started, whichever thread did it.
 
     Between two calls, and until :meth:`finish`, only programs without collectives may run, such as
     gradients of :func:`ef_optax.worker_value_and_grad`: collectives that two threads start could
