@@ -30,7 +30,7 @@ from ef_optax._core.requests import Gather, Gathered, Message
 from ef_optax._core.traits import Traits
 from ef_optax._core.transport import mean_of
 from ef_optax._core.workers import Workers
-from ef_optax._exchange.padded import Cut, padded_to
+from ef_optax._exchange.padded import Cut, Cutting, padded_to
 from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric import check, offsets
 from ef_optax._numeric.dtypes import Array
@@ -95,31 +95,9 @@ class Joined(JointCodec):
         return dataclasses.replace(super().traits, streams=self.inner.streams)
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
-        inner, step = self.inner, workers.step
         sizes, cut = self._padded(x)
-        vector = as_vector(x, step, sizes)
-        message = traced_once(inner.encode, vector, self._keys(sizes, workers))
-        finite = traced_once(inner.finite, vector, message)
-        got: Gathered = yield Gather(cut.cut(message) if cut else message, finite)
-        if cut:
-            got = dataclasses.replace(got, messages=jax.vmap(cut.whole)(got.messages))
-
-        def leaves(vector: Array) -> list[Array]:
-            return offsets.pieces(vector, x, step, sizes)
-
-        def residual(x: list[Array] = x) -> list[Array]:
-            own = parts_of(message, sizes, step) if inner.streams and not cut else None
-            if own is None:
-                return leaves(traced_once(inner.residual, vector, message))
-            return [traced_once(inner.residual, *each) for each in zip(x, own, strict=True)]
-
-        return Outcome(
-            aggregate=leaves(mean_of(inner, got, like_of(vector), workers)),
-            state=state,
-            sent=lambda: leaves(traced_once(inner.decode, message, like_of(vector))),
-            residual=residual,
-            support=lambda: leaves(traced_once(inner.support, vector, message)),
-        )
+        key = self._keys(sizes, workers)
+        return (yield from together(self.inner, x, state, workers, sizes, cut, key))
 
     def _padded(self, x: Sequence[Array]) -> tuple[Sequence[int], Cut | None]:
         """The sizes with zeros, and where the messages are; None if no leaf needs zeros."""
@@ -140,6 +118,52 @@ class Joined(JointCodec):
 
         row = typing.cast(int, row_of(self.inner))
         return PartKeys(jax.vmap(one)(workers.path), tuple(sizes), row)
+
+
+def together(
+    codec: Codec,
+    x: list[Array],
+    state: Any,
+    workers: Workers,
+    sizes: Sequence[int],
+    cut: Cutting | None = None,
+    key: Any = None,
+) -> Protocol:
+    """The protocol of leaves as one vector.
+
+    Args:
+      codec: which encodes the vector.
+      x: the leaves.
+      state: of the leaves, which stays.
+      workers: where the protocol runs.
+      sizes: of the leaves, with the zeros that follow them.
+      cut: what is sent of the message; None for all of it, if there are no zeros.
+      key: of a codec that is random.
+    """
+    step = workers.step
+    vector = as_vector(x, step, sizes)
+    message = traced_once(codec.encode, vector, key)
+    finite = traced_once(codec.finite, vector, message)
+    got: Gathered = yield Gather(cut.cut(message) if cut else message, finite)
+    if cut:
+        got = dataclasses.replace(got, messages=jax.vmap(cut.whole)(got.messages))
+
+    def leaves(vector: Array) -> list[Array]:
+        return offsets.pieces(vector, x, step, sizes)
+
+    def residual(x: list[Array] = x) -> list[Array]:
+        own = parts_of(message, sizes, step) if codec.streams and not cut else None
+        if own is None:
+            return leaves(traced_once(codec.residual, vector, message))
+        return [traced_once(codec.residual, *each) for each in zip(x, own, strict=True)]
+
+    return Outcome(
+        aggregate=leaves(mean_of(codec, got, like_of(vector), workers)),
+        state=state,
+        sent=lambda: leaves(traced_once(codec.decode, message, like_of(vector))),
+        residual=residual,
+        support=lambda: leaves(traced_once(codec.support, vector, message)),
+    )
 
 
 def as_vector(

@@ -17,7 +17,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,20 @@ def padded_to(sizes: Sequence[int], row: int) -> tuple[int, ...]:
     return tuple(math.ceil(size / row) * row for size in sizes)
 
 
+class Cutting(Protocol):
+    """What is sent of the message of leaves with zeros between them."""
+
+    def cut(self, message: Message) -> Any:
+        """What is sent of the vector's message."""
+        ...
+
+    def whole(self, sent: Any) -> Message:
+        """The vector's message, with zeros where nothing was sent."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class Cut(Cutting):
     """Where the messages of leaves are in that of their vector.
 
     Attributes:
@@ -59,17 +71,15 @@ class Cut:
     row: int
 
     def cut(self, message: Message) -> list[Any]:
-        """What is sent of the vector's message."""
         found = jax.tree.leaves(message, is_leaf=_is_packed)
         return [place.cut(field) for place, field in zip(self._places, found, strict=True)]
 
     def whole(self, sent: list[Any]) -> Message:
-        """The vector's message, with zeros where nothing was sent."""
         found = [place.whole(field) for place, field in zip(self._places, sent, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(self._probes[0], is_leaf=_is_packed), found)
 
     @functools.cached_property
-    def _places(self) -> list[_Codes | _Entries]:
+    def _places(self) -> list[Codes | _Entries]:
         probes = (jax.tree.leaves(probe, is_leaf=_is_packed) for probe in self._probes)
         return [self._place(*fields) for fields in zip(*probes, strict=True)]
 
@@ -85,7 +95,7 @@ class Cut:
         likes = [jax.ShapeDtypeStruct((size,), self.dtype) for size in sizes]
         return [jax.eval_shape(encode, like) for like in likes]
 
-    def _place(self, one: Field, more: Field, two: Field) -> _Codes | _Entries:
+    def _place(self, one: Field, more: Field, two: Field) -> Codes | _Entries:
         """Where the leaves are in a field that looks like these in the three probes."""
         block, packed = self._block, _is_packed(one)
         padded = padded_to(self.sizes, self.row)
@@ -94,7 +104,7 @@ class Cut:
         if twice == 2 * each and each % block == 0 and with_one == each + each // block:
             width = each // block  # for each value
             if packed:
-                return _Codes(width, self.sizes, tuple(starts), total)
+                return Codes(width, self.sizes, tuple(starts), total)
             return _Entries.of(starts, self.sizes, total, width)
         if twice == with_one == 2 * each and not packed:
             blocks = [math.ceil(size / block) for size in self.sizes]
@@ -132,8 +142,15 @@ class _Entries:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Codes:
-    """Codes of equal width, of which each leaf has whole words and perhaps some last bits."""
+class Codes:
+    """Codes of equal width, of which each leaf has whole words and perhaps some last bits.
+
+    Attributes:
+      width: bits of a code.
+      sizes: the codes of each leaf.
+      starts: where they begin, in whole words.
+      length: the codes with those of the zeros.
+    """
 
     width: int
     sizes: tuple[int, ...]

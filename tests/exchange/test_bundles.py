@@ -282,6 +282,28 @@ def test_leaves_with_zeros_between_them_get_what_each_gets_alone(name):
             np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
 
 
+def test_signs_of_small_leaves_are_those_of_each_alone():
+    """Leaves of up to 64 values are rows of one array, whatever they hold."""
+    shapes = {"a": (33,), "b": (8, 8), "c": (7, 9), "d": (64,), "e": (5, 3), "f": (2, 7), "g": (1,)}
+    compressor = ef.scaled_sign()
+    bundles = bundles_of([compressor.codec] * 7, likes(shapes.values()), [None] * 7)
+    assert [(b.kind, b.members) for b in bundles] == [
+        ("group", (0, 1, 2, 3)),
+        ("group", (4, 5)),
+        ("leaf", (6,)),
+    ]
+    run = together_and_each(compressor)
+    rng = np.random.default_rng(1)
+    grads = {k: jnp.asarray(rng.normal(size=s).astype(np.float32)) for k, s in shapes.items()}
+    for number, changed in enumerate(("a", "e", "g")):
+        grads[changed] = jnp.zeros(shapes[changed]) if number % 2 else -grads[changed]
+        together, each = run(grads)
+        for key, grad in grads.items():
+            room = 8 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(grad)))
+            for one, other in zip(together, each[key], strict=True):
+                np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
+
+
 def test_the_message_with_zeros_is_cut_to_that_of_each_leaf():
     """Exact bits, and the same words again after the way there and back."""
     codec, sizes, row = ef.qsgd(7, key=0, bucket=20, norm="linf").codec, (143, 1, 320, 21), 160

@@ -231,7 +231,7 @@ MUTATIONS = (
         "ef_optax/_bits/fields.py",
         "_join(words & masks.astype(np.uint32), widths)",
         "_join(words, widths)",
-        ("ef_optax/_bits/fields.py::ef_optax._bits.fields.pack_rests",),
+        (f"{BUNDLES}test_the_message_with_zeros_is_cut_to_that_of_each_leaf",),
     ),
     Mutation(
         "the last block of a leaf sends as many as a full one",
@@ -246,13 +246,6 @@ MUTATIONS = (
         "if end <= JOINED_LIMIT)",
         "if end)",
         ("tests/exchange/test_bundles.py::test_the_largest_leaves_stay_apart_beyond_the_limit",),
-    ),
-    Mutation(
-        "entries of joined top-k messages are added to the first leaf",
-        "ef_optax/compressors/sparse/_joint.py",
-        "places.append((indices + starts[members][:, None, None]).reshape(-1))",
-        "places.append((indices + 0 * starts[members][:, None, None]).reshape(-1))",
-        (f"{BUNDLES}test_families_in_every_mode[auto]",),
     ),
     Mutation(
         "of two worker axes the inner one counts first",

@@ -146,13 +146,13 @@ def test_one_more_leaf_adds_few_kernels(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("top_k", 7), ("qsgd", 8), *((name, 7) for name in ENDS_WITHIN)],
+    [("top_k", 7), ("qsgd", 8), *((name, 8) for name in ENDS_WITHIN)],
 )
 def test_one_more_shape_adds_few_kernels(method: str, more: int) -> None:
     """Leaves of a family are rows of one array, and leaves of whole blocks parts of one vector.
     Besides Adam's, a shape has the input, the mean and the residual in a row, and four choices
     between old and new; nothing is sorted or packed again. For a residual of its own, the codes of
-    a part of a vector are cut out as well, unless leaves end within a block.
+    a part of a vector are cut out as well.
     """
     own, dense = (
         growth([len(kernels(name, count, equal=False)) for count in (FEW, MANY)])

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 
+import jax
 import jax.numpy as jnp
 
 from ef_optax import _kernels
 from ef_optax._bits import fields
+from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.requests import Message
 from ef_optax._core.traits import Traits
+from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric.dtypes import Array, scale_dtype
 from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.quantize._sign import SignCodec
+from ef_optax.compressors.quantize._sign_rows import SignRows
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaledSign(SignCodec):
+class ScaledSign(SignCodec, Joinable):
     """``C(x) = (||x||_1 / d) sign(x)``, sign(0) = +1."""
 
     @property
@@ -33,6 +38,15 @@ class ScaledSign(SignCodec):
         words, norm = _kernels.pack_signs_and_norm(x.reshape(-1))
         signs = fields.Packed(words, x.size)
         return {"signs": signs, "scale": (norm / float(max(1, x.size)))[None]}
+
+    def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
+        """The power of two to which the size of a small leaf is rounded up."""
+        size = size_of(like.shape)
+        return (size - 1).bit_length() if 0 < size <= STACK_LIMIT else None
+
+    def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
+        del like
+        return SignRows(self)
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
         """1/d, the worst case over x; for a given x it is ``||x||_1^2 / (d ||x||_2^2)``."""

@@ -13,14 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ef_optax._core.joinable import JointCodec
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Message
 from ef_optax._core.workers import Workers
-from ef_optax._exchange.joined import JOINED_LIMIT
 from ef_optax._numeric import offsets
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.finite import all_of
@@ -37,7 +34,7 @@ class JointSparse(JointCodec):
     inner: _sparse.SparseCodec
 
     def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
-        rows, sizes = offsets.as_data(range(len(x)), workers.step), [leaf.size for leaf in x]
+        rows = offsets.as_data(range(len(x)), workers.step)
         groups = _sparse.by_size(x)
         likes = [like_of(x[members[0]]) for members in groups]
         messages = self.inner.encode_each(x, rows)
@@ -65,21 +62,8 @@ class JointSparse(JointCodec):
         def decoded(x: Array, indices: Array, values: Array) -> Array:
             return _sparse.scatter(values.reshape(-1), indices.reshape(-1), like_of(x))
 
-        def mean_of_all() -> list[Array]:
-            """The means as one vector, to which one program adds the entries of all leaves."""
-            starts = np.asarray(offsets.begins(sizes), np.uint32)
-            places, shares = [], []
-            for members, like, message in zip(groups, likes, gathered.messages, strict=True):
-                indices, values = mean_parts(message, like)
-                places.append((indices + starts[members][:, None, None]).reshape(-1))
-                shares.append(values.reshape(-1))
-            whole = jax.ShapeDtypeStruct((sum(sizes),), x[0].dtype)
-            vector = _sparse.scatter(jnp.concatenate(shares), jnp.concatenate(places), whole)
-            return offsets.pieces(vector, x, workers.step)
-
-        fits = sum(sizes) <= JOINED_LIMIT
         return Outcome(
-            aggregate=mean_of_all() if fits else each(decoded, mean_parts, gathered.messages),
+            aggregate=each(decoded, mean_parts, gathered.messages),
             state=state,
             sent=lambda: each(decoded, own_parts, messages),
             residual=lambda: each(_sparse.subtract_at, own_parts, messages),
