@@ -57,10 +57,16 @@ class BlockTopK(Followable, RowCodec):
         return full * k + last
 
     def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
-        """The width of the indices of a small leaf, whose blocks are sorted one by one anyway."""
+        """The width of the indices of a small leaf, whose blocks are sorted one by one anyway.
+
+        Zeros are sorted too, so the rows of a family differ by no more than a half.
+        """
         size = size_of(like.shape)
-        small = 0 < self.count(size) < size <= SORT_SIZE
-        return bits_for(self._plan(size)[0]) if small else None
+        if not 0 < self.count(size) < size <= SORT_SIZE:
+            return None
+        length = self._plan(size)[0]
+        width = bits_for(length)
+        return width, length > 3 * 2**width // 4
 
     def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
         del like
