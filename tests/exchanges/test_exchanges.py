@@ -284,6 +284,7 @@ def messageless():
         "PerLeaf": ef.per_leaf(lambda path, like: ef.top_k(k=1)),
         "PowerSgd": ef.power_sgd(1),
         "Scheduled": ef.scheduled([1], [ef.top_k(k=1), ef.sign()]),
+        "SignRows": ef.Compressor(ef.scaled_sign().codec.joint(_like(8))),
         "SparseRows": ef.Compressor(ef.top_k(k=1).codec.joint(_like(8))),
     }
 
