@@ -241,6 +241,13 @@ MUTATIONS = (
         (f"{BUNDLES}test_small_leaves_of_a_family_get_what_each_gets_alone[block_top_k]",),
     ),
     Mutation(
+        "the mean magnitude counts the zeros of a row",
+        "ef_optax/compressors/quantize/_sign_rows.py",
+        "np.maximum(1, self.sizes).astype(norms.dtype)",
+        "np.float32(self.length)",
+        (f"{BUNDLES}test_signs_of_small_leaves_are_those_of_each_alone",),
+    ),
+    Mutation(
         "leaves beyond the limit of a vector are joined",
         f"{HERE}/joined.py",
         "if end <= JOINED_LIMIT)",
