@@ -29,8 +29,8 @@ class Overlapped:
     caller computes next with them needs nothing that is on its way. Unlike
     :func:`ef_optax.exchanges.delayed`, which needs a runtime that runs the collectives and the
     computation of one program at the same time, it takes two programs: the gradient's must be
-    another one than the update's. Any optimizer can be used. It is for CPUs: a GPU or TPU runs its
-    programs in the order in which they were started, whichever thread did it.
+    another one than the update's. Any optimizer can be used. It is for CPUs, where it has been
+    measured: a GPU or TPU runs its programs in the order in which they were started.
 
     Between two calls, and until :meth:`finish`, only programs without collectives may run, such as
     gradients of :func:`ef_optax.worker_value_and_grad`: collectives that two threads start could
@@ -83,7 +83,7 @@ class Overlapped:
 
         Raises:
           TypeError: under ``jax.jit``, where nothing is started. What the update raises is passed
-            on, and the state is that of before.
+            on, and the state is that of before (which is lost if it was donated already).
         """
         if is_traced((grads, args, extra)):
             raise TypeError(
