@@ -44,6 +44,9 @@ def everything_is_large(monkeypatch, nothing_traced_before):
     monkeypatch.setattr(stack, "STACK_LIMIT", 100)
 
 
+SLOW = pytest.mark.slow
+
+
 def likes(shapes, dtype=jnp.float32):
     return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
 
@@ -512,6 +515,38 @@ def test_families_in_every_mode(mode):
 @EVERY_MODE
 def test_joined_leaves_in_every_mode(mode):
     follows_the_oracle(BLOCKS, mode)
+
+
+WITHIN = {"a": (33,), "b": (8, 8), "c": (7, 9), "d": (133,), "e": (5, 40), "f": (1,), "g": (3, 128)}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=SLOW)])
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        pytest.param(ef.scaled_sign(), id="scaled_sign"),
+        pytest.param(ef.qsgd(7, key=0, bucket=16, norm="linf"), id="qsgd", marks=SLOW),
+        pytest.param(ef.block_quantize(4, block=64), id="block_quantize", marks=SLOW),
+        pytest.param(ef.block_top_k(0.1, block=50), id="block_top_k", marks=SLOW),
+    ],
+)
+def test_leaves_that_end_within_a_block_on_a_mesh(compressor, kind):
+    """The compiled program moves the exact bits in whole words; results are those simulated."""
+    tx = ef.error_feedback(compressor, axis_name="data")
+    mesh = jax.make_mesh((WORKERS,), ("data",), (kind,), devices=jax.devices()[:WORKERS])
+    grads = gradients(Method(compressor, WITHIN, None))
+    params = {name: np.zeros(shape, np.float32) for name, shape in WITHIN.items()}
+    results = []
+    for lifted in (ef.simulate(tx, WORKERS, "data"), ef.data_parallel(tx, mesh, "data")):
+        state = lifted.init(params)
+        program = compiled(jax.jit(lifted.update).lower(grads, state, params))
+        for _ in range(2):
+            updates, state = program(grads, state, params)
+        results.append(updates)
+    words = 2 + -(-ef.message_bits(compressor, params) // 32)  # with the header
+    assert ef.wire_report(program).message_bytes == 4 * words
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
 ########################################################################################
