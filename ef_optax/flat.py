@@ -88,6 +88,6 @@ def _split(flat: Any, leaves: Sequence[Array]) -> list[Array]:
     starts = offsets.starts(sizes, [(leaf.shape, leaf.dtype) for leaf in leaves], runtime)
     parts = []
     for start, leaf in zip(starts, leaves, strict=True):
-        part = jax.lax.dynamic_slice(flat, (start,), (leaf.size,), allow_negative_indices=False)
+        part = offsets.piece(flat, start, leaf.size)
         parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
     return parts

@@ -222,10 +222,11 @@ def _from_rows(
     at = offsets.starts([rows * full for rows, full, _ in layouts], layouts, runtime)
     end = offsets.starts([rows * bool(rest) for rows, _, rest in layouts], layouts, runtime)
     out = []
+    by_worker = [(words[i], ends[i]) for i in range(len(words)) if len(words) <= UNROLL_LIMIT]
     for i, field in enumerate(fields):
         read = functools.partial(_read, field=field, at=at[i], end=end[i])
-        if isinstance(field, Packed) and len(words) <= UNROLL_LIMIT:
-            each = [read(words[worker], ends[worker]) for worker in range(len(words))]
+        if isinstance(field, Packed) and by_worker:
+            each = [read(*of_worker) for of_worker in by_worker]
             out.append(jax.tree.map(lambda *of_workers: jnp.stack(of_workers), *each))
         else:
             out.append(jax.vmap(read)(words, ends))
@@ -236,9 +237,9 @@ def _read(words: jax.Array, ends: jax.Array, field: Field, at: Any, end: Any) ->
     """A field like ``field`` of one message, whose words and rests begin at these positions."""
     rows, full, rest = _layout(field)
     each = full + (rest > 0 and rows == 1)
-    own = lax.dynamic_slice(words, (at,), (rows * each,)).reshape(rows, each)
+    own = offsets.piece(words, at, rows * each).reshape(rows, each)
     if rest:
-        last = lax.dynamic_slice(ends, (end,), (rows,))[:, None]
+        last = offsets.piece(ends, end, rows)[:, None]
         if rows == 1:  # overwriting the next word is far cheaper on a CPU than concatenating
             own = lax.dynamic_update_slice(own, last, (0, full))
         else:

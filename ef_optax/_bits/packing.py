@@ -167,16 +167,22 @@ def pack_signs_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     full = x.size - x.size % WORD_BITS
     parts = []
     if full:
-        parts.append(_signs_and_norms(x[:full].reshape(-1, WORD_BITS), wide))
+        parts.append(signs_and_norms(x[:full].reshape(-1, WORD_BITS), wide))
     if full < x.size:
-        words, norms = _signs_and_norms(x[full:].reshape(1, -1), wide)
+        words, norms = signs_and_norms(x[full:].reshape(1, -1), wide)
         parts.append((words, norms))
     words = jnp.concatenate([words for words, _ in parts])
     return words, sum((jnp.sum(norms) for _, norms in parts), jnp.zeros((), wide))
 
 
-def _signs_and_norms(rows: jax.Array, wide: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """A word and a 1-norm for each row of at most 32 values, by one reduction of two operands."""
+def signs_and_norms(rows: jax.Array, wide: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """A word and a 1-norm for each row of at most 32 values, by one reduction of two operands.
+
+    Example:
+      >>> words, norms = signs_and_norms(jnp.array([[1.0, -2.0], [0.5, 0.0]]), jnp.dtype("float32"))
+      >>> words.tolist(), norms.tolist()
+      ([1, 3], [3.0, 0.5])
+    """
     bits = (rows >= 0).astype(jnp.uint32) << np.arange(rows.shape[1], dtype=np.uint32)
 
     def add(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

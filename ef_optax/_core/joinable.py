@@ -30,6 +30,11 @@ class Joinable(Codec):
     def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
         """The codec of a list of leaves of the family of ``like``."""
 
+    def copied(self, like: jax.ShapeDtypeStruct) -> bool:
+        """Whether it copies large leaves like this one into one vector, whose size is limited."""
+        del like
+        return False
+
 
 @dataclasses.dataclass(frozen=True)
 class JointCodec(MessagelessCodec):

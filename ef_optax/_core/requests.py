@@ -86,3 +86,4 @@ class Gathered:
     messages: Message  # the message's tree, each array with a leading worker axis (n, ...)
     weights: Array | None  # (n,) float32, or None if every worker has weight 1
     total: Array | int  # the divisor of the mean: n, or the sum of the weights
+    ok: Array | None = None  # whether all messages are good; None if no header came with them

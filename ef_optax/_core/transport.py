@@ -11,6 +11,8 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+
 from ef_optax._core.once import traced_once
 from ef_optax._core.outcome import Outcome, Protocol
 from ef_optax._core.requests import Gather, Gathered, Mean
@@ -84,7 +86,12 @@ def mean_of(codec: Codec, got: Gathered, like: Any, workers: Workers) -> Array:
     def mean() -> Array:
         return traced_once(codec.decode_mean, got.messages, like, got.weights, got.total)
 
-    return mean() if workers.size == 1 else in_buffers(mean, workers.step)
+    if workers.size == 1:
+        return mean()
+    # The header is read before the mean is made. Else all messages are kept until the end of the
+    # step, where the verdict is needed: four bytes a value for eight workers and four bits.
+    runtime = workers.step if got.ok is None else got.ok.astype(jnp.int32)
+    return in_buffers(mean, runtime)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.once import identity_of
 from ef_optax._exchange.joined import Joined, of_whole_rows, that_fit, with_zeros
 from ef_optax._exchange.stack import Stacked, stackable
+from ef_optax._numeric import offsets
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.shapes import like_of
 
@@ -50,7 +51,7 @@ class Bundle:
         if self.kind == "group":
             return list(value)
         own = rows[: len(self.members)]
-        return [jax.lax.dynamic_index_in_dim(value, row, keepdims=False) for row in own]
+        return [offsets.row(value, number) for number in own]
 
 
 def bundles_of(
@@ -92,7 +93,7 @@ def bundles_of(
             key = ("leaf", i)
         groups.setdefault(key, []).append(i)
     bundles = []
-    for kind, members in _by_kind(groups, leaves):
+    for kind, members in _by_kind(groups, codecs, leaves):
         one, x = codecs[members[0]], leaves[members[0]]
         for together in [members] if kind == "group" else [[i] for i in members]:
             _require_fit(one, [leaves[i] for i in together], paths[together[0]] if paths else "")
@@ -127,12 +128,15 @@ def states_of(
 
 
 def _by_kind(
-    groups: dict[Any, list[int]], leaves: Sequence[Array]
+    groups: dict[Any, list[int]], codecs: Sequence[Codec], leaves: Sequence[Array]
 ) -> Iterator[tuple[str, list[int]]]:
     """The kinds and members of the groups; what does not fit into a joined vector stays apart."""
     for (kind, *_), members in groups.items():
-        fitting = members
-        if kind in ("joined", "padded"):
+        fitting, one, x = members, codecs[members[0]], leaves[members[0]]
+        copied = isinstance(one, Joinable) and kind == "joint" and one.copied(like_of(x))
+        if copied:  # equal leaves follow each other, which makes fewer programs
+            members.sort(key=lambda i: leaves[i].size)
+        if copied or kind in ("joined", "padded"):
             fitting = [members[i] for i in that_fit([leaves[i].size for i in members])]
         if fitting:
             yield kind, fitting

@@ -20,19 +20,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ef_optax._bits.fields import Packed
 from ef_optax._bits.packing import WORD_BITS
 from ef_optax._core.codec import Codec
 from ef_optax._core.joinable import JointCodec
 from ef_optax._core.once import traced_once
 from ef_optax._core.outcome import Outcome, Protocol
-from ef_optax._core.requests import Gather, Gathered, Message
+from ef_optax._core.requests import Gather, Gathered
 from ef_optax._core.traits import Traits
 from ef_optax._core.transport import mean_of
 from ef_optax._core.workers import Workers
 from ef_optax._exchange.padded import Cut, Cutting, padded_to
 from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric import check, offsets
+from ef_optax._numeric.buffers import in_buffers
 from ef_optax._numeric.dtypes import Array
 from ef_optax._numeric.random import PartKeys
 from ef_optax._numeric.shapes import like_of
@@ -141,7 +141,8 @@ def together(
       key: of a codec that is random.
     """
     step = workers.step
-    vector = as_vector(x, step, sizes)
+    where = offsets.as_data(offsets.begins(sizes), step)
+    vector = as_vector(x, where, sizes)
     message = traced_once(codec.encode, vector, key)
     finite = traced_once(codec.finite, vector, message)
     got: Gathered = yield Gather(cut.cut(message) if cut else message, finite)
@@ -149,50 +150,35 @@ def together(
         got = dataclasses.replace(got, messages=jax.vmap(cut.whole)(got.messages))
 
     def leaves(vector: Array) -> list[Array]:
-        return offsets.pieces(vector, x, step, sizes)
+        return offsets.pieces(vector, x, where)
 
-    def residual(x: list[Array] = x) -> list[Array]:
-        own = parts_of(message, sizes, step) if codec.streams and not cut else None
-        if own is None:
+    def sent() -> list[Array]:
+        decoded = in_buffers(lambda: traced_once(codec.decode, message, like_of(vector)), step)
+        return leaves(decoded)
+
+    def residual(x: list[Array] | None = None) -> list[Array]:
+        if x is None:
             return leaves(traced_once(codec.residual, vector, message))
-        return [traced_once(codec.residual, *each) for each in zip(x, own, strict=True)]
+        # What is sent, in memory once more, costs less to compile than a decoder for each leaf.
+        return [own - decoded for own, decoded in zip(x, sent(), strict=True)]
 
     return Outcome(
         aggregate=leaves(mean_of(codec, got, like_of(vector), workers)),
         state=state,
-        sent=lambda: leaves(traced_once(codec.decode, message, like_of(vector))),
+        sent=sent,
         residual=residual,
         support=lambda: leaves(traced_once(codec.support, vector, message)),
     )
 
 
-def as_vector(
-    leaves: Sequence[Array], runtime: Array, padded: Sequence[int] | None = None
-) -> Array:
-    """The leaves, which have one dtype, as one vector, with zeros up to the padded sizes.
+def as_vector(leaves: Sequence[Array], where: Sequence[Array | int], sizes: Sequence[int]) -> Array:
+    """The leaves, which have one dtype, as one vector, with zeros up to these sizes.
 
     Each is written to its place in a vector of zeros: what computes the leaf does so as it writes,
     whereas the operands of a concatenation are stored first, and then copied.
     """
-    sizes = padded or [x.size for x in leaves]
-    zero = lax.convert_element_type(runtime & 0, leaves[0].dtype)
+    zero = lax.convert_element_type(where[0] * 0, leaves[0].dtype)
     vector = jnp.broadcast_to(zero, (sum(sizes),))
-    for x, start in zip(leaves, offsets.as_data(offsets.begins(sizes), runtime), strict=True):
-        vector = lax.dynamic_update_slice(vector, x.reshape(-1), (start,))
+    for x, start in zip(leaves, where, strict=True):
+        vector = offsets.written(vector, start, x.reshape(-1))
     return vector
-
-
-def parts_of(message: Message, sizes: Sequence[int], runtime: Array) -> list[Message] | None:
-    """The message of each leaf, cut out of that of their vector; None if one ends within a word."""
-    fields, treedef = jax.tree.flatten(message, is_leaf=lambda x: isinstance(x, Packed))
-    total, cuts = sum(sizes), []
-    for field in fields:
-        packed = isinstance(field, Packed)
-        counts = [(field.bits if packed else len(field)) * size // total for size in sizes]
-        if packed and any(bits % WORD_BITS for bits in counts):
-            return None
-        array, each = (field.words, WORD_BITS) if packed else (field, 1)
-        likes = [jax.ShapeDtypeStruct((count // each,), array.dtype) for count in counts]
-        parts = offsets.pieces(array, likes, runtime)
-        cuts.append([Packed(*p) for p in zip(parts, counts, strict=True)] if packed else parts)
-    return [treedef.unflatten(own) for own in zip(*cuts, strict=True)]

@@ -214,7 +214,8 @@ class Rounds:
 
     def _incoming(self, request: Request, received: Any) -> Any:
         if isinstance(request, Gather | AllToAll):
-            return Gathered(received, self.weights, self.total)
+            ok = None if self.header_due else self.ok
+            return Gathered(received, self.weights, self.total, ok)
         if isinstance(request, Mean):
             return jax.tree.map(lambda x: x / jnp.asarray(self.total, x.dtype), received)
         return received

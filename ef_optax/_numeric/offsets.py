@@ -60,19 +60,54 @@ def starts(
     return where
 
 
-def pieces(
-    vector: Array, likes: Sequence[Any], runtime: Array, padded: Sequence[int] | None = None
-) -> list[Array]:
-    """Arrays of the shapes of ``likes`` that follow each other in a vector.
+def pieces(vector: Array, likes: Sequence[Any], where: Sequence[Array | int]) -> list[Array]:
+    """Arrays of the shapes of ``likes`` that begin at these positions of a vector.
 
-    Those of equal size share a program. If the padded sizes are given, they begin at their sums.
+    Those of equal size share a program if the positions are data (see :func:`as_data`).
 
-    >>> [x.tolist() for x in pieces(jnp.arange(6), (jnp.zeros(2), jnp.zeros((2, 2))), jnp.int32(0))]
+    >>> [x.tolist() for x in pieces(jnp.arange(6), (jnp.zeros(2), jnp.zeros((2, 2))), (0, 2))]
     [[0, 1], [[2, 3], [4, 5]]]
     """
-    where = as_data(begins(padded or [like.size for like in likes]), runtime)
     cuts = zip(where, likes, strict=True)
-    return [lax.dynamic_slice(vector, (at,), (x.size,)).reshape(x.shape) for at, x in cuts]
+    return [piece(vector, at, x.size).reshape(x.shape) for at, x in cuts]
+
+
+def piece(vector: Array, at: Array | int, size: int) -> Array:
+    """``size`` numbers of a vector from a position on, which is not negative.
+
+    JAX's own slice also accepts positions that count from the end, which takes five more equations.
+
+    >>> piece(jnp.arange(6), 2, 3).tolist()
+    [2, 3, 4]
+    """
+    return lax.dynamic_slice(vector, (at,), (size,), allow_negative_indices=False)
+
+
+def written(vector: Array, at: Array | int, part: Array) -> Array:
+    """A vector with ``part`` at a position, which is not negative.
+
+    >>> written(jnp.arange(4), 1, jnp.array([7, 8])).tolist()
+    [0, 7, 8, 3]
+    """
+    return lax.dynamic_update_slice(vector, part, (at,), allow_negative_indices=False)
+
+
+def rows(array: Array, at: Array | int, count: int) -> Array:
+    """``count`` rows of an array from a number on, which is not negative.
+
+    >>> rows(jnp.arange(6).reshape(3, 2), 1, 2).tolist()
+    [[2, 3], [4, 5]]
+    """
+    return lax.dynamic_slice_in_dim(array, at, count, allow_negative_indices=False)
+
+
+def row(array: Array, at: Array | int) -> Array:
+    """A row of an array, whose number is not negative.
+
+    >>> row(jnp.arange(4).reshape(2, 2), 1).tolist()
+    [2, 3]
+    """
+    return lax.dynamic_index_in_dim(array, at, keepdims=False, allow_negative_indices=False)
 
 
 def begins(sizes: Sequence[int]) -> list[int]:

@@ -175,7 +175,7 @@ def add(xs: Sequence[Array], layout: Layout, indices: Array, values: Array) -> l
         joined = joined.at[own.reshape(-1)].add(values.reshape(-1), mode="drop")
         begins = jnp.asarray(list(layout.begins.values()), jnp.int32)
         for j, i in enumerate(layout.small):
-            part = lax.dynamic_slice(joined, (begins[layout.rows[j]],), (xs[i].size,))
+            part = offsets.piece(joined, begins[layout.rows[j]], xs[i].size)
             out[i] = part.reshape(xs[i].shape).astype(xs[i].dtype)
     return out
 

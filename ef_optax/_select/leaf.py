@@ -27,6 +27,7 @@ from jax import lax
 
 from ef_optax._bits.bitmask import count_ones, positions
 from ef_optax._bits.packing import packed_words
+from ef_optax._numeric import offsets
 from ef_optax._numeric.magnitude import magnitude_order
 from ef_optax._select.search import at_least, cut, largest_of_first, search
 
@@ -206,7 +207,7 @@ def top_k_of_each(
     words_each = max(packed_words(x.size, 1) for x in xs)
 
     def row(array: jax.Array, i: int) -> jax.Array:
-        return lax.dynamic_index_in_dim(array, rows[i], keepdims=False)
+        return offsets.row(array, rows[i])
 
     def mask_of(x: jax.Array) -> Callable[[jax.Array], jax.Array]:
         spare = words_each - packed_words(x.size, 1)

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
-from jax import lax
 
 from ef_optax._exchange.stack import STACK_LIMIT
 from ef_optax._numeric import offsets
@@ -99,7 +98,7 @@ class Batch:
         starts = [self.positions[start] for start in offsets.begins(counts)]
         cuts = list(zip(starts, counts, strict=True))
         # What is cut while it is read takes longer to read.
-        return in_buffers(lambda: [lax.dynamic_slice_in_dim(x, *cut) for cut in cuts], self.runtime)
+        return in_buffers(lambda: [offsets.rows(x, *cut) for cut in cuts], self.runtime)
 
 
 def joined(

@@ -91,7 +91,11 @@ def keep_if_bad(
         ok = coll.psum(jnp.where(ok, 0, 1).astype(jnp.int32), axis) == 0
 
     def choose(b: Any, a: Any) -> Any:
-        return a if b is a else jnp.where(ok, b, a)
+        if b is a:
+            return a
+        # For each leaf one equation, where jnp.where has a function with three.
+        equal = jnp.result_type(b) == jnp.result_type(a)
+        return jax.lax.select(ok, b, a) if equal else jnp.where(ok, b, a)
 
     def pick(b: Any, a: Any) -> Any:
         if not _is_exchange(b):
@@ -99,7 +103,7 @@ def keep_if_bad(
         kept = jax.tree.map(choose, b, a)
         return kept._replace(skipped=a.skipped + jnp.where(ok, 0, 1).astype(jnp.int32), ok=ok)
 
-    updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), updates)
+    updates = jax.tree.map(lambda u: choose(u, jnp.zeros_like(u)), updates)
     return updates, jax.tree.map(pick, new, old, is_leaf=_is_exchange)
 
 

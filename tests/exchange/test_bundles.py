@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ef_optax as ef
@@ -285,20 +286,23 @@ def test_leaves_with_zeros_between_them_get_what_each_gets_alone(name):
             np.testing.assert_allclose(one[key], other[key], rtol=0, atol=room, err_msg=key)
 
 
-def test_signs_of_small_leaves_are_those_of_each_alone():
-    """Leaves of up to 64 values are rows of one array, whatever they hold."""
+def test_signs_of_leaves_are_those_of_each_alone():
+    """Leaves of whole words are decoded as one vector, other small ones are rows of an array."""
     shapes = {"a": (33,), "b": (8, 8), "c": (7, 9), "d": (64,), "e": (5, 3), "f": (2, 7), "g": (1,)}
+    shapes |= {"h": (2049, 32), "i": (96,), "j": (65569,)}  # two are large, one of whole words
     compressor = ef.scaled_sign()
-    bundles = bundles_of([compressor.codec] * 7, likes(shapes.values()), [None] * 7)
+    bundles = bundles_of([compressor.codec] * 10, likes(shapes.values()), [None] * 10)
     assert [(b.kind, b.members) for b in bundles] == [
-        ("group", (0, 1, 2, 3)),
+        ("group", (0, 2)),
+        ("group", (1, 3, 8, 7)),  # whole words, in order of their size
         ("group", (4, 5)),
         ("leaf", (6,)),
+        ("leaf", (9,)),
     ]
     run = together_and_each(compressor)
     rng = np.random.default_rng(1)
     grads = {k: jnp.asarray(rng.normal(size=s).astype(np.float32)) for k, s in shapes.items()}
-    for number, changed in enumerate(("a", "e", "g")):
+    for number, changed in enumerate(("a", "d", "g")):
         grads[changed] = jnp.zeros(shapes[changed]) if number % 2 else -grads[changed]
         together, each = run(grads)
         for key, grad in grads.items():
@@ -314,7 +318,7 @@ def test_the_message_with_zeros_is_cut_to_that_of_each_leaf():
     rng = np.random.default_rng(0)
     leaves = [rng.normal(size=size).astype(np.float32) for size in sizes]
     whole = padded.padded_to(sizes, row)
-    vector = joined.as_vector(list(map(jnp.asarray, leaves)), jnp.int32(0), whole)
+    vector = joined.as_vector(list(map(jnp.asarray, leaves)), offsets.begins(whole), whole)
     message = codec.encode(vector, jax.random.key(1))
     sent = cut.cut(message)
     assert fields.exact_bits(sent) == sum(codec.bits((size,)) for size in sizes)
@@ -347,25 +351,14 @@ def test_blocks_without_a_length_are_refused(block):
         row_of(Blocks(k=1))
 
 
-def test_the_largest_leaves_stay_apart_beyond_the_limit(monkeypatch):
+@pytest.mark.parametrize("make", [lambda: ef.block_top_k(k=3, block=128), ef.scaled_sign])
+def test_the_largest_leaves_stay_apart_beyond_the_limit(monkeypatch, make):
     monkeypatch.setattr(joined, "JOINED_LIMIT", 1000)
-    codec = ef.block_top_k(k=3, block=128).codec
+    codec = make().codec
     shapes = [(896,), (256,), (512,), (3, 128), (640,)]
     bundles = bundles_of([codec] * 5, likes(shapes), [None] * 5)
     kinds = {b.members: b.kind for b in bundles}
     assert kinds == {(1, 3): "group", (0,): "leaf", (2,): "leaf", (4,): "leaf"}
-
-
-def test_a_message_is_cut_only_where_words_end():
-    """The message of a part is that of its values; nothing is cut where its last word is shared."""
-    codes = jnp.arange(96, dtype=jnp.uint32) % 8
-    message = {"codes": ef.extend.pack(codes, 3), "norm": jnp.arange(3.0)}
-    parts = jax.jit(lambda m, at: joined.parts_of(m, (32, 64), at))(message, np.int32(0))
-    for part, values in zip(parts, (codes[:32], codes[32:]), strict=True):
-        assert part["codes"].bits == 3 * len(values)
-        assert ef.extend.unpack(part["codes"], 3, len(values)).tolist() == values.tolist()
-    assert [part["norm"].tolist() for part in parts] == [[0.0], [1.0, 2.0]]
-    assert joined.parts_of(message, (48, 48), np.int32(0)) is None
 
 
 # Shapes of one family, with indices of 7 bits: from the smallest to the largest size that has them.
@@ -574,6 +567,21 @@ def test_the_residual_of_a_large_matrix_is_written_in_place(count):
     memory = program(count).memory_analysis()
     assert memory.alias_size_in_bytes >= 4 * values
     assert memory.temp_size_in_bytes <= 1.2 * values
+
+
+@pytest.mark.slow
+def test_messages_are_not_kept_once_their_mean_is_made():
+    """Eight messages take four bytes a value; the header at their end is needed until the end."""
+    mesh, size = jax.make_mesh((8,), ("w",)), 1 << 18
+    rule = ef.error_feedback(ef.qsgd(7, key=0, bucket=128), axis_name="w")
+    tx = ef.data_parallel(optax.chain(rule, optax.trace(0.9), optax.trace(0.5)), mesh, "w")
+    params = jax.device_put(jnp.zeros(size), NamedSharding(mesh, P()))
+    state, by_worker = tx.init(params), NamedSharding(mesh, P("w"))
+    grads = jax.ShapeDtypeStruct((8, size), jnp.float32, sharding=by_worker)
+    with jax.set_mesh(mesh):
+        step = jax.jit(tx.update, donate_argnums=1).lower(grads, state, params)
+    mean_and_momenta = 3 * 4 * size
+    assert compiled(step).memory_analysis().temp_size_in_bytes <= mean_and_momenta + size
 
 
 @pytest.mark.slow

@@ -285,6 +285,7 @@ def messageless():
         "PowerSgd": ef.power_sgd(1),
         "Scheduled": ef.scheduled([1], [ef.top_k(k=1), ef.sign()]),
         "SignRows": ef.Compressor(ef.scaled_sign().codec.joint(_like(8))),
+        "SignWords": ef.Compressor(ef.scaled_sign().codec.joint(_like(64))),
         "SparseRows": ef.Compressor(ef.top_k(k=1).codec.joint(_like(8))),
     }
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ef_optax import _kernels
 from ef_optax._bits import fields
+from ef_optax._bits.packing import WORD_BITS
 from ef_optax._core.joinable import Joinable, JointCodec
 from ef_optax._core.requests import Message
 from ef_optax._core.traits import Traits
@@ -19,6 +20,7 @@ from ef_optax._numeric.shapes import Shape, size_of
 from ef_optax.compressors.compressor import Compressor
 from ef_optax.compressors.quantize._sign import SignCodec
 from ef_optax.compressors.quantize._sign_rows import SignRows
+from ef_optax.compressors.quantize._sign_words import SignWords
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +42,19 @@ class ScaledSign(SignCodec, Joinable):
         return {"signs": signs, "scale": (norm / float(max(1, x.size)))[None]}
 
     def family(self, like: jax.ShapeDtypeStruct) -> Hashable | None:
-        """The power of two to which the size of a small leaf is rounded up."""
+        """Leaves of whole words; other small ones by the power of two to which they are rounded."""
         size = size_of(like.shape)
-        return (size - 1).bit_length() if 0 < size <= STACK_LIMIT else None
+        if not size:
+            return None
+        if size % WORD_BITS == 0:
+            return "words"
+        return (size - 1).bit_length() if size <= STACK_LIMIT else None
 
     def joint(self, like: jax.ShapeDtypeStruct) -> JointCodec:
-        del like
-        return SignRows(self)
+        return SignRows(self) if size_of(like.shape) % WORD_BITS else SignWords(self)
+
+    def copied(self, like: jax.ShapeDtypeStruct) -> bool:
+        return size_of(like.shape) % WORD_BITS == 0
 
     def alpha(self, shape: Shape, num_workers: int = 1) -> float:
         """1/d, the worst case over x; for a given x it is ``||x||_1^2 / (d ||x||_2^2)``."""

@@ -55,7 +55,7 @@ class JointSparse(JointCodec):
             for members, like, message in zip(groups, likes, messages, strict=True):
                 arrays = parts(message, like)
                 for row, i in zip(rows, members, strict=False):
-                    own = [jax.lax.dynamic_index_in_dim(a, row, keepdims=False) for a in arrays]
+                    own = [offsets.row(a, row) for a in arrays]
                     results[i] = function(x[i], *own)
             return [results[i] for i in range(len(x))]
 

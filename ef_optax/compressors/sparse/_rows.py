@@ -53,6 +53,7 @@ class SparseRows(JointCodec):
         padded = [length * len(own) for own in each]
         array = _as_rows(x, padded, length)
         total = sum(counts)
+        where = offsets.as_data(offsets.begins(padded), workers.step)
         begins = np.repeat(np.arange(len(counts), dtype=np.uint32) * np.uint32(length), counts)
         indices = top_k_of_rows(array, counts)
         positions = indices + begins
@@ -61,7 +62,7 @@ class SparseRows(JointCodec):
         gathered: Gathered = yield Gather(message, self.inner.finite(array, message))
 
         def leaves(rows: Array) -> list[Array]:
-            return offsets.pieces(rows.reshape(-1), x, workers.step, padded)
+            return offsets.pieces(rows.reshape(-1), x, where)
 
         def received(field: fields.Packed) -> Array:
             return fields.unpack(field, bits_for(length), total) + begins

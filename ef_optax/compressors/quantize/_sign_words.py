@@ -1,0 +1,128 @@
+"""Signs and mean magnitudes of leaves of whole words, which are decoded as one vector.
+
+The words of all leaves follow each other, and one program decodes them, with a scale for each
+block. Small leaves are encoded as one vector, too; large ones each in one pass, without a copy.
+What is sent of each leaf is the same as without its neighbours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ef_optax._bits import packing
+from ef_optax._bits.fields import Packed
+from ef_optax._bits.packing import WORD_BITS
+from ef_optax._core.codec import Codec
+from ef_optax._core.joinable import JointCodec
+from ef_optax._core.once import traced_once
+from ef_optax._core.outcome import Outcome, Protocol
+from ef_optax._core.requests import Gather, Gathered, Message
+from ef_optax._core.traits import Traits
+from ef_optax._core.transport import mean_of
+from ef_optax._core.workers import Workers
+from ef_optax._exchange.joined import as_vector
+from ef_optax._exchange.stack import STACK_LIMIT
+from ef_optax._numeric import offsets
+from ef_optax._numeric.buffers import in_buffers
+from ef_optax._numeric.dtypes import Array, scale_dtype
+from ef_optax._numeric.shapes import Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class SignWords(JointCodec):
+    """``inner``, which is ``scaled_sign``, on each of a list of leaves in order of their size."""
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, streams=True)
+
+    def protocol(self, x: list[Array], state: Any, workers: Workers) -> Protocol:
+        codec, step = Words(tuple(leaf.size for leaf in x)), workers.step
+        where = offsets.as_data(offsets.begins(codec.sizes), step)
+        numbers = offsets.as_data(range(len(x)), step)
+        small = sum(size <= STACK_LIMIT for size in codec.sizes)
+        parts = [as_vector(x[:small], where[:small], codec.sizes[:small])] if small else []
+        found = [traced_once(codec.words_and_norms, part) for part in [*parts, *x[small:]]]
+        words, norms = (jnp.concatenate(each) for each in zip(*found, strict=True))
+        message = {"signs": Packed(words, sum(codec.sizes)), "scale": codec.means(norms)}
+        got: Gathered = yield Gather(message, jnp.all(jnp.isfinite(message["scale"])))
+        like = jax.ShapeDtypeStruct((sum(codec.sizes),), x[0].dtype)
+
+        def leaves(vector: Array) -> list[Array]:
+            return offsets.pieces(vector, x, where)
+
+        def sent() -> list[Array]:
+            return leaves(in_buffers(lambda: traced_once(codec.decode, message, like), step))
+
+        def residual(x: list[Array] = x) -> list[Array]:
+            scales = [offsets.row(message["scale"], i) for i in numbers]
+            return [minus_signs(leaf, scale) for leaf, scale in zip(x, scales, strict=True)]
+
+        return Outcome(
+            aggregate=leaves(mean_of(codec, got, like, workers)),
+            state=state,
+            sent=sent,
+            residual=residual,
+            support=lambda: [jnp.ones(leaf.shape, bool) for leaf in x],
+        )
+
+
+def minus_signs(x: Array, scale: Array) -> Array:
+    """What is left of ``x`` when its signs have been sent with a scale, one number.
+
+    >>> minus_signs(jnp.array([3.0, -1.0]), jnp.array(2.0)).tolist()
+    [1.0, 1.0]
+    """
+    scale = scale.astype(x.dtype)
+    return x - jnp.where(x >= 0, scale, -scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Words(Codec):
+    """The signs of a vector of leaves, times the mean magnitude of each leaf.
+
+    Attributes:
+      sizes: the values of each leaf, multiples of 32, ascending.
+    """
+
+    sizes: tuple[int, ...]
+
+    @property
+    def traits(self) -> Traits:
+        return Traits()
+
+    def words_and_norms(self, x: Array) -> tuple[Array, Array]:
+        """The signs and the sum of magnitudes of every 32 values, from one pass over x."""
+        return packing.signs_and_norms(x.reshape(-1, WORD_BITS), scale_dtype(x.dtype))
+
+    def means(self, norms: Array) -> Array:
+        """The mean magnitude of each leaf from the sums of every 32 values."""
+        means, start = [], 0
+        for size, equal in itertools.groupby(self.sizes):
+            count, each = len(list(equal)), size // WORD_BITS
+            own = norms[start : start + count * each].reshape(count, each)
+            means.append(jnp.sum(own, axis=1) / float(size))
+            start += count * each
+        return jnp.concatenate(means)
+
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        del key
+        words, norms = self.words_and_norms(x)
+        return {"signs": Packed(words, x.size), "scale": self.means(norms)}
+
+    def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
+        block = math.gcd(*self.sizes)
+        leaf = np.repeat(np.arange(len(self.sizes)), [size // block for size in self.sizes])
+        scales = message["scale"].astype(like.dtype)[leaf.astype(np.uint32)]
+        signs = packing.unpack_signs(message["signs"].words, like.shape[0], like.dtype)
+        return (signs.reshape(-1, block) * scales[:, None]).reshape(-1)
+
+    def bits(self, shape: Shape, dtype: Any = None) -> int:
+        raise AssertionError("a vector is never asked for bits; its leaves' codec is")
