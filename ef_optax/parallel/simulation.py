@@ -60,6 +60,10 @@ def simulate(
     return lifted(tx, VmapMap(sizes, axis_name, param_specs, model_axes or {}), extra_args)
 
 
+MANY_SHAPES = 8
+"""The state for parameters of more shapes than this is made by one program."""
+
+
 class VmapMap(WorkerMap):
     """A worker is an index of a ``vmap`` axis; model axes are emulated in the same way."""
 
@@ -83,7 +87,7 @@ class VmapMap(WorkerMap):
         *,
         place: bool = False,
     ) -> Any:
-        del out_specs, place  # there are no devices
+        del out_specs  # there are no devices
         names = axis_names(self.axis_name)
         for name, size in reversed(list(zip(names, self.sizes, strict=True))):
             in_axes, out_axes = (
@@ -91,7 +95,14 @@ class VmapMap(WorkerMap):
                 for tree in (layouts, results)
             )
             fun = jax.vmap(fun, in_axes, out_axes, axis_name=name, axis_size=size)
-        return each(self._fold, results, fun(*each(self._unfold, layouts, operands)))
+
+        def all_workers(*operands: Any) -> Any:
+            return each(self._fold, results, fun(*each(self._unfold, layouts, operands)))
+
+        shapes = {jnp.shape(x) for x in jax.tree.leaves(operands)}
+        # Eagerly, every operation is a program of its own for each shape.
+        together = place and len(shapes) > MANY_SHAPES
+        return (jax.jit(all_workers) if together else all_workers)(*operands)
 
     def _unfold(self, layout: Layout, x: Any) -> Any:
         """Splits the worker axis into one dimension for each of the leaf's own axes."""

@@ -34,7 +34,10 @@ ENDS_WITHIN = {  # a block: leaves of other sizes, with zeros between them or in
     "qsgd, within": METHODS["qsgd"],
     "block_top_k, within": lambda: ef.block_top_k(0.3, block=16),
 }
-ROWS = {"qsgd": 128}  # of how many values a leaf consists, if it can be part of a vector
+ROWS = {
+    "qsgd": 128,
+    "scaled_sign": 32,
+}  # of how many values a leaf consists, if it can be part of a vector
 
 
 def likes(*lead: int, count: int, equal: bool, row: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
@@ -146,13 +149,18 @@ def test_one_more_leaf_adds_few_kernels(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("top_k", 7), ("qsgd", 8), ("qsgd, within", 8), ("block_top_k, within", 7)],
+    [
+        ("top_k", 7),
+        ("qsgd", 7),
+        ("scaled_sign", 7),
+        ("qsgd, within", 8),
+        ("block_top_k, within", 7),
+    ],
 )
 def test_one_more_shape_adds_few_kernels(method: str, more: int) -> None:
     """Leaves of a family are rows of one array, and leaves of whole blocks parts of one vector.
     Besides Adam's, a shape has the input, the mean and the residual in a row, and four choices
-    between old and new; nothing is sorted or packed again. For a residual of its own, the codes of
-    a part of a vector are cut out as well.
+    between old and new; nothing is sorted or packed again, and nothing decoded.
     """
     own, dense = (
         growth([len(kernels(name, count, equal=False)) for count in (FEW, MANY)])
