@@ -201,8 +201,8 @@ MUTATIONS = (
     Mutation(
         "the mean magnitude of a leaf is that of its neighbours",
         "ef_optax/compressors/quantize/_sign_words.py",
-        "start += count * each",
-        "start += 0 * each",
+        "start += total",
+        "start += 0 * total",
         (f"{BUNDLES}test_signs_of_leaves_are_those_of_each_alone",),
     ),
     Mutation(

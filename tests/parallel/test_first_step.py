@@ -149,13 +149,8 @@ def test_one_more_leaf_adds_few_kernels(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [
-        ("top_k", 7),
-        ("qsgd", 7),
-        ("scaled_sign", 7),
-        ("qsgd, within", 8),
-        ("block_top_k, within", 7),
-    ],
+    [(method, 7) for method in ("top_k", "qsgd", "scaled_sign", "block_top_k, within")]
+    + [("qsgd, within", 8)],
 )
 def test_one_more_shape_adds_few_kernels(method: str, more: int) -> None:
     """Leaves of a family are rows of one array, and leaves of whole blocks parts of one vector.

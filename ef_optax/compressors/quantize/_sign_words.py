@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ef_optax._bits import packing
 from ef_optax._bits.fields import Packed
@@ -84,6 +85,15 @@ def minus_signs(x: Array, scale: Array) -> Array:
     return x - jnp.where(x >= 0, scale, -scale)
 
 
+def _class_of(count: int) -> int:
+    """A number that leaves of so many words share if their words are summed as rows.
+
+    >>> _class_of(5) == _class_of(8) != _class_of(9), _class_of(5000) == _class_of(5001)
+    (True, False)
+    """
+    return count if count * WORD_BITS > STACK_LIMIT else -(count - 1).bit_length()
+
+
 @dataclasses.dataclass(frozen=True)
 class Words(Codec):
     """The signs of a vector of leaves, times the mean magnitude of each leaf.
@@ -103,14 +113,24 @@ class Words(Codec):
         return packing.signs_and_norms(x.reshape(-1, WORD_BITS), scale_dtype(x.dtype))
 
     def means(self, norms: Array) -> Array:
-        """The mean magnitude of each leaf from the sums of every 32 values."""
-        means, start = [], 0
-        for size, equal in itertools.groupby(self.sizes):
-            count, each = len(list(equal)), size // WORD_BITS
-            own = norms[start : start + count * each].reshape(count, each)
-            means.append(jnp.sum(own, axis=1) / float(size))
-            start += count * each
-        return jnp.concatenate(means)
+        """The mean magnitude of each leaf from the sums of every 32 values.
+
+        Leaves of one size are the rows of one sum, and so are small leaves that are rounded up to
+        the same power of two, followed by zeros.
+        """
+        counts = [size // WORD_BITS for size in self.sizes]
+        sums, start = [], 0
+        for _, alike in itertools.groupby(counts, _class_of):
+            own = list(alike)
+            rows, width, total = len(own), own[-1], sum(own)
+            part = lax.slice_in_dim(norms, start, start + total)
+            if total < rows * width:
+                place = np.full((rows, width), total, np.uint32)
+                place[np.arange(width) < np.asarray(own)[:, None]] = np.arange(total)
+                part = jnp.append(part, jnp.zeros((1,), norms.dtype))[place]
+            sums.append(jnp.sum(part.reshape(rows, width), axis=1))
+            start += total
+        return jnp.concatenate(sums) / np.asarray(self.sizes, norms.dtype)
 
     def encode(self, x: Array, key: Array | None = None) -> Message:
         del key
