@@ -49,10 +49,14 @@ class SignWords(JointCodec):
         where = offsets.as_data(offsets.begins(codec.sizes), step)
         numbers = offsets.as_data(range(len(x)), step)
         small = sum(size <= STACK_LIMIT for size in codec.sizes)
-        parts = [as_vector(x[:small], where[:small], codec.sizes[:small])] if small else []
-        found = [traced_once(codec.words_and_norms, part) for part in [*parts, *x[small:]]]
-        words, norms = (jnp.concatenate(each) for each in zip(*found, strict=True))
-        message = {"signs": Packed(words, sum(codec.sizes)), "scale": codec.means(norms)}
+        found = [traced_once(self.inner.encode, leaf) for leaf in x[small:]]
+        if small:
+            together = Words(codec.sizes[:small])
+            vector = as_vector(x[:small], where[:small], together.sizes)
+            found.insert(0, traced_once(together.encode, vector))
+        words = jnp.concatenate([own["signs"].words for own in found])
+        scales = jnp.concatenate([own["scale"] for own in found])
+        message = {"signs": Packed(words, sum(codec.sizes)), "scale": scales}
         got: Gathered = yield Gather(message, jnp.all(jnp.isfinite(message["scale"])))
         like = jax.ShapeDtypeStruct((sum(codec.sizes),), x[0].dtype)
 
@@ -85,15 +89,6 @@ def minus_signs(x: Array, scale: Array) -> Array:
     return x - jnp.where(x >= 0, scale, -scale)
 
 
-def _class_of(count: int) -> int:
-    """A number that leaves of so many words share if their words are summed as rows.
-
-    >>> _class_of(5) == _class_of(8) != _class_of(9), _class_of(5000) == _class_of(5001)
-    (True, False)
-    """
-    return count if count * WORD_BITS > STACK_LIMIT else -(count - 1).bit_length()
-
-
 @dataclasses.dataclass(frozen=True)
 class Words(Codec):
     """The signs of a vector of leaves, times the mean magnitude of each leaf.
@@ -108,19 +103,20 @@ class Words(Codec):
     def traits(self) -> Traits:
         return Traits()
 
-    def words_and_norms(self, x: Array) -> tuple[Array, Array]:
-        """The signs and the sum of magnitudes of every 32 values, from one pass over x."""
-        return packing.signs_and_norms(x.reshape(-1, WORD_BITS), scale_dtype(x.dtype))
+    def encode(self, x: Array, key: Array | None = None) -> Message:
+        del key
+        words, norms = packing.signs_and_norms(x.reshape(-1, WORD_BITS), scale_dtype(x.dtype))
+        return {"signs": Packed(words, x.size), "scale": self._means(norms)}
 
-    def means(self, norms: Array) -> Array:
+    def _means(self, norms: Array) -> Array:
         """The mean magnitude of each leaf from the sums of every 32 values.
 
-        Leaves of one size are the rows of one sum, and so are small leaves that are rounded up to
-        the same power of two, followed by zeros.
+        Leaves that are rounded up to the same power of two are the rows of one sum, followed by
+        zeros.
         """
         counts = [size // WORD_BITS for size in self.sizes]
         sums, start = [], 0
-        for _, alike in itertools.groupby(counts, _class_of):
+        for _, alike in itertools.groupby(counts, lambda count: (count - 1).bit_length()):
             own = list(alike)
             rows, width, total = len(own), own[-1], sum(own)
             part = lax.slice_in_dim(norms, start, start + total)
@@ -131,11 +127,6 @@ class Words(Codec):
             sums.append(jnp.sum(part.reshape(rows, width), axis=1))
             start += total
         return jnp.concatenate(sums) / np.asarray(self.sizes, norms.dtype)
-
-    def encode(self, x: Array, key: Array | None = None) -> Message:
-        del key
-        words, norms = self.words_and_norms(x)
-        return {"signs": Packed(words, x.size), "scale": self.means(norms)}
 
     def decode(self, message: Message, like: jax.ShapeDtypeStruct) -> Array:
         block = math.gcd(*self.sizes)
