@@ -170,7 +170,7 @@ MUTATIONS = (
     Mutation(
         "the codes of all workers are one slice, which a loop reads several times",
         FIELDS,
-        "isinstance(field, Packed) and len(words) <= UNROLL_LIMIT",
+        "isinstance(field, Packed) and by_worker",
         "False",
         (OF_FIELDS,),
     ),

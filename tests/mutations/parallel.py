@@ -87,8 +87,8 @@ MUTATIONS = (
     Mutation(
         "the state of a bad step is kept",
         f"{HERE}/quarantine.py",
-        "return a if b is a else jnp.where(ok, b, a)",
-        "return b",
+        "jax.lax.select(ok, b, a) if equal else",
+        "b if equal else",
         (f"{QUARANTINE}test_run_equals_the_run_without_the_bad_steps[simulate]",),
     ),
     Mutation(
