@@ -569,7 +569,6 @@ def test_the_residual_of_a_large_matrix_is_written_in_place(count):
     assert memory.temp_size_in_bytes <= 1.2 * values
 
 
-@pytest.mark.slow
 def test_messages_are_not_kept_once_their_mean_is_made():
     """Eight messages take four bytes a value; the header at their end is needed until the end."""
     mesh, size = jax.make_mesh((8,), ("w",)), 1 << 18
