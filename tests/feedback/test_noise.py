@@ -90,9 +90,8 @@ def test_no_memory_of_any_rule_grows(names) -> None:
     def squares(state):
         memories = [x for x in jax.tree.leaves(state) if x.ndim and x.size]
         floats = [x for x in memories if jnp.issubdtype(x.dtype, jnp.floating)]
-        floats = [
-            jax.device_put(x, jax.memory.Space.Device) for x in floats
-        ]  # one rests on the host
+        # One rests in the memory of the host.
+        floats = [jax.device_put(x, jax.memory.Space.Device) for x in floats]
         return jnp.stack([jnp.mean(jnp.square(x.astype(jnp.float32))) for x in floats])
 
     def step(state, keys):
